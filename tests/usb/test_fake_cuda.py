@@ -19,15 +19,6 @@ from usb_rsmatch.usb.run import build
 
 NAMES = list(ALGORITHMS.keys())
 OURS = sorted(name for name in NAMES if ALGORITHMS[name].__module__.startswith("usb_rsmatch"))
-WAITING = {
-    "iomatch": "USB's alignment queue reads its position from a tensor",
-    "scomatch": "its queue's length depends on numbers of the step",
-    "uasd": "its threshold is a number of the host",
-}
-STRICT = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=WAITING[name], strict=True)) if name in WAITING else name
-    for name in OURS
-]
 
 
 @pytest.fixture
@@ -92,7 +83,7 @@ def forward(fake: FakeTensorMode, tiny: dict[str, Any], **changes: Any) -> tuple
     return algorithm, out_dict, log_dict
 
 
-@pytest.mark.parametrize("algorithm", STRICT)
+@pytest.mark.parametrize("algorithm", OURS)
 def test_forward_part_stays_on_the_device(algorithm: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
     _, out_dict, log_dict = forward(fake, tiny, algorithm=algorithm)
     assert out_dict["loss"].device.type == "cuda" and out_dict["loss"].requires_grad
