@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data import augment
-from usb_rsmatch.data.keyed import Order, uniforms
+from usb_rsmatch.data.keyed import LABELED_VIEW, QUARTER_TURN, UNLABELED, Order, uniforms
 from usb_rsmatch.data.records import DataSpec, ImageSet
 
 Steps = Callable[[], range]
@@ -29,8 +29,6 @@ UNLABELED_VIEWS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
     "comatch": {"x_ulb_w": WEAK, "x_ulb_s_0": STRONG, "x_ulb_s_1": STRONG},
     "remixmatch": {"x_ulb_w": WEAK, "x_ulb_s_0": STRONG, "x_ulb_s_1": STRONG},
 }
-# Draws of views are numbered: the unlabelled ones from 0, then what else is drawn for a position.
-LABELED_VIEW, ROTATION_DRAW = 8, 9
 
 
 class BatchedImages:
@@ -85,10 +83,10 @@ class BatchedImages:
         if not views:
             return batch
         images = self.gather(indices)
-        for number, (key, kind) in enumerate(views.items()):
+        for number, (key, kind) in zip(UNLABELED, views.items(), strict=False):
             batch[key] = self.view(kind, images, at, number)
         if name == "remixmatch":
-            quarter = (uniforms(self.seed, at, ROTATION_DRAW, 1)[:, 0] * 4).long()
+            quarter = (uniforms(self.seed, at, QUARTER_TURN, 1)[:, 0] * 4).long()
             batch["rot_v"] = quarter
             batch["x_ulb_s_0_rot"] = rotate(batch["x_ulb_s_0"], quarter)
         return batch
