@@ -164,17 +164,17 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.io import write_json
     from usb_rsmatch.usb import config
 
+    out = Path(args.out) if args.out else None
+    if out is not None and out.suffix == ".png":
+        raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
+    for path in (out, out.with_suffix(".png")) if out is not None else ():
+        if path.exists():
+            raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
     config.import_semilearn()
     resolved, _ = config.resolve(args.c, overrides)
     pool = build_pool(resolved)
     print(audit.pool_table(pool))
-    if args.out:
-        out = Path(args.out)
-        if out.suffix == ".png":
-            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
-        for path in (out, out.with_suffix(".png")):
-            if path.exists():
-                raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
+    if out is not None:
         write_json(out, pool.manifest())
         audit.contact_sheet(pool, out.with_suffix(".png"))
         print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")

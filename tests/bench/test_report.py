@@ -20,7 +20,7 @@ from usb_rsmatch import bench
 from usb_rsmatch.bench.collection import collect
 from usb_rsmatch.bench.grid import Run
 from usb_rsmatch.bench.plots import DARK, accuracy_plot, learning_curves
-from usb_rsmatch.bench.report import report
+from usb_rsmatch.bench.report import report, runs_sheet
 from usb_rsmatch.bench.table import make_table
 from usb_rsmatch.errors import UserError
 
@@ -83,6 +83,11 @@ def test_without_a_grids_file_the_command_names_the_runs_own(folder: Path) -> No
     shutil.rmtree(folder / "configs")
     text = (report(folder).folder / "report.md").read_text()
     assert f"`usb-rsmatch train --c {folder}/rsmatch__seed-1/config.yaml`" in text
+
+
+def test_memory_that_no_one_told_is_a_dash(write_result: Callable[..., Path]) -> None:
+    sheet = runs_sheet(make_table(collect(write_result("run", peak_memory_mib=None).parent.parent)))
+    assert sheet.rows[0][sheet.columns.index("Memory (MiB)")].text == "–"
 
 
 def test_the_page_needs_nothing_else_and_escapes_names(folder: Path) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 import yaml
 
 from usb_rsmatch.device import choose_device
@@ -26,11 +25,11 @@ from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
+from usb_rsmatch.usb.network import find_net, try_network
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import semilearn
     from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS, TBLog
 
 
@@ -174,38 +173,6 @@ def build(args: Namespace) -> Any:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
     return algorithm
-
-
-def find_net(args: Namespace) -> Any:
-    """The builder of `args.net`; UserError for a name that has none, and for weights that are nowhere."""
-    try:
-        builder = semilearn.get_net_builder(args.net, args.net_from_name)
-    except AttributeError:
-        builder = None
-    if not callable(builder):  # None for a name that torchvision does not know
-        kinds = torchvision.models if args.net_from_name else semilearn.nets
-        names = [name for name, kind in vars(kinds).items() if callable(kind) and name.islower()]
-        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}")
-    if args.use_pretrain and getattr(args, "pool", None) is not None:
-        path = args.pretrain_path
-        if "://" not in path and not Path(path).is_file():
-            raise UserError(f"use_pretrain: pretrain_path {path!r} is neither a file nor an address of weights")
-    return builder
-
-
-@torch.no_grad()
-def try_network(algorithm: Any) -> None:
-    """One image through the network, before anything is written: whatever it raises tells that the two do not fit."""
-    args = algorithm.args
-    if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
-        return
-    model = algorithm.ema_model
-    was_training = model.training
-    output = model.eval()(torch.zeros(1, 3, args.img_size, args.img_size, device=args.device))
-    model.train(was_training)
-    shape = tuple(output["logits"].shape)
-    if shape != (1, args.num_classes):
-        raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
 
 
 def complete(args: Namespace) -> None:
