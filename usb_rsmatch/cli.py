@@ -89,8 +89,36 @@ def _parser() -> _Parser:
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
 
+    sub = command("eval", _eval, "USB's metrics of a trained run on its test set or any labelled source")
+    sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
+    sub.add_argument(
+        "--data", default=None, metavar="SOURCE", help="class folders, an npz, a source such as cifake:DIR, a data set"
+    )
+    sub.add_argument("--out", default=None, metavar="FILE.json", help="also write the metrics there")
+    _add_run_options(sub)
+
+    sub = command("predict", _predict, "class, confidence and probability of synthetic for images, as CSV")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files")
+    sub.add_argument("--run", required=True, dest="run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint")
+    sub.add_argument("--out", required=True, metavar="FILE.csv")
+    _add_run_options(sub)
+
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    """What every command takes that loads a trained run."""
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+    sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
+    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="images at a time, 256")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
 
 
 def _keys(rest: Sequence[str]) -> dict[str, Any]:
@@ -218,6 +246,47 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
             print(f"{name:24s} {'-' if value is None else f'{value:.3f}'}")
         for line in audit.shortcut_warnings(cues):
             print(f"warning: {line}")
+    return 0
+
+
+def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from pathlib import Path
+
+    from usb_rsmatch.io import write_json
+    from usb_rsmatch.usb.inference import load_run
+    from usb_rsmatch.use.evaluate import evaluate, told
+    from usb_rsmatch.use.predict import told as told_unreadable
+    from usb_rsmatch.use.tables import refuse_existing
+
+    if args.out:
+        refuse_existing(Path(args.out))
+    run = load_run(args.run_dir, args.device, args.c)
+    evaluation = evaluate(run, args.data, args.batch_size)
+    print(told(evaluation))
+    for line in told_unreadable(dict(evaluation.unreadable)):
+        print(line, file=sys.stderr)
+    if args.out:
+        write_json(args.out, evaluation.as_dict())
+    return 0
+
+
+def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from pathlib import Path
+
+    from usb_rsmatch.usb.inference import load_run
+    from usb_rsmatch.use.images import open_images
+    from usb_rsmatch.use.predict import predict, told
+    from usb_rsmatch.use.tables import refuse_existing
+
+    out = Path(args.out)
+    refuse_existing(out)
+    images = open_images(args.images)
+    predicted = predict(load_run(args.run_dir, args.device, args.c), images, out, args.batch_size)
+    for line in told(predicted.unreadable):
+        print(line, file=sys.stderr)
+    print(f"{predicted.written} images: {out}")
     return 0
 
 
