@@ -103,6 +103,18 @@ def _parser() -> _Parser:
     sub.add_argument("--out", required=True, metavar="FILE.csv")
     _add_run_options(sub)
 
+    sub = command("export", _export, "a trained run as one checked file, with its description and a model card")
+    sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
+    sub.add_argument("--format", required=True, choices=["onnx", "safetensors", "torch-export"])
+    sub.add_argument("--out", required=True, metavar="FILE")
+    sub.add_argument(
+        "--detector",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="with the detector of synthetic images, or without; default: where there is one",
+    )
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
 
@@ -287,6 +299,18 @@ def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for line in told(predicted.unreadable):
         print(line, file=sys.stderr)
     print(f"{predicted.written} images: {out}")
+    return 0
+
+
+def _export(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from pathlib import Path
+
+    from usb_rsmatch.usb.inference import load_run
+    from usb_rsmatch.use.export import export
+
+    for path in export(load_run(args.run_dir, "cpu", args.c), args.format, Path(args.out), args.detector):
+        print(path)
     return 0
 
 
