@@ -103,6 +103,20 @@ def _parser() -> _Parser:
     sub.add_argument("--out", required=True, metavar="FILE.csv")
     _add_run_options(sub)
 
+    sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV and HTML gallery")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files; they are only read")
+    way = sub.add_mutually_exclusive_group(required=True)
+    way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="by the detector of a trained run")
+    way.add_argument("--real", nargs="+", metavar="FOLDER", help="by one that is trained now on trusted real images")
+    way.add_argument("--detector", metavar="FILE", help="by one that --real saved")
+    sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery goes beside it, as .html")
+    sub.add_argument("--seed", type=int, default=0, help="of --real, 0")
+    sub.add_argument("--size", type=int, default=None, metavar="PX", help="of --real: side at which images are seen")
+    sub.add_argument(
+        "--jpeg", default="auto", metavar="Q", help="of --real: re-encode both sides, a quality, off, or auto"
+    )
+    _add_run_options(sub)
+
     sub = command("export", _export, "a trained run as one checked file, with its description and a model card")
     sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
     sub.add_argument("--format", required=True, choices=["onnx", "safetensors", "torch-export"])
@@ -299,6 +313,37 @@ def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for line in told(predicted.unreadable):
         print(line, file=sys.stderr)
     print(f"{predicted.written} images: {out}")
+    return 0
+
+
+def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from pathlib import Path
+
+    from usb_rsmatch.usb.inference import load_run
+    from usb_rsmatch.use import audit_report
+    from usb_rsmatch.use.audit import audit_with_detector, audit_with_real, audit_with_run, jpeg_quality
+    from usb_rsmatch.use.detector_file import load_detector, save_detector
+    from usb_rsmatch.use.images import open_images
+    from usb_rsmatch.use.predict import told as told_unreadable
+    from usb_rsmatch.use.tables import refuse_existing
+
+    out, page, saved_at = audit_report.targets(Path(args.out))
+    refuse_existing(out, page, *([saved_at] if args.real else []))
+    images = open_images(args.images)
+    if args.real:
+        jpeg = jpeg_quality(args.jpeg)
+        audit, saved = audit_with_real(open_images(args.real), images, args.seed, args.size, jpeg, args.batch_size)
+        save_detector(saved, saved_at)
+    elif args.detector:
+        audit = audit_with_detector(load_detector(Path(args.detector)), images, args.batch_size)
+    else:
+        audit = audit_with_run(load_run(args.run_dir, args.device, args.c), images, args.batch_size)
+    audit_report.write_report(audit, out)
+    for line in (*(f"warning: {line}" for line in audit.warnings), *told_unreadable(audit.unreadable)):
+        print(line, file=sys.stderr)
+    print(audit_report.told(audit))
+    print("\n".join(str(path) for path in (out, page, *([saved_at] if args.real else []))))
     return 0
 
 

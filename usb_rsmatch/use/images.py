@@ -42,6 +42,10 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.names)
 
+    def take(self, rows: np.ndarray) -> ImageList:
+        """The images at `rows` int64 [n], in that order."""
+        return ImageList([self.names[row] for row in rows], [self.items[row] for row in rows])
+
     def native_side(self) -> int:
         """The shorter side of the first image that can be read; UserError where none can."""
         for item in self.items:
