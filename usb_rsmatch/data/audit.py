@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -105,11 +106,11 @@ def pixel_cues(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def file_cues(first: Sequence[str], second: Sequence[str]) -> dict[str, float | None]:
-    """AUROC of the file cues between two sides of files; None where one of them is no file, or a side is empty."""
-    truth = np.repeat([False, True], [len(first), len(second)])
-    facts = [fact for name in (*first, *second) if (fact := _file_facts(name)) is not None]
-    if not len(first) or not len(second) or len(facts) < len(truth):
+    """AUROC of the file cues between two sides of files; None where a side has no file that can be read."""
+    sides = [[fact for name in side if (fact := _file_facts(name)) is not None] for side in (first, second)]
+    if not all(sides):
         return dict.fromkeys(FILE_CUES)
+    truth, facts = np.repeat([False, True], list(map(len, sides))), [*sides[0], *sides[1]]
     return {
         name: _auroc(_ranked([fact[number] for fact in facts], truth), truth) for number, name in enumerate(FILE_CUES)
     }
@@ -167,11 +168,12 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
-    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no file."""
+    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
     path = Path(name)
     if not path.is_file():
         return None
     data = path.read_bytes()
-    with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
+    with contextlib.suppress(OSError), quiet_bombs(), Image.open(io.BytesIO(data)) as image:
         tables = repr(getattr(image, "quantization", None))
         return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
+    return None

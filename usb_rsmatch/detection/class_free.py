@@ -126,7 +126,7 @@ def _train(real: Tensor, pool: Tensor, look: Look, seed: int, device: str, tell:
             if score > best:
                 best, best_at = score, step
                 state = {name: value.clone() for name, value in detector.state_dict().items()}
-            if step >= STEPS[0] and step - best_at >= PATIENCE * CHECK:
+            if step == STEPS[1] or (step >= STEPS[0] and step - best_at >= PATIENCE * CHECK):
                 break
             if step >= COLD:
                 mined = _mine(detector, held_real, held_pool, pool, look, derive(seed, "ranked", step))
