@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
+from usb_rsmatch.use.commands import add_commands
 from usb_rsmatch.version import __version__
 
 
@@ -90,6 +91,7 @@ def _parser() -> _Parser:
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
 
+    add_commands(command)
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
 

@@ -203,7 +203,10 @@ class Runner:
         def pass_on(number: int, frame: Any) -> None:
             for job in self.running:
                 with contextlib.suppress(ProcessLookupError):
-                    job.process.send_signal(number if self.stop is None else signal.SIGKILL)
+                    if self.stop is not None:
+                        job.process.kill()
+                    elif os.name == "posix":  # elsewhere the console itself tells its children
+                        job.process.send_signal(number)
             self.stop = number
 
         before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}

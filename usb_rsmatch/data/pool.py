@@ -80,6 +80,7 @@ class HybridPool:
             "dataset": self.spec.name,
             "classes": list(self.classes),
             "image_shape": list(self.unlabeled.images.shape[1:]),
+            "view": {"mean": list(self.spec.mean), "std": list(self.spec.std), "flip": self.spec.flip},
             "pool": self.provenance,
             "sources": [dict(source) for source in self.sources],
             "duplicates": {"real_train_in_test": self.duplicates},

@@ -84,6 +84,13 @@ def read_real(config: PoolConfig) -> RealShare:
     )
 
 
+def read_test(config: PoolConfig) -> ImageSet:
+    """The test set alone, as `read_real` has it. Raises UserError for missing or damaged files."""
+    data = _opened(config)
+    pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
+    return real_images(pipeline.load(data.test, np.arange(len(data.test))), data.test.labels, False)
+
+
 def _opened(config: PoolConfig) -> RealData:
     """The data set, its number of classes checked, less unreadable images where they are to be skipped."""
     data = open_real(config.dataset, config.data_dir)

@@ -100,10 +100,10 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{folder} holds a run with {key}: {before.get(key)!r}, not {now.get(key)!r}; choose another save_name"
-            )
+        default = config.KEYS[key].default if key in config.KEYS else None  # for a run older than the key
+        held, wanted = before.get(key, default), now.get(key)
+        if held != wanted:
+            raise UserError(f"{folder} holds a run with {key}: {held!r}, not {wanted!r}; choose another save_name")
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
@@ -142,8 +142,11 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def build(args: Namespace) -> Any:
-    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here."""
+def build(args: Namespace, pool: Any = None) -> Any:
+    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here.
+
+    `pool` stands in for the one that the configuration describes: an outline of it, say.
+    """
     from usb_rsmatch.usb.mixins import lay_over
 
     random.seed(args.seed)
@@ -152,7 +155,7 @@ def build(args: Namespace) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args)
+    complete(args, pool)
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -175,14 +178,14 @@ def build(args: Namespace) -> Any:
     return algorithm
 
 
-def complete(args: Namespace) -> None:
+def complete(args: Namespace, pool: Any = None) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.loader import describes_pool
     from usb_rsmatch.data.pool import build_pool
     from usb_rsmatch.data.real import dataset_names
 
     if describes_pool(args):
-        args.pool = build_pool(args)
+        args.pool = build_pool(args) if pool is None else pool
         classes = len(args.pool.classes)
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")
