@@ -43,9 +43,9 @@ class BatchedImages:
         self.labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
         self.is_synthetic = torch.from_numpy(np.asarray(images.is_synthetic))
         self.generator = torch.from_numpy(np.asarray(images.generator, dtype=np.int64))
-        # A pool in memory is kept channels first, on the device; one on disk is read batch by batch.
-        on_disk = isinstance(images.images, np.memmap)
-        self.resident = None if on_disk else self._channels_first(images.images).contiguous().to(device)
+        # A pool in memory is kept channels first, on the device; one that is not is read batch by batch.
+        held = isinstance(images.images, np.ndarray) and not isinstance(images.images, np.memmap)
+        self.resident = self._channels_first(images.images[:]).contiguous().to(device) if held else None
 
     def __len__(self) -> int:
         return len(self.set.images)

@@ -187,7 +187,7 @@ def build_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: tor
             loaders[name] = DataLoader(
                 datasets[name],
                 batch_size=args.eval_batch_size,
-                num_workers=0,
+                num_workers=0 if isinstance(datasets[name].set.images, np.ndarray) else workers,  # read from files
                 pin_memory=pin,
                 generator=torch.Generator(),
             )

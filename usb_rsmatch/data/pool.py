@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from usb_rsmatch.data.hashes import array_sha256, image_digests
+from usb_rsmatch.data.duplicates import found_in, refuse_in_test
+from usb_rsmatch.data.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.real_share import read_real
 from usb_rsmatch.data.records import DataSpec, ImageSet, concatenate
 from usb_rsmatch.data.settings import PoolConfig
@@ -41,7 +42,6 @@ class HybridPool:
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     duplicates: int = 0
-    names: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any) -> HybridPool:
@@ -55,6 +55,11 @@ class HybridPool:
 
     def __len__(self) -> int:
         return len(self.unlabeled)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What messages call each unlabelled image: a path where it is a file."""
+        return self.unlabeled.names or ()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class HybridPool:
                     "count": len(part),
                     "by_class": part.by_class(self.classes),
                     "by_generator": part.by_generator(),
-                    "sha256": array_sha256(part.images),
+                    "sha256": digests_sha256(part.hashed()),
                     "labels_sha256": array_sha256(part.labels),
                 }
                 for name, part in parts.items()
@@ -101,19 +106,18 @@ class HybridPool:
         }
 
 
-def build_pool(args: Any) -> HybridPool:
+def build_pool(args: Any, pack: bool = False) -> HybridPool:
     """The pool that the keys of a namespace describe (see `PoolConfig`); missing keys take their defaults.
+
+    With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
 
     Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
     match, and a synthetic image that is also in the test set.
     """
     config = PoolConfig.read(args)
-    real = read_real(config)
-    drawn = draw_synthetic(config, real)
-    tests = set(image_digests(real.test.images))
-    for name, digest in zip(drawn.names, image_digests(drawn.images.images), strict=True):
-        if digest in tests:
-            raise UserError(f"{name}: the same image is in the test set; remove it from the synthetic source")
+    real = read_real(config, pack)
+    drawn = draw_synthetic(config, real, pack)
+    refuse_in_test(drawn.images, real.test)
     trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
     return HybridPool(
         spec=real.data.spec,
@@ -124,8 +128,7 @@ def build_pool(args: Any) -> HybridPool:
         test=real.test,
         config=config.as_dict(),
         sources=(real.report, *drawn.reports),
-        duplicates=sum(digest in tests for digest in image_digests(trained.images)),
-        names=real.names + drawn.names,
+        duplicates=int(found_in(trained, real.test).sum()),
     )
 
 

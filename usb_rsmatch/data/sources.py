@@ -15,10 +15,13 @@ from tqdm import tqdm
 
 from usb_rsmatch.data.classes import ClassIndex
 from usb_rsmatch.data.decode import fit, fit_array, quiet_bombs, read_image
+from usb_rsmatch.data.index import FileList, file_fingerprint, size_of
+from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
 
 DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
 SHOW_PROGRESS_FROM = 5000  # files
+STORED_LIMIT = 256 * 2**20  # bytes: reading what lies decoded in a file is nearly as fast as memory
 SKIP_LIMIT = 0.01  # share of a source's files that may be unreadable
 
 
@@ -26,8 +29,11 @@ class Source(ABC):
     """N images that are listed in an order independent of the disk, and read on demand.
 
     `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is
-    `in_order` has its images in the order to draw them in, balanced by itself.
+    `in_order` has its images in the order to draw them in, balanced by itself. What a pool takes of a source is held
+    in memory up to `resident_limit` bytes, and read when it is needed beyond.
     """
+
+    resident_limit = 2 * 2**30
 
     def __init__(
         self,
@@ -58,42 +64,89 @@ class Source(ABC):
         """What a message calls one image."""
         return f"{self.origin}, image {index}"
 
+    def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
+        """The digests uint64 [n, 2] of what `load` gives, where they are known without reading; else None."""
+        return None
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        """The bytes int64 [n] of the files that hold one image each, -1 for an image that lies otherwise."""
+        return np.full(len(indices), -1, dtype=np.int64)
+
     def without_unreadable(self) -> Source:
         """This source less the images that cannot be read, each listed with its reason in `skipped`."""
         return self
 
 
 class ArraySource(Source):
-    """Images in memory (or a memory map): uint8 [N, H, W, C]."""
+    """Images in memory or stored in a file: uint8 [N, H, W, C], with their digests [N, 2] where these are known."""
 
     def __init__(
-        self, origin: str, images: np.ndarray, labels: np.ndarray, *columns: Any, **options: Any
+        self,
+        origin: str,
+        images: np.ndarray | StoredImages,
+        labels: np.ndarray,
+        *columns: Any,
+        digests: np.ndarray | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(origin, labels, *columns, **options)
-        self.images = images
+        self.images, self._digests = images, digests
+        if isinstance(images, StoredImages):
+            self.resident_limit = STORED_LIMIT
+            self._digests = images.digests if digests is None else digests
 
     def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
         return fit_array(self.images[indices], size, channels)
+
+    def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
+        if self._digests is None or self.images.shape[1:] != (size, size, channels):
+            return None
+        return self._digests[indices]
 
 
 class FileSource(Source):
     """Images in files (or in the bytes of files), decoded by a few threads when they are asked for."""
 
+    resident_limit = 4 * 2**30  # decoding is dear: `usb-rsmatch pool --pack` does it once for what exceeds this
+
     def __init__(
         self, origin: str, files: Sequence[Path | bytes], labels: np.ndarray, *columns: Any, **options: Any
     ) -> None:
         super().__init__(origin, labels, *columns, **options)
-        self.files = list(files)
+        self.files = files
 
     def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
         images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
 
         def place(row: int) -> None:
             index = int(indices[row])
-            images[row] = fit(read_image(self.files[index], self.name(index)), size, channels)
+            file = self.files[index]
+            called = self.name(index) if isinstance(file, bytes) else None
+            images[row] = fit(read_image(file, called), size, channels)
 
         _each(place, len(indices), f"reading {self.origin}")
         return images
+
+    def take(self, indices: np.ndarray) -> FileSource:
+        """The source of the images at `indices` int64 [n] alone."""
+        chosen, files = copy(self), self.files
+        chosen.files = files.take(indices) if isinstance(files, FileList) else [files[i] for i in indices]
+        chosen.labels, chosen.generator = self.labels[indices], self.generator[indices]
+        return chosen
+
+    def fingerprint(self) -> str | None:
+        """A hash of where the files are and how large, None where they are no files; see `FileIndex` for its limits."""
+        if isinstance(self.files, FileList):
+            return self.files.fingerprint
+        if not self.files or isinstance(self.files[0], bytes):
+            return None
+        return file_fingerprint(path for path in self.files if isinstance(path, Path))
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        if isinstance(self.files, FileList):
+            return self.files.sizes[indices]
+        files = [self.files[i] for i in indices]
+        return np.array([-1 if isinstance(file, bytes) else size_of(file) for file in files], dtype=np.int64)
 
     def name(self, index: int) -> str:
         file = self.files[index]
@@ -115,9 +168,7 @@ class FileSource(Source):
                 f"{SKIP_LIMIT:.0%}; the first: {reasons[min(reasons)]}"
             )
         keep = np.array([row for row in range(len(self)) if row not in reasons], dtype=np.int64)
-        rest = copy(self)
-        rest.files = [self.files[row] for row in keep]
-        rest.labels, rest.generator = self.labels[keep], self.generator[keep]
+        rest = self.take(keep)
         rest.skipped = {self.name(row): reasons[row] for row in sorted(reasons)}
         return rest
 
@@ -128,6 +179,7 @@ class JoinedSource(Source):
     def __init__(self, first: Source, second: Source) -> None:
         super().__init__(first.origin, np.concatenate([first.labels, second.labels]))
         self.first, self.second = first, second
+        self.resident_limit = min(first.resident_limit, second.resident_limit)
 
     def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
         images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
@@ -135,6 +187,13 @@ class JoinedSource(Source):
         images[early] = self.first.load(indices[early], size, channels)
         images[~early] = self.second.load(indices[~early] - len(self.first), size, channels)
         return images
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        early = indices < len(self.first)
+        sizes = np.empty(len(indices), dtype=np.int64)
+        sizes[early] = self.first.file_sizes(indices[early])
+        sizes[~early] = self.second.file_sizes(indices[~early] - len(self.first))
+        return sizes
 
     def name(self, index: int) -> str:
         early = index < len(self.first)
@@ -210,6 +269,9 @@ def open_source(text: str, request: SourceRequest) -> Source:
 
 def _each(work: Callable[[int], None], n: int, title: str) -> None:
     """Call `work` on 0..n-1 in threads, with a progress bar on a terminal where there are many."""
+    if n == 1:  # an item of a data set: threads would cost more than the image
+        with quiet_bombs():
+            return work(0)
     with quiet_bombs(), ThreadPoolExecutor(DECODE_THREADS) as threads:
         results = threads.map(work, range(n))
         hidden = None if n >= SHOW_PROGRESS_FROM else True  # None: shown on terminals only
