@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from usb_rsmatch.cache import cache_folder, locked, room_for
-from usb_rsmatch.data.hashes import image_digests
+from usb_rsmatch.data.hashes import content_order, image_digests
 from usb_rsmatch.data.stored import StoredImages, read_header, write_header
 from usb_rsmatch.io import atomic_write
 
@@ -60,7 +60,7 @@ def _lying(
 ) -> StoredImages | None:
     """The images where they lie, None where the one reading has not been made."""
     with contextlib.suppress(OSError, ValueError):
-        digests = np.load(key.with_suffix(".digests.npy"), allow_pickle=False)
+        digests = np.load(_digests_of(key), mmap_mode="r", allow_pickle=False)
         in_place = member.compress_type == zipfile.ZIP_STORED
         file = path if in_place else key.with_suffix(".npy")
         with open(file, "rb") as stream:
@@ -107,5 +107,31 @@ def _read_once(
             digests.append(image_digests(images.transpose(0, 2, 3, 1) if channels_first else images))
             bar.update(count)
         stream.read(1)  # past the end, where zipfile compares the checksum
-    with atomic_write(key.with_suffix(".digests.npy")) as temporary, open(temporary, "wb") as last:
-        np.save(last, np.concatenate(digests))
+    every = np.concatenate(digests)
+    _save(_order_of(_digests_of(key)), content_order(every).astype(np.int32))
+    _save(_digests_of(key), every)
+
+
+def large_order(images: StoredImages) -> np.ndarray:
+    """The order of content int32 [N] of what `open_large` gave, which was found at the first reading."""
+    digests = images.digests
+    if isinstance(digests, np.memmap) and digests.filename is not None:
+        with contextlib.suppress(OSError, ValueError):
+            order = np.load(_order_of(Path(digests.filename)), allow_pickle=False)
+            if len(order) == len(images):
+                return order
+    assert digests is not None
+    return content_order(digests)
+
+
+def _digests_of(key: Path) -> Path:
+    return key.with_suffix(".digests.npy")
+
+
+def _order_of(digests: Path) -> Path:
+    return digests.with_suffix(".order.npy")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)

@@ -1,4 +1,4 @@
-"""The same image twice: among training images and the test set, by pixels, or by the bytes of files that stay unread."""
+"""The same image in training and in the test set: by pixels, or by the bytes of files that are not read yet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -37,13 +38,14 @@ def found_in(images: ImageSet, test: ImageSet) -> np.ndarray:
     it is kept in the user's cache.
     """
     found = contained(images.hashed(), test.hashed())
+    names, others = images.names, test.names
     later = isinstance(images.images, LazyImages) or isinstance(test.images, LazyImages)
-    if later and images.names is not None and test.names is not None:
-        sizes, others = _file_sizes(images.names), _file_sizes(test.names)
-        candidates = np.flatnonzero((sizes >= 0) & np.isin(sizes, others))
-        if len(candidates):
+    if later and names is not None and others is not None:
+        sizes, other_sizes = _file_sizes(names), _file_sizes(others)
+        rows = np.flatnonzero((sizes >= 0) & np.isin(sizes, other_sizes))
+        if len(rows):
             key = f"{digests_sha256(images.hashed())}\0{digests_sha256(test.hashed())}"
-            found[_kept(key, lambda: _same_files(images.names, candidates, sizes, test.names, others))] = True
+            found[_kept(key, partial(_same_files, names, rows, sizes, others, other_sizes))] = True
     return found
 
 

@@ -71,28 +71,29 @@ class FileList(Sequence[Path]):
     """Chosen files of an index as paths, made when they are asked for."""
 
     def __init__(self, index: FileIndex, rows: np.ndarray) -> None:
-        self.index, self.rows = index, rows
+        self.listing, self.rows = index, rows  # `index` is a method of sequences
         self._root = str(index.root)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Path:  # type: ignore[override]  # slices are not needed
-        return Path(f"{self._root}/{self.index.place(int(self.rows[i]))}")
+        return Path(f"{self._root}/{self.listing.place(int(self.rows[i]))}")
 
     def take(self, rows: np.ndarray) -> FileList:
         """The files at `rows` int64 [n] of this list."""
-        return FileList(self.index, self.rows[rows])
+        return FileList(self.listing, self.rows[rows])
 
     @property
     def sizes(self) -> np.ndarray:
         """The files' bytes int64 [n], -1 where not to be told."""
-        return self.index.sizes[self.rows]
+        return self.listing.sizes[self.rows]
 
     @property
     def fingerprint(self) -> str:
         """A hash of the files in their order."""
-        return hashlib.blake2b(self.index.fingerprint.encode() + self.rows.tobytes(), digest_size=DIGEST_SIZE).hexdigest()
+        content = self.listing.fingerprint.encode() + self.rows.tobytes()
+        return hashlib.blake2b(content, digest_size=DIGEST_SIZE).hexdigest()
 
 
 def file_fingerprint(files: Iterable[Path]) -> str:

@@ -25,7 +25,7 @@ class ImageNames(Sequence[str]):
     @classmethod
     def of(cls, source: Named, rows: np.ndarray) -> ImageNames:
         """The names of the rows int64 [N] of one source."""
-        return cls((source,), np.zeros(len(rows), np.int16), np.asarray(rows, np.int64))
+        return cls((source,), np.zeros(len(rows), np.int16), np.asarray(rows, np.int32))
 
     def __len__(self) -> int:
         return len(self.row)

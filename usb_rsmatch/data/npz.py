@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usb_rsmatch.data.archive import array_header, open_large
+from usb_rsmatch.data.archive import array_header, large_order, open_large
 from usb_rsmatch.data.hashes import content_order, image_digests
 from usb_rsmatch.data.sources import ArraySource, Source, SourceRequest, register_source
 from usb_rsmatch.data.stored import StoredImages
@@ -26,10 +26,12 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     request.reject_options(argument)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
-    digests = images.digests if isinstance(images, StoredImages) else image_digests(images)
+    if isinstance(images, StoredImages):
+        order = large_order(images)
+        return ArraySource(argument, images.take(order), numbers[order], (request.generator,))
+    digests = image_digests(images)
     order = content_order(digests)
-    ordered = images.take(order) if isinstance(images, StoredImages) else images[order]
-    return ArraySource(argument, ordered, numbers[order], (request.generator,), digests=digests[order])
+    return ArraySource(argument, images[order], numbers[order], (request.generator,), digests=digests[order])
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:

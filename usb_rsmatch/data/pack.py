@@ -24,8 +24,8 @@ CHUNK = 2048  # files that are decoded between two writes
 class PackedSource(ArraySource):
     """A source of files whose images, at one size, lie in a pack. They keep their files' names."""
 
-    def __init__(self, files: FileSource, images: StoredImages, digests: np.ndarray) -> None:
-        super().__init__(files.origin, images, files.labels, files.generators, files.generator, digests=digests)
+    def __init__(self, files: FileSource, images: StoredImages) -> None:
+        super().__init__(files.origin, images, files.labels, files.generators, files.generator)
         self.file_source, self.skipped = files, files.skipped
 
     def name(self, index: int) -> str:
@@ -56,9 +56,10 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
 
 def _open(source: FileSource, path: Path) -> PackedSource | None:
     with contextlib.suppress(OSError, ValueError):
-        images, digests = StoredImages.of_npy(path), np.load(_digests_of(path), allow_pickle=False)
+        images, digests = StoredImages.of_npy(path), np.load(_digests_of(path), mmap_mode="r", allow_pickle=False)
         if len(images) == len(digests) == len(source):
-            return PackedSource(source, images, digests)
+            images.digests = digests
+            return PackedSource(source, images)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Union
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class LazyImages:
     @classmethod
     def of(cls, reader: Reader, rows: np.ndarray, image_shape: tuple[int, ...]) -> LazyImages:
         """The rows int64 [N] of one reader."""
-        return cls((reader,), np.zeros(len(rows), np.int16), np.asarray(rows, np.int64), image_shape)
+        return cls((reader,), np.zeros(len(rows), np.int16), np.asarray(rows, np.int32), image_shape)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -67,7 +67,7 @@ class LazyImages:
         return self[:] if dtype is None else self[:].astype(dtype)
 
 
-Images = Union[np.ndarray, LazyImages]
+Images: TypeAlias = np.ndarray | LazyImages
 
 
 def take(images: Images, indices: np.ndarray) -> Images:
@@ -102,5 +102,5 @@ def join(parts: Sequence[Images]) -> Images:
             own.append(next(i for i, known in enumerate(readers) if known is reader))
         numbers.append(np.array(own, dtype=np.int16)[lazy.part])
         rows.append(lazy.row)
-    part, row = (np.concatenate([np.empty(0, kind), *of]) for kind, of in ((np.int16, numbers), (np.int64, rows)))
+    part, row = (np.concatenate([np.empty(0, kind), *of]) for kind, of in ((np.int16, numbers), (np.int32, rows)))
     return LazyImages(readers, part, row, next(iter(shapes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ class HybridPool:
 
     `unlabeled` holds the labelled images first (where they are included), then further real ones, then
     synthetic ones. `config` are the keys that it was built from, `sources` what was taken from where,
-    `duplicates` how many real training images also stand in the test set.
+    `duplicates` how many real training images also stand in the test set, `hashes` the parts' SHA-256.
     """
 
     spec: DataSpec
@@ -42,6 +42,7 @@ class HybridPool:
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     duplicates: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any) -> HybridPool:
@@ -71,14 +72,18 @@ class HybridPool:
             "by_generator": self.unlabeled.by_generator(),
         }
 
-    def manifest(self) -> dict[str, Any]:
-        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
+    def parts(self) -> dict[str, ImageSet]:
+        """The image sets by name, those that there are."""
         parts = {
             "labeled": self.labeled,
             "unlabeled": self.unlabeled,
             "validation": self.validation,
             "test": self.test,
         }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
         return {
             "config": dict(self.config),
             "seed": self.config.get("seed"),
@@ -93,11 +98,10 @@ class HybridPool:
                     "count": len(part),
                     "by_class": part.by_class(self.classes),
                     "by_generator": part.by_generator(),
-                    "sha256": digests_sha256(part.hashed()),
+                    "sha256": self.hashes.get(name) or digests_sha256(part.hashed()),
                     "labels_sha256": array_sha256(part.labels),
                 }
-                for name, part in parts.items()
-                if part is not None
+                for name, part in self.parts().items()
             },
             "versions": {
                 "usb_rsmatch": __version__,
@@ -119,7 +123,7 @@ def build_pool(args: Any, pack: bool = False) -> HybridPool:
     drawn = draw_synthetic(config, real, pack)
     refuse_in_test(drawn.images, real.test)
     trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
-    return HybridPool(
+    pool = HybridPool(
         spec=real.data.spec,
         classes=real.data.classes,
         labeled=real.labeled,
@@ -130,6 +134,9 @@ def build_pool(args: Any, pack: bool = False) -> HybridPool:
         sources=(real.report, *drawn.reports),
         duplicates=int(found_in(trained, real.test).sum()),
     )
+    hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
+    bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
+    return replace(pool, hashes=hashes, **bare)
 
 
 def _versions(*packages: str) -> dict[str, str]:

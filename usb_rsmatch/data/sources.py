@@ -78,7 +78,7 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Images in memory or stored in a file: uint8 [N, H, W, C], with their digests [N, 2] where these are known."""
+    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file."""
 
     def __init__(
         self,
@@ -93,15 +93,16 @@ class ArraySource(Source):
         self.images, self._digests = images, digests
         if isinstance(images, StoredImages):
             self.resident_limit = STORED_LIMIT
-            self._digests = images.digests if digests is None else digests
 
     def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
         return fit_array(self.images[indices], size, channels)
 
     def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
-        if self._digests is None or self.images.shape[1:] != (size, size, channels):
+        if self.images.shape[1:] != (size, size, channels):
             return None
-        return self._digests[indices]
+        if isinstance(self.images, StoredImages):
+            return self.images.digests_at(indices)
+        return None if self._digests is None else self._digests[indices]
 
 
 class FileSource(Source):

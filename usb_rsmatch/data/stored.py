@@ -17,8 +17,9 @@ class StoredImages:
 
     They are read by position, not through a memory map: pages of a map count as the process's memory, and random
     sampling would soon have touched them all. The system's file cache keeps them where there is room. `stored` is an
-    image's shape in the file, H x W x C or with `channels_first` C x H x W; `rows` int64 [N] says where each image
-    stands, None for all in order, `digests` uint64 [n, 2] are the images' where known. Pickled by path, for workers.
+    image's shape in the file, H x W x C or with `channels_first` C x H x W; `rows` [N] says where each image stands,
+    None for all in order; `digests` uint64 [count, 2], where known, are those of all images of the file. Pickled by
+    path, for worker processes.
     """
 
     dtype = np.dtype(np.uint8)
@@ -49,8 +50,14 @@ class StoredImages:
     def take(self, indices: np.ndarray) -> StoredImages:
         """The images at `indices` int64 [n], still in the file."""
         rows = indices if self.rows is None else self.rows[indices]
-        digests = None if self.digests is None else self.digests[indices]
-        return StoredImages(self.path, self.offset, self.count, self.stored, self.channels_first, rows, digests)
+        rows = rows.astype(np.int32)
+        return StoredImages(self.path, self.offset, self.count, self.stored, self.channels_first, rows, self.digests)
+
+    def digests_at(self, indices: np.ndarray) -> np.ndarray | None:
+        """The digests uint64 [n, 2] of the images at `indices`, None where not known."""
+        if self.digests is None:
+            return None
+        return np.asarray(self.digests[indices if self.rows is None else self.rows[indices]])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` int64 [n] as an array uint8 [n, H, W, C].
@@ -61,7 +68,7 @@ class StoredImages:
         rows = rows if self.rows is None else self.rows[rows]
         images = np.empty((len(rows), *self.stored), dtype=np.uint8)
         size = int(np.prod(self.stored))
-        flat = memoryview(images.reshape(-1)) if len(rows) else memoryview(b"")
+        flat = memoryview(images.reshape(-1).data) if len(rows) else memoryview(b"")
         for place in np.argsort(rows, kind="stable").tolist():  # in the file's order, which disks like
             self._read(flat[place * size : (place + 1) * size], self.offset + int(rows[place]) * size)
         return images.transpose(0, 2, 3, 1) if self.channels_first else images

@@ -17,7 +17,7 @@ import numpy as np
 
 from usb_rsmatch.data.real import IMAGENET_MEAN, IMAGENET_STD, RealData, class_folders, register_dataset
 from usb_rsmatch.data.records import DataSpec
-from usb_rsmatch.data.sources import ArraySource, FileSource
+from usb_rsmatch.data.sources import ArraySource
 from usb_rsmatch.errors import UserError
 
 NETWORK_TIMEOUT = 20.0  # seconds without an answer before a download is given up
