@@ -84,6 +84,8 @@ class HybridDataset(BasicDataset):
     def _item(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
         if self.kind == "ulb":
+            if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel knows no medium view
+                item["x_ulb_m"] = self.views.medium(self._rgb(index))
             item["is_synthetic"] = bool(self.set.is_synthetic[index])
             item["generator"] = int(self.set.generator[index])
         return item
