@@ -31,7 +31,7 @@ class RealData:
     """A real data set before it is split.
 
     `unlabeled` holds further training images that may never be labelled (STL-10's), `aliases` other names of
-    the classes.
+    the classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
     """
 
     spec: DataSpec
@@ -40,6 +40,7 @@ class RealData:
     test: Source
     unlabeled: Source | None = None
     proportional: bool = False
+    all_labeled: bool = False
     aliases: Mapping[str, int] = field(default_factory=dict)
 
 

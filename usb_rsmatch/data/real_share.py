@@ -115,8 +115,10 @@ def _split(data: RealData, labels: np.ndarray, config: PoolConfig) -> Split:
 def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[int] | None]:
     """Labelled and further unlabelled images a class; None for all that are left."""
     n = len(data.classes)
-    if data.proportional:
+    if data.proportional or data.all_labeled:
         sizes = np.bincount(data.train.labels, minlength=n)
+        if data.all_labeled:
+            return sizes.tolist(), None
         return [int(size) for size in sizes * config.num_labels // len(data.train)], None
     labeled = class_counts("num_labels", config.num_labels, n, config.lb_imb_ratio)
     if config.ulb_num_labels is not None:
