@@ -98,7 +98,7 @@ OPEN_SET = (
     ),
 )
 
-PAPER = """# The benchmark of RS-SSL (arXiv 2405.16930): its data sets and generators, baselines of the kinds that it names.
+PAPER = """# The benchmark of RS-SSL (arXiv 2405.16930): its data sets and generators, and baselines of its kinds.
 # Its label counts, shares of synthetic images and lengths of training could not be obtained: here are our settings.
 # Synthetic images are looked for in ./data/synthetic/GENERATOR/{dataset}/CLASS/.
 """

@@ -26,12 +26,13 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     request.reject_options(argument)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
+    named = (request.generator,)
     if isinstance(images, StoredImages):
         order = large_order(images)
-        return ArraySource(argument, images.take(order), numbers[order], (request.generator,))
+        return ArraySource(argument, images.take(order), numbers[order], named, numbers=order)
     digests = image_digests(images)
     order = content_order(digests)
-    return ArraySource(argument, images[order], numbers[order], (request.generator,), digests=digests[order])
+    return ArraySource(argument, images[order], numbers[order], named, digests=digests[order], numbers=order)
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:

@@ -78,7 +78,10 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file."""
+    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file.
+
+    `numbers` int [N] are those that messages call them by, where they are not in the order of where they come from.
+    """
 
     def __init__(
         self,
@@ -87,10 +90,11 @@ class ArraySource(Source):
         labels: np.ndarray,
         *columns: Any,
         digests: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
         **options: Any,
     ) -> None:
         super().__init__(origin, labels, *columns, **options)
-        self.images, self._digests = images, digests
+        self.images, self._digests, self._numbers = images, digests, numbers
         if isinstance(images, StoredImages):
             self.resident_limit = STORED_LIMIT
 
@@ -103,6 +107,9 @@ class ArraySource(Source):
         if isinstance(self.images, StoredImages):
             return self.images.digests_at(indices)
         return None if self._digests is None else self._digests[indices]
+
+    def name(self, index: int) -> str:
+        return super().name(index if self._numbers is None else int(self._numbers[index]))
 
 
 class FileSource(Source):
