@@ -88,6 +88,9 @@ def _parser() -> _Parser:
         "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet beside"
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
+    sub.add_argument(
+        "--pack", action="store_true", help="decode image files once into arrays in the cache, which runs then read"
+    )
 
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
@@ -202,13 +205,14 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     config.import_semilearn()
     resolved, _ = config.resolve(args.c, overrides)
-    pool = build_pool(resolved)
-    print(audit.pool_table(pool))
-    if args.out:
-        out = Path(args.out)
+    out = Path(args.out) if args.out else None
+    if out is not None:
         for path in (out, out.with_suffix(".png")):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
+    pool = build_pool(resolved, pack=args.pack)
+    print(audit.pool_table(pool))
+    if out is not None:
         write_json(out, pool.manifest())
         audit.contact_sheet(pool, out.with_suffix(".png"))
         print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from usb_rsmatch.data.pixels import ArrayReader, LazyImages, join, take
 from usb_rsmatch.data.pool import HybridPool, build_pool
 from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json
 
 RNG = np.random.default_rng(0)
 
@@ -240,6 +242,46 @@ def test_what_is_not_in_memory_is_the_same_pool(
     rows = np.array([0, len(lazy) - 1, 3])
     views = [BatchedImages(p.unlabeled, p.spec, 0, 0.875, torch.device("cpu")).gather(rows) for p in (held, lazy)]
     assert torch.equal(*views)
+
+
+def test_a_manifest_gives_the_same_pool_elsewhere(config: dict[str, Any], tmp_path: Path, small_memory: None) -> None:
+    first = HybridPool.from_config(config)
+    write_json(tmp_path / "manifest.json", first.manifest())
+    assert contents(HybridPool.from_manifest(tmp_path / "manifest.json")) == contents(first)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "train", moved / "train")
+    shutil.copytree(tmp_path / "test", moved / "test")
+    again = HybridPool.from_manifest(tmp_path / "manifest.json", data_dir=str(moved))
+    assert np.array_equal(again.unlabeled.images[:], first.unlabeled.images[:])
+    (moved / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json: the labeled images are not those"):
+        HybridPool.from_manifest(tmp_path / "manifest.json", data_dir=str(moved))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="is no manifest"):
+        HybridPool.from_manifest(tmp_path / "other.json")
+
+
+def test_a_check_of_many_files_is_made_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "KEEP_FROM", 1)
+    monkeypatch.setattr(sources, "SKIP_LIMIT", 0.5)
+    bad = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"")
+    config["on_error"] = "skip"
+    first = HybridPool.from_config(config)
+    reads: list[str] = []
+    original = sources.read_image
+
+    def counting(file: Any, name: str | None = None) -> Any:
+        reads.append(str(name))
+        return original(file, name)
+
+    monkeypatch.setattr(sources, "read_image", counting)
+    again = HybridPool.from_config(config)
+    assert list(again.manifest()["sources"][1]["skipped"]) == [str(bad)] == [name for name in reads if name != "None"]
+    assert contents(again) == contents(first)
+    bad.write_bytes(whole)
+    assert HybridPool.from_config(config).manifest()["sources"][1]["skipped"] == {}
 
 
 def test_packs_are_the_same_pool_and_read_no_file_again(

@@ -8,7 +8,7 @@ import os
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +34,9 @@ class FileIndex:
     """N image files under `root`, in an order that does not depend on the disk.
 
     `folders` are the relative folders ("" is the root), `folder` int32 [N] names each file's, `mtimes` int64 the
-    folders' times of change, `sizes` int64 [N] the files' bytes (-1: not to be told). The names lie in one byte string
-    `text`, file i's from `starts[i]` to `starts[i + 1]`, so that a million of them is cheap to keep and to load.
+    folders' times of change, `sizes` and `times` int64 [N] the files' bytes and times of change (-1: not to be told).
+    The names lie in one byte string `text`, file i's from `starts[i]` to `starts[i + 1]`, so that a million of them is
+    cheap to keep and to load.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class FileIndex:
     text: bytes
     starts: np.ndarray
     sizes: np.ndarray
+    times: np.ndarray
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -60,66 +62,75 @@ class FileIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of where the files are, how they are called, and how large they are."""
-        digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-        for part in (os.fsencode(self.root.absolute()), _joined(self.folders), self.folder, self.text, self.sizes):
-            digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
-        return digest.hexdigest()
+        """A hash of where the files are, how they are called, how large they are and when they changed."""
+        return _digest(os.fsencode(self.root.absolute()), self.listing, self.times)
+
+    @cached_property
+    def listing(self) -> str:
+        """A hash of how the files are called and how large they are, wherever they are."""
+        return _digest(_joined(self.folders), self.folder, self.text, self.sizes)
+
+
+def _digest(*parts: bytes | str | np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes())
+    return digest.hexdigest()
 
 
 class FileList(Sequence[Path]):
     """Chosen files of an index as paths, made when they are asked for."""
 
     def __init__(self, index: FileIndex, rows: np.ndarray) -> None:
-        self.listing, self.rows = index, rows  # `index` is a method of sequences
+        self.source, self.rows = index, rows  # `index` is a method of sequences
         self._root = str(index.root)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Path:  # type: ignore[override]  # slices are not needed
-        return Path(f"{self._root}/{self.listing.place(int(self.rows[i]))}")
+        return Path(f"{self._root}/{self.source.place(int(self.rows[i]))}")
 
     def take(self, rows: np.ndarray) -> FileList:
         """The files at `rows` int64 [n] of this list."""
-        return FileList(self.listing, self.rows[rows])
+        return FileList(self.source, self.rows[rows])
 
     @property
     def sizes(self) -> np.ndarray:
         """The files' bytes int64 [n], -1 where not to be told."""
-        return self.listing.sizes[self.rows]
+        return self.source.sizes[self.rows]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files in their order."""
-        content = self.listing.fingerprint.encode() + self.rows.tobytes()
-        return hashlib.blake2b(content, digest_size=DIGEST_SIZE).hexdigest()
+        """`FileIndex.fingerprint` of these files in their order."""
+        return _digest(self.source.fingerprint, self.rows)
+
+    @property
+    def listing(self) -> str:
+        """`FileIndex.listing` of these files in their order."""
+        return _digest(self.source.listing, self.rows)
 
 
-def file_fingerprint(files: Iterable[Path]) -> str:
-    """A hash of some files' paths, sizes and times of change."""
-    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    for path in files:
-        try:
-            state = path.stat()
-        except OSError:
-            continue  # reading it will tell
-        digest.update(os.fsencode(f"{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}\0"))
-    return digest.hexdigest()
+def describe(files: Sequence[Path]) -> tuple[str, str]:
+    """Fingerprint and listing, as an index has them, of files that no index has listed."""
+    states = [_state(path) for path in files]
+    names = _joined([path.name for path in files])
+    places = _joined([str(path.absolute()) for path in files])
+    sizes, times = (np.array(column, dtype=np.int64) for column in zip(*states, strict=True))
+    return _digest(places, sizes, times), _digest(names, sizes)
 
 
-def file_index(root: Path, fresh: bool = False) -> FileIndex:
+def file_index(root: Path) -> FileIndex:
     """The image files under `root`. Hidden files and folders are left out, links are followed.
 
     A list of `KEEP_FROM` files and more is kept in the user's cache, and holds as long as no folder under the root has
-    changed; with `fresh` it is made anew in any case. A file that is rewritten in place changes no folder. Raises
-    UserError for a link that leads back to a folder above it, and for a folder that cannot be listed.
+    changed; a file that is rewritten in place changes no folder. Raises UserError for a link that leads back to a
+    folder above it, and for a folder that cannot be listed.
     """
     kept = _cache_file(root)
-    if not fresh:
-        index = _read(root, kept)
-        if index is not None and _holds(index):
-            return index
+    index = _read(root, kept)
+    if index is not None and _holds(index):
+        return index
     begin = time.time_ns()
     index = _build(root)
     if len(index) >= KEEP_FROM:
@@ -131,7 +142,7 @@ def file_index(root: Path, fresh: bool = False) -> FileIndex:
 def _build(root: Path) -> FileIndex:
     """List the folders side by side, then bring everything into order."""
     suffixes = image_suffixes()
-    found: list[tuple[str, int, list[tuple[str, int]]]] = []
+    found: list[tuple[str, int, list[tuple[str, int, int]]]] = []
     with ThreadPoolExecutor(LIST_THREADS) as threads, _progress(root) as bar:
         waiting: set[Future[_Listing]] = {threads.submit(_list, root, "", frozenset(), suffixes)}
         try:
@@ -147,9 +158,9 @@ def _build(root: Path) -> FileIndex:
             raise
     found.sort()
     rows = [
-        (f"{prefix}/{name}" if prefix else name, number, name, size)
+        (f"{prefix}/{name}" if prefix else name, number, name, size, time_of_change)
         for number, (prefix, _, files) in enumerate(found)
-        for name, size in files
+        for name, size, time_of_change in files
     ]
     rows.sort(key=_in_order)
     names = [os.fsencode(row[2]) for row in rows]
@@ -161,10 +172,11 @@ def _build(root: Path) -> FileIndex:
         text=b"".join(names),
         starts=np.concatenate([[0], np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))]).astype(np.int64),
         sizes=np.fromiter((row[3] for row in rows), dtype=np.int64, count=len(rows)),
+        times=np.fromiter((row[4] for row in rows), dtype=np.int64, count=len(rows)),
     )
 
 
-def _in_order(row: tuple[str, int, str, int]) -> tuple[str, str]:
+def _in_order(row: tuple[str, int, str, int, int]) -> tuple[str, str]:
     """Sorts by the composed form of the path first: some file systems store letters and their accents apart."""
     place = row[0]
     return (place if place.isascii() else unicodedata.normalize("NFC", place)), place
@@ -176,7 +188,7 @@ class _Listing:
     mtime: int
     inside: frozenset[tuple[int, int]]
     folders: list[str]
-    files: list[tuple[str, int]]
+    files: list[tuple[str, int, int]]
 
 
 def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: frozenset[str]) -> _Listing:
@@ -195,18 +207,24 @@ def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: 
                 if entry.is_dir():
                     folders.append(f"{prefix}/{name}" if prefix else name)
                 elif os.path.splitext(name)[1].lower() in suffixes:
-                    files.append((name, size_of(entry)))
+                    files.append((name, *_state(entry)))
     except OSError as error:
         raise UserError(f"{here}: cannot be listed ({error.strerror or error}); mend or remove it") from None
     return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files)
 
 
-def size_of(file: Path | os.DirEntry[str]) -> int:
-    """A file's bytes, -1 where it cannot be told."""
+def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
+    """A file's bytes and time of change, -1 where they cannot be told, as of a link to nothing."""
     try:
-        return file.stat().st_size
-    except OSError:  # a link to nothing: reading it will tell
-        return -1
+        state = file.stat()
+        return state.st_size, state.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
+def size_of(file: Path) -> int:
+    """A file's bytes, -1 where they cannot be told."""
+    return _state(file)[0]
 
 
 @contextlib.contextmanager
@@ -239,6 +257,7 @@ def _write(index: FileIndex, path: Path, begin: int) -> None:
             text=np.frombuffer(index.text, dtype=np.uint8),
             starts=index.starts,
             sizes=index.sizes,
+            times=index.times,
         )
 
 
@@ -247,7 +266,7 @@ def _read(root: Path, path: Path) -> FileIndex | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
             folders = tuple(os.fsdecode(name) for name in kept["folders"].tobytes().split(b"\0"))
-            columns = {name: kept[name] for name in ("mtimes", "folder", "starts", "sizes")}
+            columns = {name: kept[name] for name in ("mtimes", "folder", "starts", "sizes", "times")}
             return FileIndex(root=root, folders=folders, text=kept["text"].tobytes(), **columns)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

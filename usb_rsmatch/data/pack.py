@@ -36,16 +36,16 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
     """The source as a `PackedSource` where there is a pack of it at the pipeline's size, else itself.
 
     With `make` a pack of a source of files is made where there is none. It lies in the user's cache, in the name of the
-    files' paths and sizes (see `FileIndex.fingerprint`). Raises UserError for an image that cannot be read, and where
-    the disk has no room.
+    files' paths, sizes and times (see `FileIndex.fingerprint`). Raises UserError for an image that cannot be read, and
+    where the disk has no room.
     """
     folder = cache_folder() / "packs"
     if not isinstance(source, FileSource) or not len(source) or not (make or folder.is_dir()):
         return source
-    fingerprint = source.fingerprint()
-    if fingerprint is None:
+    described = source.described()
+    if described is None:
         return source
-    path = folder / f"{fingerprint}-{pipeline.size}x{pipeline.channels}.npy"
+    path = folder / f"{described[0]}-{pipeline.size}x{pipeline.channels}.npy"
     if make and _open(source, path) is None:
         room_for(len(source) * int(np.prod(pipeline.image_shape)), folder, f"a pack of {source.origin}")
         with locked(path.with_suffix(".lock")):

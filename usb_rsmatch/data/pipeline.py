@@ -73,8 +73,8 @@ class Pipeline:
         known = source.digests(rows, self.size, self.channels) if self.jpeg is None else None
         if known is not None:
             return known
-        if isinstance(source, FileSource) and (fingerprint := source.fingerprint()) is not None:
-            first = np.uint64(int(fingerprint[:16], 16))
+        if isinstance(source, FileSource) and (described := source.described()) is not None:
+            first = np.uint64(int(described[1][:16], 16))
             return np.stack([np.full(len(rows), first), rows.astype(np.uint64)], axis=1)
         if isinstance(source, ArraySource) and isinstance(source.images, StoredImages):
             return self._kept_digests(source, source.images)[rows]

@@ -54,6 +54,23 @@ class HybridPool:
             config = _read_yaml(config)
         return build_pool(SimpleNamespace(**config) if isinstance(config, Mapping) else config)
 
+    @classmethod
+    def from_manifest(cls, path: str | PathLike[str], **changes: Any) -> HybridPool:
+        """The pool that a manifest describes, built again; `changes` are keys that differ here, such as `data_dir`.
+
+        Raises UserError where a part is not the manifest's, naming it, and whatever `build_pool` finds wrong.
+        """
+        manifest = _read_yaml(path)  # JSON is YAML
+        if not isinstance(manifest.get("config"), Mapping) or not isinstance(manifest.get("parts"), Mapping):
+            raise UserError(f"{path}: is no manifest of a pool; `usb-rsmatch pool --out` writes one")
+        pool = cls.from_config({**manifest["config"], **changes})
+        now = pool.manifest()["parts"]
+        for name in {**manifest["parts"], **now}:
+            before, after = manifest["parts"].get(name), now.get(name)
+            if before is None or after is None or any(before.get(key) != after[key] for key in after):
+                raise UserError(f"{path}: the {name} images are not those of the manifest; restore the sources")
+        return pool
+
     def __len__(self) -> int:
         return len(self.unlabeled)
 

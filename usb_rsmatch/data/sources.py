@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.data.classes import ClassIndex
 from usb_rsmatch.data.decode import fit, fit_array, quiet_bombs, read_image
-from usb_rsmatch.data.index import FileList, file_fingerprint, size_of
+from usb_rsmatch.data.index import KEEP_FROM, FileList, describe, size_of
 from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json
 
 DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
 SHOW_PROGRESS_FROM = 5000  # files
@@ -142,13 +146,17 @@ class FileSource(Source):
         chosen.labels, chosen.generator = self.labels[indices], self.generator[indices]
         return chosen
 
-    def fingerprint(self) -> str | None:
-        """A hash of where the files are and how large, None where they are no files; see `FileIndex` for its limits."""
+    def _checked_file(self) -> Path | None:
+        """Where the rows that could not be read are kept; None for few images, or such as are in no files."""
+        described = self.described() if len(self) >= KEEP_FROM else None
+        return None if described is None else cache_folder() / "checked" / f"{described[0]}.json"
+
+    def described(self) -> tuple[str, str] | None:
+        """Fingerprint and listing of the files as `FileIndex` has them, None for images that are in no files."""
         if isinstance(self.files, FileList):
-            return self.files.fingerprint
-        if not self.files or isinstance(self.files[0], bytes):
-            return None
-        return file_fingerprint(path for path in self.files if isinstance(path, Path))
+            return self.files.fingerprint, self.files.listing
+        files = [file for file in self.files if isinstance(file, Path)]
+        return describe(files) if files else None
 
     def file_sizes(self, indices: np.ndarray) -> np.ndarray:
         if isinstance(self.files, FileList):
@@ -169,7 +177,13 @@ class FileSource(Source):
             except UserError as error:
                 reasons[row] = str(error)
 
-        _each(probe, len(self), f"checking {self.origin}")
+        kept = self._checked_file()
+        bad = read_rows(kept)
+        if bad is None:
+            _each(probe, len(self), f"checking {self.origin}")
+            write_rows(kept, list(reasons))
+        else:  # all were looked at before, in the same state: those that could be read can
+            _each(lambda i: probe(bad[i]), len(bad), f"checking {self.origin}")
         if len(reasons) > SKIP_LIMIT * len(self):
             raise UserError(
                 f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than "
@@ -273,6 +287,23 @@ def open_source(text: str, request: SourceRequest) -> Source:
     if len(source) == 0:
         raise UserError(f"{text}: holds no images; check the path")
     return source
+
+
+def read_rows(path: Path | None) -> list[int] | None:
+    """Row numbers that were kept, None where there are none."""
+    if path is None:
+        return None
+    try:
+        return [int(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_rows(path: Path | None, rows: list[int]) -> None:
+    """Keep row numbers, where there is a place for them."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            write_json(path, sorted(rows))
 
 
 def _each(work: Callable[[int], None], n: int, title: str) -> None:
