@@ -90,6 +90,9 @@ def _parser() -> _Parser:
         "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet beside"
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
+    sub.add_argument(
+        "--pack", action="store_true", help="decode image files once into arrays in the cache, which runs then read"
+    )
 
     add_commands(command)
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
@@ -174,7 +177,7 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
     config.import_semilearn()
     resolved, _ = config.resolve(args.c, overrides)
-    pool = build_pool(resolved)
+    pool = build_pool(resolved, pack=args.pack)
     print(audit.pool_table(pool))
     if out is not None:
         write_json(out, pool.manifest())

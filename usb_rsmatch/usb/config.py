@@ -77,6 +77,7 @@ KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS)}
 DEAD: dict[str, str] = {
     "clip": "USB reads clip_grad",
     "use_refix": "nothing reads it",
+    "dist_align_target": "nothing reads it",
     "use_epass": "set where SimMatch and CoMatch need it",
     "use_amp": "USB's algorithms read amp",
     "gpu": "the device is chosen by --device",

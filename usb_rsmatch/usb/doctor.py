@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.device import choose_device, has_bfloat16
-from usb_rsmatch.synthesis.cache import cache_folder
 from usb_rsmatch.usb import registration
 from usb_rsmatch.usb.config import import_semilearn
 from usb_rsmatch.usb.shipped import shipped_names
