@@ -96,9 +96,14 @@ class ResumeHook(Hook):
     """Puts back what a checkpoint says of hooks and generators, once the epoch's iterators exist."""
 
     def before_run(self, algorithm: Any) -> None:
-        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now."""
+        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now.
+
+        After the last step of all no further one would put the state back, which the result is made from.
+        """
         steps = algorithm.num_iter_per_epoch
-        if algorithm.checkpoint_state and algorithm.it % steps == 0 and algorithm.it < algorithm.num_train_iter:
+        if algorithm.it >= algorithm.num_train_iter:
+            algorithm.restore_state()
+        elif algorithm.checkpoint_state and algorithm.it % steps == 0:
             algorithm.restore_state()
             algorithm.epoch = algorithm.it // steps - 1
             algorithm.call_hook("after_train_epoch")

@@ -23,6 +23,7 @@ import yaml
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.usb.analysis import write_analysis
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
 from usb_rsmatch.version import __version__
 
@@ -80,6 +81,8 @@ def train(
             raise RunFailed(f"{folder.name}: {type(error).__name__}: {error}") from error
         finally:
             algorithm.hooks_dict["ProgressHook"].close()
+    if args.analysis:
+        write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
     return result
