@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from usb_rsmatch import bench
+from usb_rsmatch.bench.canvas import DARK
 from usb_rsmatch.bench.collection import collect
 from usb_rsmatch.bench.grid import Run
-from usb_rsmatch.bench.plots import DARK, accuracy_plot, learning_curves
+from usb_rsmatch.bench.plots import accuracy_plot, learning_curves
 from usb_rsmatch.bench.report import report
 from usb_rsmatch.bench.table import make_table
 from usb_rsmatch.errors import UserError
@@ -27,7 +28,10 @@ from usb_rsmatch.errors import UserError
 MakeGrid = Callable[..., Path]
 SCRIPT = "<script>alert(1)</script>"
 ARMS = {"FixMatch, real only": {"synthetic_count": 0}, SCRIPT: {}, "RSMatch": {"algorithm": "rsmatch"}}
-OURS = "collection curves formats grid page plots record report results runner sheets statistics table"
+OURS = """
+    analysis canvas collection curves formats gallery grid insight page plots portraits record report results runner
+    sheets statistics table
+"""
 
 
 def accuracy(run: Run) -> float:

@@ -130,7 +130,8 @@ DEAD: dict[str, str] = {
 
 # What may differ between two starts of one run: where it lives, and what changes nothing of its result.
 NOT_IDENTITY = frozenset(
-    {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir", "analysis"}
+    {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir"}
+    | {"analysis"}
 )
 
 
