@@ -72,7 +72,9 @@ def _parser() -> _Parser:
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
     sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
-    sub.add_argument("--dry-run", action="store_true", help="print the runs and start none")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
+    )
     sub.epilog = "any key of the base configuration may be given as --KEY VALUE, for all runs"
 
     sub = command("report", _report, "tables and plots from the results of runs")
@@ -143,9 +145,10 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from pathlib import Path
 
     from usb_rsmatch.bench import formats
+    from usb_rsmatch.bench.estimate import dry_run, measured
     from usb_rsmatch.bench.grid import plan, read_grid, shard
     from usb_rsmatch.bench.report import report
-    from usb_rsmatch.bench.runner import Runner, dry_run, finished, prepare
+    from usb_rsmatch.bench.runner import Runner, finished, prepare
     from usb_rsmatch.usb import config
     from usb_rsmatch.usb.shipped import find_config
 
@@ -170,7 +173,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     )
     mine = shard(runs, args.shard) if args.shard else runs
     if args.dry_run:
-        dry_run(mine, hashes, sys.stdout)
+        dry_run(mine, hashes, sys.stdout, args.jobs, measured)
         return 0
     code = Runner(mine, hashes, jobs=args.jobs).train()
     if code == 130 or len(mine) < len(runs) or not any(finished(run, hashes[run.name]) for run in runs):

@@ -70,11 +70,15 @@ def draw_blocks(blocks: Sequence[Sequence[Draw]], height: float, theme: Theme) -
 
 
 def draw_rows(
-    rows: Sequence[Sequence[Draw | None]], heights: Sequence[float], theme: Theme, share_y: bool = False
+    rows: Sequence[Sequence[Draw | None]],
+    heights: Sequence[float],
+    theme: Theme,
+    share_y: bool = False,
+    widths: Sequence[float] | None = None,
 ) -> bytes:
     """A PNG of rows of panels (None leaves a place empty), `heights` in inches; one legend below them all.
 
-    With `share_y` the panels of a row have one scale, written at the first.
+    With `share_y` the panels of a row have one scale, written at the first. `widths` are shares of the columns.
     """
     columns = max(map(len, rows))
     with house_style(theme):
@@ -84,7 +88,7 @@ def draw_rows(
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.35), layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(hspace=0.06)  # type: ignore[union-attr, call-arg]
-        places = figure.add_gridspec(len(rows), columns, height_ratios=list(heights))
+        places = figure.add_gridspec(len(rows), columns, height_ratios=list(heights), width_ratios=widths)
         for at, row in enumerate(rows):
             first: Axes | None = None
             for column, draw in enumerate(row):

@@ -21,11 +21,11 @@ STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, 4rem); gap: .55rem .5rem; }
 .tile { margin: 0; width: 4rem; }
 .tile img {
-  display: block; width: 4rem; height: 4rem; object-fit: contain; margin: 0;
-  background: var(--line); border-bottom: 5px solid var(--of);
+  display: block; box-sizing: content-box; width: 4rem; height: 4rem; object-fit: contain; margin: 0;
+  border-bottom: 5px solid var(--of);
 }
-.smooth .tile img { image-rendering: auto; }
 .tile img { image-rendering: pixelated; }
+.smooth .tile img { image-rendering: auto; }
 .tile span { display: block; font-size: .7rem; color: var(--soft); text-align: center;
   font-variant-numeric: tabular-nums; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: 0 0 1rem; padding: 0; list-style: none;
@@ -84,7 +84,7 @@ def _queue(insight: Insight, run: Analysis) -> str:
         return ""
     assert run.queued.classes is not None
     share = float((run.queue_generator > 0).mean())
-    title = f"In the queue: {len(run.queue_generator)} entries, {100 * share:.0f} % of them synthetic indeed"
+    title = f"In the queue: {len(run.queue_generator)} entries, {100 * share:.0f} % of them truly synthetic"
     groups = []
     for label in sorted(set(run.queued.classes.tolist())):
         name = run.classes[label] if 0 <= label < len(run.classes) else str(label)

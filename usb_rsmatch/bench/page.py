@@ -18,22 +18,22 @@ CAPTIONS = {
     ),
     "curves": ("While training", "Thick lines are means over seeds, thin lines the seeds."),
     "detector": (
-        "How well synthetic images are told",
+        "Detection of synthetic images",
         "Left, the ROC curve of each detector against one generator, the mean over seeds; the figures are AUROCs. "
         "Right, how each detector scores real images and that generator's, first seed.",
     ),
     "confusion": (
-        "Where each class goes",
+        "Confusion matrices",
         "Percent of the test images of a true class (row) that are predicted as each class (column), over all seeds. "
         "The colour grows with the square root, so that small confusions show.",
     ),
     "features": (
-        "What the network sees",
+        "Features",
         "t-SNE of the averaged network's features of images of the pool, first seed: by class (above; the names "
         "stand at their medians) and by provenance (below). Distances between groups mean little.",
     ),
 }
-GALLERY_NOTE = "The bar under an image tells where it is from, the figure is its score; first seed."
+GALLERY_NOTE = "The bar under an image is its true provenance, the figure its score; first seed."
 
 STYLE = """
 :root {
@@ -95,7 +95,7 @@ def page(
         *map(_section, overview(table)),
         f'<ul class="notes">{notes}</ul>',
         *(_figure(images, *CAPTIONS[name]) for name, images in plots.items()),
-        *([f'<h2>Images by score</h2><p class="notes">{GALLERY_NOTE}</p>{tiles}'] if tiles else []),
+        *([f'<h2>Gallery</h2><p class="notes">{GALLERY_NOTE}</p>{tiles}'] if tiles else []),
         *map(_section, details(table)),
         f"<details><summary>Every run, and the command that repeats it</summary>{_table(runs)}"
         f'<p class="notes">Best is chosen on the test set, as USB quotes it. '

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from usb_rsmatch.bench.analysis import Analysis
-from usb_rsmatch.bench.canvas import COLUMNS, Draw, Theme, colour_of, draw_rows, label, style_of
+from usb_rsmatch.bench.canvas import COLUMNS, WIDTH, Draw, Theme, colour_of, draw_rows, label, style_of
 from usb_rsmatch.bench.insight import Insight, real_and_made
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def detector_plot(insight: Insight, theme: Theme) -> bytes | None:
             part = panels[at : at + COLUMNS]
             rows.append([first, *part, *[None] * (min(len(panels), COLUMNS) - len(part))])
             first = None
-    return draw_rows(rows, [2.5] * len(rows), theme) if rows else None
+    if not rows:
+        return None
+    return draw_rows(rows, [2.5] * len(rows), theme, widths=[1.0, *[1.25] * (len(rows[0]) - 1)])
 
 
 def _roc_panel(insight: Insight, generator: str, theme: Theme) -> Draw:
@@ -95,12 +97,14 @@ def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -
 
 def confusion_plot(insight: Insight, theme: Theme) -> bytes:
     """A PNG, a panel an arm: where images of each class go, in percent of the class, over the seeds."""
-    panels: list[Draw | None] = [_confusion_panel(arm, runs, theme) for arm, runs in insight.runs.items()]
-    rows = _rows(panels)
-    return draw_rows(rows, [9.2 / max(len(rows[0]), 2) * 1.06] * len(rows), theme)
+    columns = _columns(len(insight.runs))
+    arms = enumerate(insight.runs.items())
+    panels = [_confusion_panel(arm, runs, theme, first=at % columns == 0) for at, (arm, runs) in arms]
+    rows = [_padded(panels[at : at + columns], columns) for at in range(0, len(panels), columns)]
+    return draw_rows(rows, [WIDTH / columns * 1.06] * len(rows), theme)
 
 
-def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme) -> Draw:
+def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme, first: bool) -> Draw:
     def draw(axes: Axes) -> None:
         import numpy as np
         from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -129,7 +133,7 @@ def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme) -> Draw:
         axes.grid(visible=False)
         axes.tick_params(length=0)
         accuracy = 100 * np.trace(total) / max(total.sum(), 1)
-        axes.set(title=f"{label(arm, 30)}: {accuracy:.1f} %", xlabel="Predicted", ylabel="True")
+        axes.set(title=f"{label(arm, 30)}: {accuracy:.1f} %", xlabel="Predicted", ylabel="True" if first else "")
         for side in axes.spines.values():
             side.set(visible=True, color=theme.faint)
 
@@ -146,16 +150,17 @@ def features_plot(insight: Insight, themes: Sequence[Theme]) -> list[bytes]:
     if not shown:
         return []
     maps = {arm: embed(run) for arm, run in shown.items()}
-    arms = list(shown)
+    arms, columns = list(shown), _columns(len(shown))
     plots = []
     for theme in themes:
         rows: list[list[Draw | None]] = []
-        for at in range(0, len(arms), COLUMNS):
-            part = arms[at : at + COLUMNS]
-            empty: list[Draw | None] = [None] * (min(len(arms), COLUMNS) - len(part))
-            rows.append([*(_class_panel(arm, shown[arm], maps[arm], theme) for arm in part), *empty])
-            rows.append([*(_provenance_panel(insight, shown[arm], maps[arm], theme) for arm in part), *empty])
-        plots.append(draw_rows(rows, [9.2 / max(len(rows[0]), 2)] * len(rows), theme))
+        for at in range(0, len(arms), columns):
+            part = arms[at : at + columns]
+            rows.append(_padded([_class_panel(arm, shown[arm], maps[arm], theme) for arm in part], columns))
+            rows.append(
+                _padded([_provenance_panel(insight, shown[arm], maps[arm], theme) for arm in part], columns)
+            )
+        plots.append(draw_rows(rows, [WIDTH / columns] * len(rows), theme))
     return plots
 
 
@@ -203,7 +208,8 @@ def _provenance_panel(insight: Insight, run: Analysis, points: np.ndarray, theme
             own = points[run.features_generator == index]
             if len(own):
                 colour = theme.of_provenance(insight.provenance.index(name))
-                axes.scatter(own[:, 0], own[:, 1], s=8, color=colour, linewidths=0, alpha=0.8, label=label(name, 26))
+                axes.scatter(own[:, 0], own[:, 1], s=8, color=colour, linewidths=0, alpha=0.8)
+                axes.scatter([], [], s=36, color=colour, linewidths=0, label=label(name, 26))  # for the legend
         _bare(axes, theme)
 
     return draw
@@ -225,9 +231,10 @@ def _has_map(run: Analysis) -> bool:
     return run.features is not None and len(run.features) >= 10 and bool(np.isfinite(run.features).all())
 
 
-def _rows(panels: Sequence[Draw | None]) -> list[list[Draw | None]]:
-    """Panels in rows of equal length."""
-    columns = min(len(panels), COLUMNS)
-    rows = [list(panels[at : at + columns]) for at in range(0, len(panels), columns)]
-    rows[-1] += [None] * (columns - len(rows[-1]))
-    return rows
+def _columns(panels: int) -> int:
+    """Panels a row: three, or four where that leaves no row of one; never so few that a panel fills the page."""
+    return 4 if panels == 4 else COLUMNS
+
+
+def _padded(panels: Sequence[Draw], columns: int) -> list[Draw | None]:
+    return [*panels, *[None] * (columns - len(panels))]
