@@ -52,7 +52,7 @@ def test_the_file_agrees_with_the_result_and_the_pool(rsmatch: dict[str, Any]) -
 
     low, high = content["lowest_scores"], content["highest_scores"]
     ranked = np.sort(content["scores"])
-    assert (low == ranked[:24]).all() and (high == ranked[::-1][:24]).all()
+    assert (low == ranked[:28]).all() and (high == ranked[::-1][:28]).all()
     pool_images = {image.tobytes() for image in pool.unlabeled.images}
     for name in ("lowest", "highest", "queued"):
         assert {image.tobytes() for image in content[f"{name}_images"]} <= pool_images

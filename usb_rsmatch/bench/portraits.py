@@ -88,7 +88,9 @@ def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -
                 share = 100 * counts / len(values)
                 axes.stairs(share, edges, fill=True, color=colour, alpha=0.28, lw=0)
                 axes.stairs(share, edges, color=colour, lw=1.4, label=label(name, 26))
-        axes.set(title=label(arm, 26), xlabel="Score", ylabel="Images (%)")
+        if generator == insight.generators[0]:
+            axes.set_title(label(arm, 26))
+        axes.set(xlabel="Score", ylabel="Images (%)" if arm == next(iter(insight.detecting)) else "")
         axes.set_ylim(bottom=0)
         axes.locator_params(nbins=4)
 

@@ -20,7 +20,7 @@ NAME = "analysis.npz"
 FORMAT = 1
 FEATURES = 600  # images whose features are kept, half of them synthetic where the pool has as many
 FEATURE_BATCH = 256
-EXTREMES = 24  # images at either end of the detector's score
+EXTREMES = 28  # images at either end of the detector's score
 QUEUED = 60  # images of the queue, spread over its classes
 PICTURE = 64  # pixels; larger images are reduced
 
