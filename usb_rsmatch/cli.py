@@ -71,6 +71,10 @@ def _parser() -> _Parser:
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="as jobs, by the package submitit")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit, such as slurm_partition=gpu"
+    )
     sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
     sub.add_argument(
         "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
@@ -149,6 +153,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.bench.grid import plan, read_grid, shard
     from usb_rsmatch.bench.report import report
     from usb_rsmatch.bench.runner import Runner, finished, prepare
+    from usb_rsmatch.bench.submission import Submission, options_of
     from usb_rsmatch.usb import config
     from usb_rsmatch.usb.shipped import find_config
 
@@ -163,6 +168,8 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     grid = read_grid(find_config(args.c), known, load_base)
     for key in overrides.keys() & grid.axes.keys():
         raise UserError(f"--{key} is an axis of {args.c}: change it there")
+    if args.option and not args.submit:
+        raise UserError("--option is for --submit: name the cluster, as in --submit slurm")
     if "save_name" in overrides:
         raise UserError(f"--save_name: the grid names each run's folder; it is `name` in {args.c}")
     grid = replace(grid, save_dir=Path(str(overrides.pop("save_dir", grid.save_dir))))
@@ -175,7 +182,10 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.dry_run:
         dry_run(mine, hashes, sys.stdout, args.jobs, measured)
         return 0
-    code = Runner(mine, hashes, jobs=args.jobs).train()
+    if args.submit:
+        code = Submission(mine, hashes, args.submit, options_of(args.option), jobs=args.jobs).train()
+    else:
+        code = Runner(mine, hashes, jobs=args.jobs).train()
     if code == 130 or len(mine) < len(runs) or not any(finished(run, hashes[run.name]) for run in runs):
         return code
     written = report(grid.folder, baseline=grid.baseline)

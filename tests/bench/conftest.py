@@ -85,6 +85,7 @@ STAND_IN = """
 
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
+    (folder / "parent").write_text(str(os.getppid()))
     with open(folder / "starts", "a") as starts:
         starts.write("started" + chr(10))
     if config.get("lr") == 13:

@@ -97,7 +97,7 @@ class Runner:
             result = finished(run, self.hashes[run.name])
             if result:
                 self.done += 1
-                self._say(f"done {self._count()}  {run.label}  {_figures(result)}  already")
+                self._say(f"done {self._count()}  {run.label}  {describe(result)}  already")
             else:
                 waiting.append(run)
         jobs = min(self.jobs or cores(), max(len(waiting), 1))
@@ -142,7 +142,7 @@ class Runner:
         result = finished(run, self.hashes[run.name]) if code == 0 else None
         if result:
             self.done += 1
-            self._say(f"done {self._count()}  {run.label}  {_figures(result)}  {took}")
+            self._say(f"done {self._count()}  {run.label}  {describe(result)}  {took}")
         elif self.stop is not None:
             self._say(f"stopped  {run.label}  {took}")
         else:
@@ -228,6 +228,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _figures(result: Result) -> str:
+def describe(result: Result) -> str:
+    """A result's figures for a progress line."""
     auroc = f"  AUROC {result.auroc:.3f}" if result.auroc is not None else ""
     return f"acc {100 * result.last:.1f}{auroc}"
