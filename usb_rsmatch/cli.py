@@ -73,8 +73,14 @@ def _parser() -> _Parser:
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="as jobs, by the package submitit")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit, such as slurm_partition=gpu"
+    )
     sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
-    sub.add_argument("--dry-run", action="store_true", help="print the runs and start none")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
+    )
     sub.epilog = "any key of the base configuration may be given as --KEY VALUE, for all runs"
 
     sub = command("report", _report, "tables and plots from the results of runs")
@@ -147,7 +153,15 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _quiet()
     from usb_rsmatch.bench.compare import compare
 
-    return compare(args.c, overrides, jobs=args.jobs, part=args.shard, only_show=args.dry_run)
+    return compare(
+        args.c,
+        overrides,
+        jobs=args.jobs,
+        part=args.shard,
+        only_show=args.dry_run,
+        submit=args.submit,
+        options=args.option,
+    )
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:

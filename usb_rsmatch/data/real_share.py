@@ -83,7 +83,7 @@ def read_test(config: PoolConfig) -> ImageSet:
     """The test set alone, as `read_real` has it. Raises UserError for missing or damaged files."""
     data = _opened(config)
     pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
-    return real_images(pipeline.load(data.test, np.arange(len(data.test))), data.test.labels, False)
+    return pipeline.real(packed(data.test, pipeline, False), np.arange(len(data.test)), False)
 
 
 def _opened(config: PoolConfig) -> RealData:

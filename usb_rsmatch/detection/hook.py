@@ -184,8 +184,12 @@ class SyntheticDetectionHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         """At evaluations: how well the pool's scores tell provenance; for `pu`, what share of the pool looks real."""
-        due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        if not due or self._kind == "none":
+        if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
+            self.measure(algorithm)
+
+    def measure(self, algorithm: Any) -> None:
+        """Score the pool and publish the detection metrics; for `pu` renew the estimate of the real share."""
+        if self._kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)

@@ -56,6 +56,7 @@ _USB = [
 _OURS = [
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
+    Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
     Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
     Key("rs_detector", "str", "csqueue", "csqueue, pu, oracle, random, scores:FILE.csv or none", "paper"),
     Key("rs_detector_input", "str", "residual", "what the detector sees: residual, npr, feature, a plugin's", "ours"),
@@ -95,6 +96,7 @@ DEAD: dict[str, str] = {
 # What may differ between two starts of one run: where it lives, and what changes nothing of its result.
 NOT_IDENTITY = frozenset(
     {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir"}
+    | {"analysis"}
 )
 
 

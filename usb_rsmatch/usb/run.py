@@ -24,13 +24,15 @@ from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
-from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
+from usb_rsmatch.usb.analysis import write_analysis
+from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
 from usb_rsmatch.usb.network import find_net, try_network
+from usb_rsmatch.usb.trackers import trackers
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS, TBLog
+    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 
 
 def train(
@@ -65,7 +67,9 @@ def train(
     if state is not None:
         algorithm.load_checkpoint(state)
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
-    replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
+    drop_hook(algorithm, "WANDBHook")
+    metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
+    replace_hook(algorithm, metrics, "MetricsHook", "LOWEST")
     replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
@@ -83,6 +87,9 @@ def train(
             raise RunFailed(f"{folder.name}: {type(error).__name__}: {error}") from error
         finally:
             algorithm.hooks_dict["ProgressHook"].close()
+            metrics.close()
+    if args.analysis:
+        write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
     return result
@@ -115,8 +122,6 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
         keep_manifest(folder / "manifest.json", args.pool.manifest())
-    if args.use_tensorboard:
-        algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
