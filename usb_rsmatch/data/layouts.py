@@ -63,6 +63,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     """
     request.reject_options(argument, "split")
     root = folder(argument)
+    if (root / "images-00000.npz").is_file():
+        raise UserError(f"{root}: holds packed images; read them with the source npz:{argument}")
     split = str(request.options.get("split", layout.split))
     listed = read_metadata(root) if "{file}" in layout.patterns else None
     places = list(listed) if listed is not None else list(walk(root))
@@ -73,10 +75,11 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
             f"{root}: none of its {len(rows)} images is a synthetic one by the patterns "
             f"{', '.join(layout.patterns)}; check the path, or describe the layout in the config's `layouts:`"
         )
-    names = (
-        [parts.get("class") for _, parts in kept] if listed is None else [listed[place] for place, _ in kept]
-    )
-    told = [parts.get("generator", request.generator) for _, parts in kept]
+    names = [parts.get("class") if listed is None else listed[place].label for place, parts in kept]
+    entries = [None if listed is None else listed[place].generator for place, _ in kept]
+    told = [
+        entry or parts.get("generator", request.generator) for entry, (_, parts) in zip(entries, kept, strict=True)
+    ]
     generators = tuple(sorted(set(told)))
     numbers = {name: i for i, name in enumerate(generators)}
     return FileSource(

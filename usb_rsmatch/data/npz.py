@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,12 +19,38 @@ LABEL_KEYS = ("labels", "label", "y")
 
 
 def open_npz(argument: str, request: SourceRequest) -> Source:
-    """The images of an npz file, ordered by content so that the order in the file does not matter."""
+    """The images of an npz file, ordered by content so that the order in the file does not matter.
+
+    A folder is one that `usb-rsmatch synthesize --format npz` filled: its files are read together, with classes and
+    the generator's name from its `synthesis.json`.
+    """
     request.reject_options(argument)
-    images, labels = read_npz(argument)
-    numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
+    root, generator = Path(argument).expanduser(), request.generator
+    if argument and root.is_dir():
+        images, numbers, generator = _packed(root, request)
+    else:
+        images, labels = read_npz(argument)
+        numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
     order = content_order(image_digests(images))
-    return ArraySource(argument, images[order], numbers[order], (request.generator,))
+    return ArraySource(argument, images[order], numbers[order], (generator,))
+
+
+def _packed(root: Path, request: SourceRequest) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images, classes and generator of a folder of packed synthetic images."""
+    files = sorted(root.glob("images-*.npz"))
+    try:
+        run = json.loads((root / "synthesis.json").read_text(encoding="utf-8"))
+        names, generator = run["label_names"], str(run["generator"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root}: has no usable synthesis.json ({error}); name one of its npz files instead") from None
+    if not files:
+        raise UserError(f"{root}: holds no images-*.npz yet; let `usb-rsmatch synthesize` finish")
+    parts = [read_npz(file) for file in files]
+    images = np.concatenate([images for images, _ in parts])
+    labels = np.concatenate([np.empty(0, np.int64) if labels is None else labels for _, labels in parts])
+    if len(labels) != len(images) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+        raise UserError(f"{root}: labels do not belong to the classes of its synthesis.json; make the images again")
+    return images, request.classes.of_names([names[label] for label in labels], str(root)), generator
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
