@@ -116,20 +116,19 @@ def fill(output: Output, engine: Engine, groups: Sequence[int]) -> int:
     todo = {group: [batch for batch in plan.batches_of(group) if not output.is_done(batch)] for group in groups}
     total = sum(len(plan.items(batch)) for group in groups for batch in plan.batches_of(group))
     left = sum(len(plan.items(batch)) for batches in todo.values() for batch in batches)
-    bar: Bar | None = None
+    if left:
+        engine.prepare()
+    bar = Bar("making images", total, total - left)
     try:
         for group, batches in todo.items():
             for batch in batches:
                 items = plan.items(batch)
                 made = _make(engine, items)
                 output.save(batch, items, made, engine.texts())
-                if bar is None:  # after the first batch, whose time holds loading and training
-                    bar = Bar("making images", total, total - left)
                 bar.advance(len(items))
             output.close_group(group)
     finally:
-        if bar is not None:
-            bar.close()
+        bar.close()
     return left
 
 
@@ -153,7 +152,7 @@ def _fits(engine: Engine, items: Sequence[Item]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        engine.make(items)
+        engine.attempt(items)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

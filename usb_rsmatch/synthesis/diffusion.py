@@ -129,6 +129,9 @@ class DiffusionEngine:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
+    def prepare(self) -> None:
+        """Nothing: the pipeline is loaded already."""
+
     def make(self, items: Sequence[Item]) -> list[Made]:
         prompts = [prompt_of(self.prompts, item.name, item.ordinal) for item in items]
         seeds = [derive(self.seed, "diffusers", item.name, item.ordinal) for item in items]
@@ -149,6 +152,9 @@ class DiffusionEngine:
                 output.images, prompts, seeds, hits or [False] * len(items), strict=True
             )
         ]
+
+    def attempt(self, items: Sequence[Item]) -> None:
+        self.make(items)
 
     def texts(self) -> Mapping[str, str]:
         return {"prompts.json": json.dumps(self.prompts, indent=2, ensure_ascii=False) + "\n"}

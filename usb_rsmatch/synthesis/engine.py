@@ -30,8 +30,14 @@ class Engine(Protocol):
     generator: str
     settings: Mapping[str, Any]
 
+    def prepare(self) -> None:
+        """Whatever takes long before the first image: called once, and only where images are to be made."""
+
     def make(self, items: Sequence[Item]) -> list[Made]:
         """The images of one batch of the plan."""
+
+    def attempt(self, items: Sequence[Item]) -> None:
+        """Make as many images as these as a batch of their own, for whether memory suffices."""
 
     def texts(self) -> Mapping[str, str]:
         """Further files of the run by name, such as its prompts."""

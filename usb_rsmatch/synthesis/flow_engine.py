@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,25 @@ class FlowEngine:
         }
         self._sampler: Sampler | None = None
 
+    def prepare(self) -> None:
+        self._sampler = Sampler(self.train(), self.flow, self.seed, self.batch, str(self.device))
+
     def make(self, items: Sequence[Item]) -> list[Made]:
         if self._sampler is None:
-            self._sampler = Sampler(self.train(), self.flow, self.seed, self.batch, str(self.device))
+            self.prepare()
+        assert self._sampler is not None
         labels, ordinals = (np.array([getattr(item, key) for item in items]) for key in ("label", "ordinal"))
         images = self._sampler(labels, ordinals)
         return [
             Made(image, {**self._facts, "seed": noise_seed(self.seed, item.label, item.ordinal)})
             for image, item in zip(images, items, strict=True)
         ]
+
+    def attempt(self, items: Sequence[Item]) -> None:
+        assert self._sampler is not None
+        smaller = copy(self._sampler)
+        smaller.batch = len(items)
+        smaller(np.array([item.label for item in items]), np.array([item.ordinal for item in items]))
 
     def texts(self) -> Mapping[str, str]:
         return {}

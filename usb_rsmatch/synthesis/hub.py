@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +37,8 @@ def local_folder(name: str, revision: str | None, flag: str) -> tuple[Path, str]
     with quiet():
         try:
             path = Path(snapshot_download(name, revision=revision, allow_patterns=WHAT_A_TEXT_MODEL_NEEDS))
+            if not list(path.glob("*.safetensors")):  # older models have torch's own files alone
+                snapshot_download(name, revision=path.name, allow_patterns=["pytorch_model*.bin"])
         except Exception as error:  # of the hub, of the network, of a name that cannot be one
             raise not_there(name, flag, error) from None
     return path, path.name
@@ -79,7 +80,7 @@ def quiet() -> Iterator[None]:
     Downloads keep their bars: they can be of many gigabytes.
     """
     for package in ("diffusers", "transformers"):
-        if package in sys.modules:
+        with contextlib.suppress(ImportError):
             importlib.import_module(f"{package}.utils.logging").disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub", "accelerate")]
     levels = [logger.level for logger in loggers]

@@ -109,11 +109,11 @@ class Output:
                 raise UserError(f"{self.folder} holds other files ({strange[0]}): choose another --out")
             return
         try:
-            there = json.loads(record.read_text(encoding="utf-8"))
+            there = _flat(json.loads(record.read_text(encoding="utf-8")))
             versions = there.pop("versions")
         except (OSError, ValueError, KeyError, AttributeError):
             raise UserError(f"{record} is damaged: choose another --out, or put the file back") from None
-        ours = {key: value for key, value in self.run.items() if key != "versions"}
+        ours = {key: value for key, value in _flat(self.run).items() if key != "versions"}
         for key in [*ours, *there]:
             if there.get(key) != ours.get(key):
                 differ = f"its {key} is {_short(there.get(key))}, not {_short(ours.get(key))}"
@@ -164,7 +164,12 @@ class Output:
         return self.folder / PARTS / f"{batch:06d}.{suffix}"
 
     def _has(self, batch: int, item: Item, row: Row | None) -> bool:
-        return row is not None and (row["flagged"] or (self.folder / item.file).is_file())
+        if row is None or row["flagged"]:
+            return row is not None
+        try:
+            return (self.folder / item.file).stat().st_size > 0  # a power failure may have left it empty
+        except OSError:
+            return False
 
     def _final(self, rows: Iterable[Row]) -> Iterable[Row]:
         return rows
@@ -178,8 +183,13 @@ class Output:
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Save uint8 [H, W, 1 or 3] as PNG, atomically."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, flush=False) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's keys and those of its engine's settings on one level."""
+    return {**{key: value for key, value in run.items() if key != "settings"}, **run["settings"]}
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

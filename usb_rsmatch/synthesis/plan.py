@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError
+
+RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,20 @@ class Plan:
         return range(part - 1, self.groups, parts)
 
 
-def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """A folder for each class: its name where file systems allow it, and never the same one twice.
+@functools.lru_cache(maxsize=8)
+def folder_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A folder for each class: its name as far as all file systems take it, and never the same one twice.
 
     Case is folded for the comparison, because some file systems do not tell "cat" from "Cat".
     """
-    if tuple(classes) in _FOLDERS:
-        return _FOLDERS[tuple(classes)]
     taken: set[str] = set()
     names = []
     for number, name in enumerate(classes):
-        plain = re.sub(r"[^\w .,+-]", "_", name).strip(" .") or f"class_{number}"
-        if plain.casefold() in taken or plain.startswith("__"):
-            plain = f"{plain.strip('_')}_{number}"
-        taken.add(plain.casefold())
-        names.append(plain)
-    _FOLDERS[tuple(classes)] = tuple(names)
+        folder = re.sub(r"[^\w .,+-]", "_", unicodedata.normalize("NFC", name))[:80].strip(" .")
+        if not folder or folder.startswith(("_", ".")) or folder.casefold() in RESERVED:
+            folder = f"class_{number}"
+        while folder.casefold() in taken:
+            folder = f"{folder}_{number}"
+        taken.add(folder.casefold())
+        names.append(folder)
     return tuple(names)
-
-
-_FOLDERS: dict[tuple[str, ...], tuple[str, ...]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def _sentences(network: Any, tokenizer: Any, text: str, name: str, count: int, s
             num_return_sequences=count,
         )
     found = [" ".join(sentence.split()) for sentence in tokenizer.batch_decode(written, skip_special_tokens=True)]
-    named = [s if name.casefold() in s.casefold() else f"{name}, {s}" if s else name for s in found]
+    holds = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)  # also the plural
+    named = [s if holds.search(s) else f"{name}, {s}" if s else name for s in found]
     return list(dict.fromkeys(named))
 
 
@@ -130,7 +132,7 @@ def _filled(template: str, words: Words) -> str:
     try:
         text = template.format(name=words.name, definition=words.definition or words.name)
         plain_text = template.format(name="", definition="")
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError):
         raise UserError(f"prompt {template!r}: may hold {FIELDS}; write other braces twice") from None
     if text == plain_text:
         raise UserError(f"prompt {template!r}: must hold {{name}} or {{definition}}, to tell classes apart")
