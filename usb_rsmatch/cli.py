@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
+from usb_rsmatch.synthesis.arguments import add_arguments
 from usb_rsmatch.use.commands import add_commands
 from usb_rsmatch.version import __version__
 
@@ -101,6 +102,8 @@ def _parser() -> _Parser:
     )
 
     add_commands(command)
+    add_arguments(command("synthesize", _synthesize, "make synthetic images by a small generator or a pipeline"))
+
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
 
@@ -203,6 +206,14 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
             print(f"{name:24s} {'-' if value is None else f'{value:.3f}'}")
         for line in audit.shortcut_warnings(cues):
             print(f"warning: {line}")
+    return 0
+
+
+def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from usb_rsmatch.synthesis.command import run
+
+    print(run(args))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from usb_rsmatch.data.index import FileIndex, FileList, file_index
-from usb_rsmatch.data.metadata import read_metadata
+from usb_rsmatch.data.metadata import Entry, read_metadata
 from usb_rsmatch.data.sources import FileSource, Opener, Source, SourceRequest, register_source
 from usb_rsmatch.errors import UserError
 
@@ -62,6 +62,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     """
     request.reject_options(argument, "split")
     root = folder(argument)
+    if (root / "images-00000.npz").is_file():
+        raise UserError(f"{root}: holds packed images; read them with the source npz:{argument}")
     split = str(request.options.get("split", layout.split))
     listed = read_metadata(root) if "{file}" in layout.patterns else None
     if listed is not None:
@@ -126,19 +128,20 @@ class Rows:
 
 
 def _by_metadata(
-    layout: Layout, split: str, root: Path, listed: Mapping[str, str | None], request: SourceRequest
+    layout: Layout, split: str, root: Path, listed: Mapping[str, Entry], request: SourceRequest
 ) -> Source:
     """The images that Hugging Face's metadata names, with its classes."""
     rows = [(place, match(layout, place)) for place in listed]
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts)]
     if not kept:
         raise UserError(f"{root}: its metadata names no synthetic image; mend or remove it")
-    told = [parts.get("generator", request.generator) for _, parts in kept]
+    names = [listed[place].label for place, _ in kept]
+    told = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(told)))
     return FileSource(
         origin=str(root),
         files=[root / place for place, _ in kept],
-        labels=request.classes.of_names([listed[place] for place, _ in kept], str(root), numeric=True),
+        labels=request.classes.of_names(names, str(root), numeric=True),
         generators=generators,
         generator=np.array([generators.index(name) for name in told], dtype=np.int16),
     )

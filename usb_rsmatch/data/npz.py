@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 import zlib
@@ -22,17 +23,47 @@ LARGE = 256 * 2**20  # bytes
 
 
 def open_npz(argument: str, request: SourceRequest) -> Source:
-    """The images of an npz file, ordered by content so that the order in the file does not matter."""
+    """The images of an npz file, ordered by content so that the order in the file does not matter.
+
+    A folder is one that `usb-rsmatch synthesize --format npz` filled: its files are read together, with classes and
+    the generator's name from its `synthesis.json`.
+    """
     request.reject_options(argument)
+    root = Path(argument).expanduser()
+    if argument and root.is_dir():
+        return _packed(root, request)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
     named = (request.generator,)
     if isinstance(images, StoredImages):
         order = large_order(images)
         return ArraySource(argument, images.take(order), numbers[order], named, numbers=order)
+    return _ordered(argument, images, numbers, named)
+
+
+def _ordered(argument: str, images: np.ndarray, numbers: np.ndarray, named: tuple[str, ...]) -> Source:
     digests = image_digests(images)
     order = content_order(digests)
     return ArraySource(argument, images[order], numbers[order], named, digests=digests[order], numbers=order)
+
+
+def _packed(root: Path, request: SourceRequest) -> Source:
+    """A folder of packed synthetic images, with their classes and their generator's name."""
+    files = sorted(root.glob("images-*.npz"))
+    try:
+        run = json.loads((root / "synthesis.json").read_text(encoding="utf-8"))
+        names, generator = run["label_names"], str(run["generator"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root}: has no usable synthesis.json ({error}); name one of its npz files instead") from None
+    if not files:
+        raise UserError(f"{root}: holds no images-*.npz yet; let `usb-rsmatch synthesize` finish")
+    parts = [read_npz(file) for file in files]
+    images = np.concatenate([images[np.arange(len(images))] for images, _ in parts])
+    labels = np.concatenate([np.empty(0, np.int64) if labels is None else labels for _, labels in parts])
+    if len(labels) != len(images) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+        raise UserError(f"{root}: labels do not belong to the classes of its synthesis.json; make the images again")
+    numbers = request.classes.of_names([names[label] for label in labels], str(root))
+    return _ordered(str(root), images, numbers, (generator,))
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:
