@@ -205,7 +205,8 @@ def _images(setting: Setting, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _listed(images: np.ndarray, name: str) -> ImageList:
-    return ImageList([f"{name} {number}" for number in range(len(images))], list(images))
+    items = [ArrayImage(images, row) for row in range(len(images))]
+    return ImageList([f"{name} {row}" for row in range(len(images))], items)
 
 
 def line(pool: Mapping[str, Any]) -> str:

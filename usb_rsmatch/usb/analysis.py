@@ -89,10 +89,11 @@ def scores(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
     shown = {"lowest": order[:most], "highest": order[::-1][:most]}
     queue = getattr(algorithm.hooks_dict.get("SyntheticDetectionHook"), "queue", None)
     if queue is not None and len(queue):
-        content["queue_class"] = queue.classes.cpu().numpy()
-        content["queue_generator"] = pool.generator[queue.indices.cpu().numpy()]
+        entries = queue.state_dict()
+        queued, content["queue_class"] = entries["indices"].numpy(), entries["classes"].numpy()
+        content["queue_generator"] = pool.generator[queued]
         places = spread_over_classes(content["queue_class"], QUEUED)
-        shown["queued"] = queue.indices.cpu().numpy()[places]
+        shown["queued"] = queued[places]
         content["queued_class"] = content["queue_class"][places]
     for name, index in shown.items():
         content[f"{name}_images"] = pictures(pool.images[index])

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from usb_rsmatch.data.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
-from usb_rsmatch.data.layouts import walk
+from usb_rsmatch.data.index import file_index
 from usb_rsmatch.data.npz import read_npz
 from usb_rsmatch.data.pipeline import Pipeline, through_jpeg
 from usb_rsmatch.data.sources import DECODE_THREADS
@@ -33,10 +34,23 @@ class Batch:
     failed: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ArrayImage:
+    """Image `row` of an array [N, H, W, C], which may be one that lies on disk."""
+
+    images: Any
+    row: int
+
+    def read(self) -> np.ndarray:
+        """uint8 [1, H, W, C]."""
+        pixels: np.ndarray = self.images[np.array([self.row])]
+        return pixels
+
+
 class ImageList:
     """Names of images, in order, and their pixels on demand; only `AHEAD` batches are in memory at a time."""
 
-    def __init__(self, names: Sequence[str], items: Sequence[Path | np.ndarray]) -> None:
+    def __init__(self, names: Sequence[str], items: Sequence[Path | ArrayImage]) -> None:
         self.names, self.items = list(names), list(items)
 
     def __len__(self) -> int:
@@ -49,8 +63,8 @@ class ImageList:
     def native_side(self) -> int:
         """The shorter side of the first image that can be read; UserError where none can."""
         for item in self.items:
-            if isinstance(item, np.ndarray):
-                return min(item.shape[:2])
+            if isinstance(item, ArrayImage):
+                return min(item.images.shape[1:3])
             try:
                 return min(read_image(item).size)
             except UserError:
@@ -62,15 +76,11 @@ class ImageList:
         rows = np.unique(np.linspace(0, len(self) - 1, min(sample, len(self))).astype(np.int64))
         for row in rows:
             item = self.items[row]
-            if isinstance(item, np.ndarray):
-                coloured = item.shape[-1] == 3 and bool((item != item[..., :1]).any())
-            else:
-                try:
-                    pixels = np.asarray(read_image(item))
-                except UserError:
-                    continue
-                coloured = pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
-            if coloured:
+            try:
+                pixels = item.read()[0] if isinstance(item, ArrayImage) else np.asarray(read_image(item))
+            except UserError:
+                continue
+            if pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any()):
                 return False
         return True
 
@@ -102,8 +112,8 @@ class ImageList:
         """One image as uint8 [size, size, C], or why it cannot be read: the path of a pool's sources."""
         item = self.items[row]
         try:
-            if isinstance(item, np.ndarray):
-                pixels = fit_array(item[None], pipeline.size, pipeline.channels)
+            if isinstance(item, ArrayImage):
+                pixels = fit_array(item.read(), pipeline.size, pipeline.channels)
             else:
                 pixels = fit(read_image(item, self.names[row]), pipeline.size, pipeline.channels)[None]
             return (pixels if pipeline.jpeg is None else through_jpeg(pixels, pipeline.jpeg))[0]
@@ -118,7 +128,7 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
     that does not exist, and where there is no image at all.
     """
     names: list[str] = []
-    items: list[Path | np.ndarray] = []
+    items: list[Path | ArrayImage] = []
     seen: set[str] = set()
     for place in places:
         for path in _expand(os.fspath(place)):
@@ -129,7 +139,7 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
             if path.lower().endswith(".npz"):
                 images, _ = read_npz(path)
                 names += [f"{path}#{number}" for number in range(len(images))]
-                items += list(images)
+                items += [ArrayImage(images, row) for row in range(len(images))]
             else:
                 names.append(path)
                 items.append(Path(path))
@@ -142,7 +152,8 @@ def _expand(place: str) -> list[str]:
     """The files that a place stands for: itself, a folder's images, or a glob's files and folders."""
     path = os.path.expanduser(place)
     if os.path.isdir(path):
-        return [os.path.join(path, *name.split("/")) for name in walk(Path(path))]
+        index = file_index(Path(path))
+        return [os.path.join(path, *index.place(i).split("/")) for i in range(len(index))]
     if os.path.exists(path):
         return [path]
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
