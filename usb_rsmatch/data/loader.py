@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
 from usb_rsmatch.data.batched import WEAK, BatchedEvaluation, BatchedImages, BatchedTraining, Steps
-from usb_rsmatch.data.keyed import Order, keyed_globals
+from usb_rsmatch.data.keyed import LABELED_VIEW, UNLABELED, Order, keyed_globals
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet
 from usb_rsmatch.data.sources import is_known_dataset
+from usb_rsmatch.errors import UserError
 
 
 def describes_pool(args: Any) -> bool:
@@ -36,6 +37,10 @@ class PilViews:
 
     def __init__(self, spec: DataSpec, size: int, crop_ratio: float) -> None:
         padding = int(size * (1 - crop_ratio))
+        if padding >= size:
+            raise UserError(
+                f"crop_ratio {crop_ratio:g} pads by {padding} px, too much for images of {size} px: raise it"
+            )
         crop = [transforms.RandomCrop(size, padding=padding, padding_mode="reflect")]
         flip = [transforms.RandomHorizontalFlip()] if spec.flip else []
         finish = [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
@@ -78,7 +83,7 @@ class HybridDataset(BasicDataset):
         if not isinstance(key, tuple):
             return self._item(int(key))
         position, index = key
-        with keyed_globals(self.seed, position, 0 if self.kind == "ulb" else 1):
+        with keyed_globals(self.seed, position, UNLABELED[0] if self.kind == "ulb" else LABELED_VIEW):
             return self._item(index)
 
     def _item(self, index: int) -> dict[str, Any]:
@@ -88,8 +93,8 @@ class HybridDataset(BasicDataset):
             item["generator"] = int(self.set.generator[index])
         return item
 
-    def weak_views(self, indices: np.ndarray, positions: np.ndarray, view: int) -> Tensor:
-        """Normalised weak views float32 [n, 3, H, W] of the images at `indices`, drawn by `positions`."""
+    def weak_views(self, indices: np.ndarray | Tensor, positions: np.ndarray, view: int) -> Tensor:
+        """Normalised weak views float32 [n, 3, H, W] of the images at `indices` int64 [n], drawn by `positions`."""
         if self.batched is not None:
             return self.batched.view(WEAK, self.batched.gather(indices), torch.from_numpy(positions), view)
         views = []

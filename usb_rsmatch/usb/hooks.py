@@ -33,6 +33,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def finite(model: torch.nn.Module) -> bool:
+    """Whether every weight is a number: one pass over them, waited for once."""
+    with torch.no_grad():
+        sums = torch._foreach_norm([parameter.detach() for parameter in model.parameters()], 1)
+        return bool(torch.stack([total.float() for total in sums]).isfinite().all())
+
+
 class TimerHook(Hook):
     """Seconds for data and for the step by the wall clock; the GPU is waited for only when a log line is due."""
 
@@ -84,6 +91,11 @@ class CheckpointHook(Hook):
             )
         if not (due or stop):
             return
+        if not finite(algorithm.model):  # the update of this very step can make them so, from a loss that was a number
+            raise RunFailed(
+                f"the weights are no numbers after step {algorithm.it + 1}; the checkpoint before it is kept: lower "
+                "lr, or set clip_grad"
+            )
         folder = os.path.join(algorithm.save_dir, algorithm.save_name)
         algorithm.save_model("latest_model.pth", folder)
         if due and algorithm.it == algorithm.best_it:

@@ -36,9 +36,10 @@ class CoreMixin:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes: `args.device`, else the GPU where there is one."""
+        """Where the run computes: `args.device`, else the GPU (the one that `args.gpu` numbers) where there is one."""
         name = getattr(self.args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(name)
+        number = getattr(self.args, "gpu", None)
+        return torch.device(name, number) if name == "cuda" and number is not None else torch.device(name)
 
     # data -------------------------------------------------------------------------------------------------------
 

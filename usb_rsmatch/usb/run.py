@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 import yaml
 
+from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
@@ -43,6 +45,8 @@ def train(
     Gives the contents of `result.json`. Errors: UserError before anything is written; RunFailed where training fails;
     Interrupted after a checkpoint where it was asked to stop or `max_minutes` are over.
     """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise UserError(f"--max-minutes takes a number of at least 0, not {max_minutes:g}")
     args, notes = config.resolve(source, overrides)
     for line in notes:
         note(f"note: {line}")
@@ -88,17 +92,6 @@ def train(
 # set-up -----------------------------------------------------------------------------------------------------------
 
 
-def choose_device(name: str | None) -> str:
-    """`auto` (or nothing) takes the GPU where there is one; UserError where `cuda` is asked for and absent."""
-    if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device takes auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but torch finds no CUDA device; take --device cpu")
-    return name
-
-
 def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
     """The result of a finished run, None for one to start or go on; UserError for a folder of another configuration."""
     path = folder / "config.yaml"
@@ -121,13 +114,33 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
     if not (folder / "config.yaml").exists():  # first of all: what makes this a run folder
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
-    if getattr(args, "pool", None) is not None and not (folder / "manifest.json").exists():
-        write_json(folder / "manifest.json", args.pool.manifest())
+    if getattr(args, "pool", None) is not None:
+        keep_manifest(folder / "manifest.json", args.pool.manifest())
     if args.use_tensorboard:
         algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
+
+
+def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the pool's manifest, or compare it with the one that the run began with.
+
+    Errors: UserError where images, labels or their order differ: the checkpoint's indices would mean other images.
+    """
+    if not path.exists():
+        write_json(path, manifest)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: move the run folder away and start anew") from None
+    for name in sorted(before.keys() | manifest["parts"].keys()):
+        if before.get(name) != manifest["parts"].get(name):
+            raise UserError(
+                f"{path.parent}: the {name} images are not those that the run began with: bring them back, or choose "
+                "another save_name"
+            )
 
 
 def build(args: Namespace) -> Any:
@@ -145,31 +158,61 @@ def build(args: Namespace) -> Any:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [logging.NullHandler()]
-    try:
-        net_builder = semilearn.get_net_builder(args.net, args.net_from_name)
-    except AttributeError:
-        names = [name for name in dir(semilearn.nets) if "_" in name and name[0].islower()]
-        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}") from None
+    net_builder = find_net(args)
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
     kind = lay_over(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
         algorithm = kind(args, net_builder, logger=logger)
-    except (UserError, OSError):
+        algorithm.config, algorithm.logger = asked, logger
+        for model in (algorithm.model, algorithm.ema_model):
+            model.to(args.device)
+            model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
+        try_network(algorithm)
+    except UserError:
         raise
     except Exception as error:  # USB's constructors say by any exception what does not go together
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
-    algorithm.config, algorithm.logger = asked, logger
-    for model in (algorithm.model, algorithm.ema_model):
-        model.to(args.device)
-        model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
     return algorithm
+
+
+def find_net(args: Namespace) -> Any:
+    """The builder of `args.net`; UserError for a name that has none, and for weights that are nowhere."""
+    try:
+        builder = semilearn.get_net_builder(args.net, args.net_from_name)
+    except AttributeError:
+        builder = None
+    if not callable(builder):  # None for a name that torchvision does not know
+        kinds = torchvision.models if args.net_from_name else semilearn.nets
+        names = [name for name, kind in vars(kinds).items() if callable(kind) and name.islower()]
+        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}")
+    if args.use_pretrain and getattr(args, "pool", None) is not None:
+        path = args.pretrain_path
+        if "://" not in path and not Path(path).is_file():
+            raise UserError(f"use_pretrain: pretrain_path {path!r} is neither a file nor an address of weights")
+    return builder
+
+
+@torch.no_grad()
+def try_network(algorithm: Any) -> None:
+    """One image through the network, before anything is written: whatever it raises tells that the two do not fit."""
+    args = algorithm.args
+    if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
+        return
+    model = algorithm.ema_model
+    was_training = model.training
+    output = model.eval()(torch.zeros(1, 3, args.img_size, args.img_size, device=args.device))
+    model.train(was_training)
+    shape = tuple(output["logits"].shape)
+    if shape != (1, args.num_classes):
+        raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
 
 
 def complete(args: Namespace) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.loader import describes_pool
     from usb_rsmatch.data.pool import build_pool
+    from usb_rsmatch.data.real import dataset_names
 
     if describes_pool(args):
         args.pool = build_pool(args)
@@ -179,7 +222,9 @@ def complete(args: Namespace) -> None:
         args.num_classes = classes
         args.img_size = args.pool.unlabeled.images.shape[1]
     if args.num_classes is None:
-        raise UserError(f"dataset {args.dataset!r} needs num_classes")
+        near = config.nearest(args.dataset, dataset_names())
+        raise UserError(f"unknown dataset {args.dataset!r}{near} (one that USB alone reads needs num_classes)")
+    args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
     args.gpu = 0 if args.device == "cuda" else None
     args.rank, args.world_size, args.distributed, args.multiprocessing_distributed = 0, 1, False, False
     args.resume, args.load_path = False, None
