@@ -59,7 +59,7 @@ def register_dataset(name: str, opener: RealOpener) -> None:
 
 def dataset_names() -> tuple[str, ...]:
     """Every name that `dataset:` takes."""
-    from usb_rsmatch.data import torchvision_sets, usb_sets  # noqa: F401  they register theirs above
+    from usb_rsmatch.data import mnist5k, torchvision_sets, usb_sets  # noqa: F401  they register theirs above
 
     return tuple(sorted(_DATASETS))
 

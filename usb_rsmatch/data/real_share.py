@@ -35,13 +35,13 @@ class RealShare:
     held_out: np.ndarray
 
     def training_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """All training images with a class but validation's, uint8 [N, H, W, C] at native size, and labels.
+        """All training images with a class but validation's, uint8 [N, H, W, C] at the pool's size, and labels.
 
         They are what a generator learns from; what it makes of them takes the pool's own pipeline afterwards.
         """
-        train, spec = self.data.train, self.data.spec
+        train = self.data.train
         rows = np.setdiff1d(np.flatnonzero(train.labels >= 0), self.held_out)
-        return train.load(rows, spec.img_size, spec.channels), train.labels[rows]
+        return train.load(rows, self.pipeline.size, self.pipeline.channels), train.labels[rows]
 
 
 def read_real(config: PoolConfig, pack: bool = False) -> RealShare:

@@ -273,7 +273,8 @@ def open_source(text: str, request: SourceRequest) -> Source:
 
     Raises UserError for an unknown prefix, and whatever the source finds wrong.
     """
-    from usb_rsmatch.data import flow_source, hf, layouts, npz  # noqa: F401  these register theirs with the function above
+    # Each registers its own with the function above.
+    from usb_rsmatch.data import decoder_source, flow_source, hf, layouts, npz  # noqa: F401
 
     prefix, _, argument = text.partition(":")
     own = layouts.openers(request.layouts)
