@@ -107,8 +107,8 @@ def _like(of_channel: Tensor, x: Tensor) -> Tensor:
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that normalises the images of `group` apart while training, and keeps no statistics of them.
 
-    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm, AdvProp, Xie et al. 2020
-    (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
+    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm of AdvProp, Xie et al.
+    2020 (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
     """
 
     group: Group
