@@ -1,4 +1,4 @@
-"""The VAE and the GAN learn the images of each class, are kept, repeat themselves, and refuse what they cannot learn."""
+"""The VAE and the GAN learn the images of each class, are kept, repeat themselves, refuse what they cannot learn."""
 
 from __future__ import annotations
 
