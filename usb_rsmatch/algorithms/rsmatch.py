@@ -7,7 +7,7 @@
     L_det = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
     L     = L_sup + lambda_u L_ulb + lambda_s L_syn + lambda_d L_det
 
-f has BatchNorm statistics of their own for the images with s = 1 (`split_norm`). `rs_synthetic_to` says what they teach:
+f normalises the images with s = 1 by statistics of their own (`split_norm`). `rs_synthetic_to` says what they teach:
 `both` heads (t = 1), the `main` one alone (t = 1, no L_syn), the `dummy` one alone (t = 1 - s), or none (`drop`).
 
 Detector, class-wise queue and dummy head are the paper's (arXiv 2405.16930, as summarised by others); these equations
