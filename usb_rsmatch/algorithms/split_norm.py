@@ -118,12 +118,13 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         first, apart = self.group.first, self.group.apart
         if not self.training or (first is None and apart is None):
             return super().forward(input)
-        if apart is None:
+        if first is not None:
             real, synthetic = input.tensor_split([first])
             parts = [super().forward(real)] if len(real) else []
             if len(synthetic):
                 parts.append(F.batch_norm(synthetic, None, None, self.weight, self.bias, training=True, eps=self.eps))
             return torch.cat(parts)
+        assert apart is not None
         out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
@@ -141,4 +142,4 @@ def split_norms(network: nn.Module, group: Group) -> None:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
             module.__class__ = SplitBatchNorm2d
-            module.group = group  # type: ignore[assignment]
+            module.group = group
