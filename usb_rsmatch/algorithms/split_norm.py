@@ -74,7 +74,7 @@ class NormaliseApart(torch.autograd.Function):
         return out, mean, var, images
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, apart, mean, var, counted = ctx.saved_tensors
         grad, groups = grads[0], _groups(apart, mean.dtype)
         values = counted * x[0, 0].numel()  # of a channel, in each group
@@ -142,4 +142,4 @@ def split_norms(network: nn.Module, group: Group) -> None:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
             module.__class__ = SplitBatchNorm2d
-            module.group = group
+            module.group = group  # type: ignore[assignment]
