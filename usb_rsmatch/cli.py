@@ -10,6 +10,7 @@ from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.synthesis.arguments import add_arguments
+from usb_rsmatch.use.commands import add_commands
 from usb_rsmatch.version import __version__
 
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"usb-rsmatch: {error}", file=sys.stderr)
+        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"usb-rsmatch: {named}", file=sys.stderr)
         return 2
 
 
@@ -72,8 +74,14 @@ def _parser() -> _Parser:
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="as jobs, by the package submitit")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit, such as slurm_partition=gpu"
+    )
     sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
-    sub.add_argument("--dry-run", action="store_true", help="print the runs and start none")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
+    )
     sub.epilog = "any key of the base configuration may be given as --KEY VALUE, for all runs"
 
     sub = command("report", _report, "tables and plots from the results of runs")
@@ -89,7 +97,11 @@ def _parser() -> _Parser:
         "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet beside"
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
+    sub.add_argument(
+        "--pack", action="store_true", help="decode image files once into arrays in the cache, which runs then read"
+    )
 
+    add_commands(command)
     add_arguments(command("synthesize", _synthesize, "make synthetic images by a small generator or a pipeline"))
 
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
@@ -142,46 +154,17 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     _quiet()
-    from dataclasses import replace
-    from pathlib import Path
+    from usb_rsmatch.bench.compare import compare
 
-    from usb_rsmatch.bench import formats
-    from usb_rsmatch.bench.grid import plan, read_grid, shard
-    from usb_rsmatch.bench.report import report
-    from usb_rsmatch.bench.runner import Runner, dry_run, finished, prepare
-    from usb_rsmatch.usb import config
-    from usb_rsmatch.usb.shipped import find_config
-
-    def fingerprint(mapping: Any) -> str:
-        return config.config_hash(config.resolve(mapping)[0])
-
-    def load_base(name: str) -> dict[str, Any]:
-        return config.read_yaml(find_config(name))
-
-    config.import_semilearn()
-    known = {**config.all_keys(), **dict.fromkeys(config.DEAD)}
-    grid = read_grid(find_config(args.c), known, load_base)
-    for key in overrides.keys() & grid.axes.keys():
-        raise UserError(f"--{key} is an axis of {args.c}: change it there")
-    if "save_name" in overrides:
-        raise UserError(f"--save_name: the grid names each run's folder; it is `name` in {args.c}")
-    grid = replace(grid, save_dir=Path(str(overrides.pop("save_dir", grid.save_dir))))
-    grid.base.update(overrides)
-    runs = plan(grid)
-    hashes = (
-        prepare(grid, runs, fingerprint) if not args.dry_run else {run.name: fingerprint(run.config) for run in runs}
+    return compare(
+        args.c,
+        overrides,
+        jobs=args.jobs,
+        part=args.shard,
+        only_show=args.dry_run,
+        submit=args.submit,
+        options=args.option,
     )
-    mine = shard(runs, args.shard) if args.shard else runs
-    if args.dry_run:
-        dry_run(mine, hashes, sys.stdout)
-        return 0
-    code = Runner(mine, hashes, jobs=args.jobs).train()
-    if code == 130 or len(mine) < len(runs) or not any(finished(run, hashes[run.name]) for run in runs):
-        return code
-    written = report(grid.folder, baseline=grid.baseline)
-    print(formats.plain(written.table))
-    print(f"report: {written.folder / 'index.html'}")
-    return code
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -203,15 +186,17 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.io import write_json
     from usb_rsmatch.usb import config
 
+    out = Path(args.out) if args.out else None
+    if out is not None and out.suffix == ".png":
+        raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
+    for path in (out, out.with_suffix(".png")) if out is not None else ():
+        if path.exists():
+            raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
     config.import_semilearn()
     resolved, _ = config.resolve(args.c, overrides)
-    pool = build_pool(resolved)
+    pool = build_pool(resolved, pack=args.pack)
     print(audit.pool_table(pool))
-    if args.out:
-        out = Path(args.out)
-        for path in (out, out.with_suffix(".png")):
-            if path.exists():
-                raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
+    if out is not None:
         write_json(out, pool.manifest())
         audit.contact_sheet(pool, out.with_suffix(".png"))
         print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")

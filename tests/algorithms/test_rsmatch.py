@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from semilearn.core.utils import ALGORITHMS
 
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.run import build
 
+SHARED = {"rs_norm": "shared"}  # one BatchNorm for all images, as in the base rule
 BASES = ["fixmatch", "flexmatch", "freematch", "softmatch", "uda", "adamatch"]
 
 
@@ -42,16 +45,20 @@ def test_without_a_detector_the_losses_are_those_of_the_base_rule(base: str, tin
 def test_main_with_known_provenance_is_the_base_rule(base: str, tiny: dict[str, Any]) -> None:
     """`main` sends everything to the main head, and an oracle trains no detector: nothing is left to differ."""
     plain = losses(algorithm(tiny, algorithm=base))
-    assert (
-        losses(algorithm(tiny, algorithm="rsmatch", rs_base=base, rs_detector="oracle", rs_synthetic_to="main"))
-        == plain
-    )
+    main = {"rs_detector": "oracle", "rs_synthetic_to": "main", **SHARED}
+    assert losses(algorithm(tiny, algorithm="rsmatch", rs_base=base, **main)) == plain
+
+
+def test_until_identification_acts_it_is_the_base_rule(tiny: dict[str, Any]) -> None:
+    """With heads, norms and an oracle at their defaults, all of training being warm-up."""
+    plain = losses(algorithm(tiny, algorithm="fixmatch"))
+    assert losses(algorithm(tiny, algorithm="rsmatch", rs_detector="oracle", rs_warmup=1.0)) == plain
 
 
 def test_main_with_a_mining_detector_leaves_the_base_rules_weights(tiny: dict[str, Any]) -> None:
     """A residual detector shares no weight with the classifier: its loss changes none of the classifier's updates."""
     plain = algorithm(tiny, algorithm="fixmatch")
-    layered = algorithm(tiny, algorithm="rsmatch", rs_synthetic_to="main")
+    layered = algorithm(tiny, algorithm="rsmatch", rs_synthetic_to="main", **SHARED)
     losses(plain)
     losses(layered)
     backbone = layered.model.backbone.state_dict()
@@ -70,33 +77,48 @@ def one_step(alg: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     return out_dict, log_dict, {**lb, **ulb}
 
 
-def test_step_equals_the_equations(tiny: dict[str, Any]) -> None:
-    alg = algorithm(tiny, algorithm="rsmatch", rs_detector="oracle", rs_lambda_syn=0.7, ulb_loss_ratio=0.9)
-    reference = algorithm(tiny, algorithm="rsmatch", rs_detector="oracle")
+@pytest.mark.parametrize("norm", ["split", "shared"])
+@pytest.mark.parametrize("to", ["dummy", "main", "both", "drop"])
+def test_step_equals_the_equations(to: str, norm: str, tiny: dict[str, Any]) -> None:
+    changes = {"rs_detector": "oracle", "rs_synthetic_to": to, "rs_norm": norm}
+    alg = algorithm(tiny, algorithm="rsmatch", rs_lambda_syn=0.7, ulb_loss_ratio=0.9, **changes)
+    reference = algorithm(tiny, algorithm="rsmatch", **changes)
     reference.model.load_state_dict(alg.model.state_dict())
     out_dict, log_dict, batch = one_step(alg)
 
     s = batch["is_synthetic"].float()
     assert 0 < s.sum() < len(s)
     network = reference.model.train()
-    inputs = torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]])
-    output, n, u = network(inputs), len(batch["x_lb"]), len(s)
-    logits_lb, logits_w, logits_s = output["logits"].split([n, u, u])
+    inputs, n, u = torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]), len(batch["x_lb"]), len(s)
+    if norm == "split":  # real and synthetic images as two batches
+        apart = torch.cat([torch.zeros(n), s, s]).bool()
+        logits, feat = torch.empty(len(inputs), 10), torch.empty(len(inputs), network.num_features)
+        for part in (~apart, apart):
+            output = network(inputs[part])
+            logits[part], feat[part] = output["logits"], output["feat"]
+    else:
+        output = network(inputs)
+        logits, feat = output["logits"], output["feat"]
+    logits_lb, logits_w, logits_s = logits.split([n, u, u])
     confidence, q = logits_w.softmax(1).max(1)
     m = (confidence >= 0.11).float()
+    to_main = m if to in ("main", "both") else m * (1 - s)
     l_sup = F.cross_entropy(logits_lb, batch["y_lb"])
-    l_real = (m * (1 - s) * F.cross_entropy(logits_s, q, reduction="none")).mean()
-    dummy = network.dummy_head(output["feat"][n + u :])
-    l_syn = (m * s * F.cross_entropy(dummy, q, reduction="none")).mean()
+    l_real = (to_main * F.cross_entropy(logits_s, q, reduction="none")).mean()
+    l_syn = (m * s * F.cross_entropy(network.dummy_head(feat[n + u :]), q, reduction="none")).mean()
     assert l_real > 0 and l_syn > 0
-    torch.testing.assert_close(out_dict["loss"], l_sup + 0.9 * l_real + 0.7 * l_syn)
-    torch.testing.assert_close(torch.as_tensor(log_dict["train/syn_loss"]), l_syn.detach())
+    with_dummy = to in ("dummy", "both")
+    torch.testing.assert_close(out_dict["loss"], l_sup + 0.9 * l_real + 0.7 * with_dummy * l_syn)
+    assert ("train/syn_loss" in log_dict) == with_dummy
+    if with_dummy:
+        torch.testing.assert_close(torch.as_tensor(log_dict["train/syn_loss"]), l_syn.detach())
 
 
 @pytest.mark.parametrize("base", ["fixmatch", "freematch"])
 def test_main_head_gets_no_gradient_from_images_identified_as_synthetic(base: str, tiny: dict[str, Any]) -> None:
     """With every image identified, the main head learns from the labelled images alone."""
-    alg = algorithm(tiny, algorithm="rsmatch", rs_base=base, rs_detector="oracle", num_labels=20)
+    dummy = {"rs_detector": "oracle", "rs_synthetic_to": "dummy", **SHARED}
+    alg = algorithm(tiny, algorithm="rsmatch", rs_base=base, num_labels=20, **dummy)
     alg.hooks_dict["SyntheticDetectionHook"]._known.fill_(1.0)
     out_dict, _, batch = one_step(alg)
     gradient = torch.autograd.grad(out_dict["loss"], alg.model.backbone.classifier.weight, retain_graph=True)[0]
@@ -133,6 +155,42 @@ def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, t
     gradients = torch.autograd.grad(out_dict["loss"], detector, retain_graph=True)
     assert any(g.abs().sum() > 0 for g in gradients)
     assert float(log_dict["train/det_loss"]) > 0
+
+
+@pytest.mark.parametrize("name", ["mixmatch", "meanteacher", "simmatch", "comatch", "crmatch", "openmatch", "rsmatch"])
+def test_what_is_no_base_rule_is_refused(name: str, tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"rs_base: .*{name}") as caught:
+        algorithm(tiny, algorithm="rsmatch", rs_base=name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_base_rule_may_reach_the_mask_through_its_parents_step(tiny: dict[str, Any]) -> None:
+    class Quieter(ALGORITHMS["freematch"]):
+        def train_step(self, x_lb: Any, y_lb: Any, x_ulb_w: Any, x_ulb_s: Any) -> Any:
+            out_dict, log_dict = super().train_step(x_lb, y_lb, x_ulb_w, x_ulb_s)
+            return {**out_dict, "loss": 0.5 * out_dict["loss"]}, log_dict
+
+    ALGORITHMS.register("quieter")(Quieter)
+    try:
+        plain = losses(algorithm(tiny, algorithm="quieter"))
+        assert losses(algorithm(tiny, algorithm="rsmatch", rs_base="quieter", rs_detector="none")) == plain
+    finally:
+        del ALGORITHMS._dict["quieter"]
+
+
+def test_a_base_rule_that_asks_for_no_mask_is_told_at_its_first_step(tiny: dict[str, Any]) -> None:
+    class Unmasked(ALGORITHMS["fixmatch"]):
+        def train_step(self, x_lb: Any, y_lb: Any, x_ulb_w: Any, x_ulb_s: Any) -> Any:
+            feat = {"x_ulb_s": self.model(x_ulb_s)["feat"]}
+            loss = self.ce_loss(self.model(x_lb)["logits"], y_lb, reduction="mean")
+            return self.process_out_dict(loss=loss, feat=feat), {}
+
+    ALGORITHMS.register("unmasked")(Unmasked)
+    try:
+        with pytest.raises(UserError, match="rs_base: unmasked has no masked"):
+            one_step(algorithm(tiny, algorithm="rsmatch", rs_base="unmasked", rs_detector="none"))
+    finally:
+        del ALGORITHMS._dict["unmasked"]
 
 
 @pytest.mark.parametrize("net", ["wrn_28_2", "resnet50", "vit_tiny_patch2_32", "small_wrn_10_2"])

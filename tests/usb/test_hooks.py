@@ -163,6 +163,32 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
     assert train(tiny, note=silent)["iterations"] == 12
 
 
+@pytest.mark.parametrize("at", [6, 12])
+def test_an_update_that_ruins_the_weights_is_not_saved(
+    at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step of an evaluation is a number, and its gradient is none."""
+    build = run.build
+
+    def poisoned(*args: Any) -> Any:
+        algorithm = build(*args)
+
+        def ruin(*_: Any) -> None:
+            if algorithm.it + 1 == at:
+                algorithm.model.conv1.weight.grad.fill_(float("inf"))
+
+        algorithm.optimizer.register_step_pre_hook(ruin)
+        return algorithm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build", poisoned)
+        with pytest.raises(RunFailed, match=f"the weights are no numbers after step {at}; .*lower lr"):
+            train(tiny, note=silent)
+    content, note = checkpoint.read_latest(Path(tiny["save_dir"]) / "run")
+    assert note is None and (content is None if at == 6 else content is not None and content["it"] == 6)
+    assert train(tiny, note=silent)["iterations"] == 12
+
+
 def test_a_run_that_fails_before_its_first_step_tells_why(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,35 +12,24 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
+from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
 from usb_rsmatch.data.keyed import keyed_globals
 
-# Numbers of draws, clear of those that the loaders (0-9) and the synthetic queue (16, 17) use.
-SECOND_VIEW, QUEUE_VIEW = 24, 25
 
-
-class OpenSetNet(nn.Module):
-    """A backbone with further heads, which join optimiser, EMA and checkpoint.
+class OpenSetNet(BackboneWithHeads):
+    """A backbone with further heads.
 
     `heads` maps the backbone's output (`logits` [B, K], `feat` [B, F]) to further outputs by name.
     """
 
     def __init__(self, backbone: nn.Module, heads: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.num_features: int = backbone.num_features  # type: ignore[assignment]
+        super().__init__(backbone)
         self.heads = heads
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
         """The backbone's output with the heads' beside it; `only_fc` and `only_feat` are the backbone's alone."""
         output = self.backbone(x, **kwargs)
         return output if kwargs else {**output, **self.heads(output)}
-
-    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Any:
-        return self.backbone.group_matcher(coarse, prefix=f"{prefix}backbone.")  # type: ignore[operator]
-
-    def no_weight_decay(self) -> list[str]:
-        names: Any = getattr(self.backbone, "no_weight_decay", list)
-        return [f"backbone.{name}" for name in names()]
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -52,7 +41,7 @@ def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
     return layer
 
 
-class OpenSetAlgorithm(AlgorithmBase):
+class OpenSetAlgorithm(HeadsOnBackbone):
     """An algorithm with `Heads` on the backbone, whose `outlier_score` is measured as a detector.
 
     `Heads(num_features, num_classes)` makes the module that `OpenSetNet` holds.
@@ -60,17 +49,8 @@ class OpenSetAlgorithm(AlgorithmBase):
 
     Heads: type[nn.Module]
 
-    def _wrap(self, backbone: Any) -> OpenSetNet:
-        with torch.random.fork_rng(devices=[]):  # what is drawn later does not depend on the heads
-            return OpenSetNet(backbone, self.Heads(backbone.num_features, self.num_classes))
-
-    def set_model(self) -> OpenSetNet:
-        return self._wrap(super().set_model())
-
-    def set_ema_model(self) -> OpenSetNet:
-        ema_model = self._wrap(self.net_builder(num_classes=self.num_classes))
-        ema_model.load_state_dict(self.model.state_dict())
-        return ema_model
+    def wrap(self, backbone: Any) -> OpenSetNet:
+        return OpenSetNet(backbone, self.Heads(backbone.num_features, self.num_classes))
 
     def set_hooks(self) -> None:
         from usb_rsmatch.detection.outlier import OutlierHook  # imports semilearn's Hook, which may be loading us
@@ -88,12 +68,12 @@ class OpenSetAlgorithm(AlgorithmBase):
 
     def weak_views(self, indices: Tensor, view: int, like: Tensor) -> Tensor:
         """Further weak views [n, 3, H, W] of images of the pool, drawn by the step's position, placed as `like`."""
-        dataset, index = self.dataset_dict["train_ulb"], indices.cpu().numpy()
-        positions = np.arange(self.it * len(index), (self.it + 1) * len(index))
+        dataset, count = self.dataset_dict["train_ulb"], len(indices)
+        positions = np.arange(self.it * count, (self.it + 1) * count)
         if hasattr(dataset, "weak_views"):
-            return dataset.weak_views(index, positions, view).to(like.device)
+            return dataset.weak_views(indices, positions, view).to(like.device, non_blocking=True)
         views = []
-        for i, position in zip(index.tolist(), positions.tolist(), strict=True):  # one of USB's own data sets
+        for i, position in zip(indices.tolist(), positions.tolist(), strict=True):  # one of USB's own data sets
             with keyed_globals(self.args.seed, position, view):
                 views.append(dataset.transform(dataset.__sample__(i)[0]))
         return torch.stack(views).to(like.device)

@@ -1,11 +1,14 @@
-"""RSMatch over any base rule: what is identified as synthetic teaches a dummy head, the rest the main head.
+"""RSMatch over any base rule: images identified as synthetic are normalised apart and teach a dummy head too.
 
-    p      = softmax(h(f(x_w)))            q = argmax p, kept where the base rule's mask m says so
-    s      = [sigma(d(x_w)) > threshold]   identified as synthetic (never the ground truth)
-    L_real = mean(m (1 - s) CE(h(f(x_s)), q))        the base rule's own loss, with its mask times (1 - s)
-    L_syn  = mean(m s       CE(g(f(x_s)), q))
-    L_det  = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
-    L      = L_sup + lambda_u L_real + lambda_s L_syn + lambda_d L_det
+    p     = softmax(h(f(x_w)))            q = argmax p, kept where the base rule's mask m says so
+    s     = [sigma(d(x_w)) > threshold]   identified as synthetic (never the ground truth)
+    L_ulb = mean(m t CE(h(f(x_s)), q))    the base rule's own loss, with its mask times t
+    L_syn = mean(m s CE(g(f(x_s)), q))
+    L_det = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
+    L     = L_sup + lambda_u L_ulb + lambda_s L_syn + lambda_d L_det
+
+f normalises the images with s = 1 by statistics of their own (`split_norm`). `rs_synthetic_to` says what they teach:
+`both` heads (t = 1), the `main` one alone (t = 1, no L_syn), the `dummy` one alone (t = 1 - s), or none (`drop`).
 
 Detector, class-wise queue and dummy head are the paper's (arXiv 2405.16930, as summarised by others); these equations
 are ours. The base rule's running statistics (FlexMatch's counts, FreeMatch's thresholds, SoftMatch's Gaussian) see
@@ -14,16 +17,16 @@ every image, synthetic or not, as without RSMatch: our choice.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
-import torch
 from semilearn.algorithms.utils import SSL_Argument, str2bool
 from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.networks import RSNet
+from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import build_detector, reads_features
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.config import KEYS
@@ -38,10 +41,14 @@ def base_rule(name: str) -> type[AlgorithmBase]:
         raise UserError(f"rs_base: unknown algorithm {name!r}")
     core: type[AlgorithmBase] = ALGORITHMS[name]
     keys = set(inspect.signature(core.train_step).parameters) - {"self"}
-    step = inspect.getsource(core.train_step)
-    if not keys <= BATCH_KEYS or "x_ulb_s" not in keys or '"masking"' not in step.replace("'", '"'):
-        raise UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
+    if not keys <= BATCH_KEYS or "x_ulb_s" not in keys:
+        raise unfit(name)
     return core
+
+
+def unfit(name: str) -> UserError:
+    """Why an algorithm cannot be a base rule: there is no mask to split, or no loss with targets."""
+    return UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
 
 
 class KeepTargets(nn.Module):
@@ -57,7 +64,7 @@ class KeepTargets(nn.Module):
         return self.loss(logits, targets, name, mask=mask)
 
 
-class RSMatch(AlgorithmBase):
+class RSMatch(HeadsOnBackbone):
     """RSMatch (arXiv 2405.16930) as a layer over the base rule that `rs_base` names.
 
     USB composes an imbalanced algorithm as a class over a core one; so does this: making an instance makes the class
@@ -84,27 +91,16 @@ class RSMatch(AlgorithmBase):
 
     # network and hooks ------------------------------------------------------------------------------------------
 
-    def _wrap(self, backbone: Any) -> RSNet:
+    def wrap(self, backbone: Any) -> RSNet:
         needs_detector = self.args.rs_detector in ("csqueue", "pu")
         detector = build_detector(self.args.rs_detector_input, backbone.num_features) if needs_detector else None
-        return RSNet(backbone, self.num_classes, detector)
+        return RSNet(backbone, self.num_classes, detector, split=self.args.rs_norm == "split")
 
-    def set_model(self) -> RSNet:
-        with torch.random.fork_rng(devices=[]):  # the backbone starts from the weights that the base rule would
-            backbone = super().set_model()
-            state = torch.random.get_rng_state()
-            model = self._wrap(backbone)
-        torch.random.set_rng_state(state)
-        return model
-
-    def set_ema_model(self) -> RSNet:
-        with torch.random.fork_rng(devices=[]):
-            backbone = self.net_builder(num_classes=self.num_classes)
-            state = torch.random.get_rng_state()
-            ema_model = self._wrap(backbone)
-        torch.random.set_rng_state(state)
-        ema_model.load_state_dict(self.model.state_dict())
-        return ema_model
+    def set_ema_model(self) -> Any:
+        try:
+            return super().set_ema_model()
+        except RuntimeError:  # the weights are of a network of another form
+            raise UserError(f"rs_base: {self.args.rs_base} makes a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
         from usb_rsmatch.detection.hook import (
@@ -112,6 +108,8 @@ class RSMatch(AlgorithmBase):
         )
 
         super().set_hooks()
+        if "MaskingHook" not in self.hooks_dict:
+            raise unfit(self.args.rs_base)
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
 
@@ -131,6 +129,12 @@ class RSMatch(AlgorithmBase):
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
 
+    def _normalised_apart(self, *views: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Until identification acts, the step is the base rule's own to the bit."""
+        if self.args.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
+            return self.network.synthetic_apart(*views, self.synthetic)
+        return contextlib.nullcontext()
+
     # the step ---------------------------------------------------------------------------------------------------
 
     def train_step(
@@ -146,10 +150,14 @@ class RSMatch(AlgorithmBase):
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
-        out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
+        self.mask = self.consistency_loss.targets = None  # the base rule's step sets both
+        with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
+            out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
+        if self.mask is None or self.consistency_loss.targets is None:
+            raise unfit(self.args.rs_base)
 
         feat, mask, pseudo_label = out_dict["feat"], self.mask, self.consistency_loss.targets
-        if self.synthetic_to == "dummy":
+        if self.synthetic_to in ("dummy", "both"):
             logits_dummy = self.network.dummy_head(feat["x_ulb_s"])
             syn_loss = self.consistency_loss.loss(logits_dummy, pseudo_label, "ce", mask=mask * self.synthetic)
             out_dict["loss"] = out_dict["loss"] + self.lambda_syn * syn_loss
@@ -165,11 +173,11 @@ class RSMatch(AlgorithmBase):
         return out_dict, log_dict
 
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The base rule asks its MaskingHook for m by name; it gets m (1 - s), and m is kept for the dummy head."""
+        """The base rule asks its MaskingHook for m by name; it gets m t, and m is kept for the dummy head."""
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
-            return result if self.synthetic_to == "main" else result * (1.0 - self.synthetic.to(result.dtype))
+            return result if self.synthetic_to in ("main", "both") else result * (1.0 - self.synthetic.to(result.dtype))
         return result
 
     @staticmethod

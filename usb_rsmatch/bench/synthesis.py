@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from usb_rsmatch.data.real import open_real
+from usb_rsmatch.device import has_bfloat16
 from usb_rsmatch.io import write_json
 from usb_rsmatch.synthesis.flow_engine import FlowEngine
 from usb_rsmatch.synthesis.plan import Plan
 from usb_rsmatch.synthesis.quality import measure
 from usb_rsmatch.synthesis.real_part import part_images
 from usb_rsmatch.synthesis.sampler import BATCH
-from usb_rsmatch.synthesis.settings import FlowSettings, has_fast_bf16
+from usb_rsmatch.synthesis.settings import FlowSettings
 
 # Name -> (what it is, goal, whether the goal is a least value).
 GOALS: Mapping[str, tuple[str, float | None, bool]] = {
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result |= {
         "goals": {key: goal for key, (_, goal, _) in GOALS.items() if goal is not None},
         "load": {"before": load, "after": [round(value, 2) for value in os.getloadavg()] if load else None},
-        "bfloat16": has_fast_bf16(torch.device("cpu")),
+        "bfloat16": has_bfloat16(torch.device("cpu")),
         "threads": args.threads,
         "processor": processor(),
         "versions": versions(),

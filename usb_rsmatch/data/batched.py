@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data import augment
-from usb_rsmatch.data.keyed import Order, uniforms
+from usb_rsmatch.data.keyed import LABELED_VIEW, QUARTER_TURN, UNLABELED, Order, uniforms
 from usb_rsmatch.data.records import DataSpec, ImageSet
 
 Steps = Callable[[], range]
@@ -29,8 +29,6 @@ UNLABELED_VIEWS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
     "comatch": {"x_ulb_w": WEAK, "x_ulb_s_0": STRONG, "x_ulb_s_1": STRONG},
     "remixmatch": {"x_ulb_w": WEAK, "x_ulb_s_0": STRONG, "x_ulb_s_1": STRONG},
 }
-# Draws of views are numbered: the unlabelled ones from 0, then what else is drawn for a position.
-LABELED_VIEW, ROTATION_DRAW = 8, 9
 
 
 class BatchedImages:
@@ -42,10 +40,10 @@ class BatchedImages:
         self.view_spec = augment.ViewSpec(padding=int(size * (1 - crop_ratio)), flip=spec.flip)
         self.labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
         self.is_synthetic = torch.from_numpy(np.asarray(images.is_synthetic))
-        self.generator = torch.from_numpy(np.asarray(images.generator, dtype=np.int64))
-        # A pool in memory is kept channels first, on the device; one on disk is read batch by batch.
-        on_disk = isinstance(images.images, np.memmap)
-        self.resident = None if on_disk else self._channels_first(images.images).contiguous().to(device)
+        self.generator = torch.from_numpy(np.asarray(images.generator))
+        # A pool in memory is kept channels first, on the device; one that is not is read batch by batch.
+        held = isinstance(images.images, np.ndarray) and not isinstance(images.images, np.memmap)
+        self.resident = self._channels_first(images.images[:]).contiguous().to(device) if held else None
 
     def __len__(self) -> int:
         return len(self.set.images)
@@ -54,11 +52,12 @@ class BatchedImages:
     def _channels_first(images: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
-    def gather(self, indices: np.ndarray) -> Tensor:
-        """uint8 [n, C, H, W] on the device."""
+    def gather(self, indices: np.ndarray | Tensor) -> Tensor:
+        """uint8 [n, C, H, W] on the device, which only a pool on disk makes wait for indices that are there."""
         if self.resident is not None:
-            return self.resident.index_select(0, torch.from_numpy(indices).to(self.device, non_blocking=True))
-        return self._channels_first(self.set.images[indices]).to(self.device, non_blocking=True)
+            return self.resident.index_select(0, torch.as_tensor(indices).to(self.device, non_blocking=True))
+        on_host = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
+        return self._channels_first(self.set.images[on_host]).to(self.device, non_blocking=True)
 
     def view(self, kind: Callable[..., Tensor], images: Tensor, positions: Tensor, view: int) -> Tensor:
         """Normalised float32 [n, 3, H, W] views of gathered images."""
@@ -79,15 +78,15 @@ class BatchedImages:
     def unlabeled_batch(self, name: str, positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
         """USB's unlabelled batch for the algorithm `name`, with `is_synthetic` and `generator` beside it."""
         index, at = torch.from_numpy(indices), torch.from_numpy(positions)
-        batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index]}
+        batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index].long()}
         views = UNLABELED_VIEWS.get(name, DEFAULT)
         if not views:
             return batch
         images = self.gather(indices)
-        for number, (key, kind) in enumerate(views.items()):
+        for number, (key, kind) in zip(UNLABELED, views.items(), strict=False):
             batch[key] = self.view(kind, images, at, number)
         if name == "remixmatch":
-            quarter = (uniforms(self.seed, at, ROTATION_DRAW, 1)[:, 0] * 4).long()
+            quarter = (uniforms(self.seed, at, QUARTER_TURN, 1)[:, 0] * 4).long()
             batch["rot_v"] = quarter
             batch["x_ulb_s_0_rot"] = rotate(batch["x_ulb_s_0"], quarter)
         return batch

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
 from usb_rsmatch.data.batched import WEAK, BatchedEvaluation, BatchedImages, BatchedTraining, Steps
-from usb_rsmatch.data.keyed import Order, keyed_globals
+from usb_rsmatch.data.keyed import LABELED_VIEW, UNLABELED, Order, keyed_globals
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet
 from usb_rsmatch.data.sources import is_known_dataset
+from usb_rsmatch.errors import UserError
 
 
 def describes_pool(args: Any) -> bool:
@@ -36,6 +37,10 @@ class PilViews:
 
     def __init__(self, spec: DataSpec, size: int, crop_ratio: float) -> None:
         padding = int(size * (1 - crop_ratio))
+        if padding >= size:
+            raise UserError(
+                f"crop_ratio {crop_ratio:g} pads by {padding} px, too much for images of {size} px: raise it"
+            )
         crop = [transforms.RandomCrop(size, padding=padding, padding_mode="reflect")]
         flip = [transforms.RandomHorizontalFlip()] if spec.flip else []
         finish = [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
@@ -78,18 +83,20 @@ class HybridDataset(BasicDataset):
         if not isinstance(key, tuple):
             return self._item(int(key))
         position, index = key
-        with keyed_globals(self.seed, position, 0 if self.kind == "ulb" else 1):
+        with keyed_globals(self.seed, position, UNLABELED[0] if self.kind == "ulb" else LABELED_VIEW):
             return self._item(index)
 
     def _item(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
         if self.kind == "ulb":
+            if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel knows no medium view
+                item["x_ulb_m"] = self.views.medium(self._rgb(index))
             item["is_synthetic"] = bool(self.set.is_synthetic[index])
             item["generator"] = int(self.set.generator[index])
         return item
 
-    def weak_views(self, indices: np.ndarray, positions: np.ndarray, view: int) -> Tensor:
-        """Normalised weak views float32 [n, 3, H, W] of the images at `indices`, drawn by `positions`."""
+    def weak_views(self, indices: np.ndarray | Tensor, positions: np.ndarray, view: int) -> Tensor:
+        """Normalised weak views float32 [n, 3, H, W] of the images at `indices` int64 [n], drawn by `positions`."""
         if self.batched is not None:
             return self.batched.view(WEAK, self.batched.gather(indices), torch.from_numpy(positions), view)
         views = []
@@ -187,7 +194,7 @@ def build_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: tor
             loaders[name] = DataLoader(
                 datasets[name],
                 batch_size=args.eval_batch_size,
-                num_workers=0,
+                num_workers=0 if isinstance(datasets[name].set.images, np.ndarray) else workers,  # read from files
                 pin_memory=pin,
                 generator=torch.Generator(),
             )

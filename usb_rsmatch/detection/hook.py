@@ -25,6 +25,7 @@ from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 
 QUEUE_VIEW, QUEUE_DRAW, FAKE_DRAW = 16, 17, 18  # numbers of draws, clear of those that the loaders use
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
+COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (ours)
 MOMENTUM = 0.7  # of a pool image's running score, over its visits (ours)
 MINED_SHARE = 0.3  # of a pseudo-class, those that look most synthetic, enters the queue (ours)
 MINED_PER_LABELED = 3  # mined images in the detector's batch for each labelled one (ours)
@@ -35,17 +36,20 @@ class SyntheticDetectionHook(Hook):
 
     No label says what is synthetic, so the detector starts on labelled images against themselves rebuilt from principal
     components (`pseudo_fakes`). Meanwhile, and from then on, the pool's images that rank highest within their
-    pseudo-class enter the queue; after the first half of `rs_warmup` the detector learns from these, and after
-    all of it what it says identifies. Source of the queue: arXiv 2405.16930; how it is filled is our choice.
+    pseudo-class enter the queue; after `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector
+    learns from these, and after `rs_warmup` of it what it says identifies. Source of the queue: arXiv 2405.16930;
+    how it is filled is our choice.
 
     `scores` float32 [N] is the running probability of synthetic of each image of the pool, over its visits; NaN
-    before the first.
+    before the first. It, the queue and the ranking live where the batches are, so that no step waits for a GPU (but
+    for images that are on disk or viewed by PIL, whose indices the host needs).
     """
 
     def __init__(self, algorithm: Any) -> None:
         args = algorithm.args
         self._kind, self._threshold = args.rs_detector.partition(":")[0], args.rs_threshold
         self._warmup_steps, self._seed = int(args.rs_warmup * args.num_train_iter), args.seed
+        self._cold_steps = min(int(COLD_SHARE * args.num_train_iter), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
         self._dataset = dataset
@@ -62,12 +66,21 @@ class SyntheticDetectionHook(Hook):
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((size,), float("nan"))
         self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
+        self._queue_serves = False  # once anything is queued, something always is
+
+    def _follow(self, device: torch.device) -> None:
+        """Move what is remembered to the device of a batch; it is there already but for the first step."""
+        if self.scores.device != device:
+            self.scores = self.scores.to(device)
+            self.queue.to(device)
+            self.ranking.to(device)
+            self._known = None if self._known is None else self._known.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "queue": self.queue.state_dict(),
             "ranking": self.ranking.state_dict(),
-            "scores": self.scores.clone(),
+            "scores": self.scores.cpu().clone(),
             "real_share": self.real_share,
         }
 
@@ -75,7 +88,11 @@ class SyntheticDetectionHook(Hook):
         self.queue.load_state_dict(state["queue"])
         self.ranking.load_state_dict(state["ranking"])
         self.scores.copy_(state["scores"])
-        self.real_share = state["real_share"]
+        self.real_share, self._queue_serves = state["real_share"], False
+
+    def acts(self, algorithm: Any) -> bool:
+        """Whether anything is identified at this step: not without a detector, and not before `rs_warmup`."""
+        return self._kind != "none" and algorithm.it >= self._warmup_steps
 
     # called by name within the step -----------------------------------------------------------------------------
 
@@ -83,22 +100,22 @@ class SyntheticDetectionHook(Hook):
     def identify(self, algorithm: Any, x_ulb_w: Tensor, idx_ulb: Tensor) -> Tensor:
         """s float [uB]: 1 where an image counts as synthetic, from its weak view [uB, 3, H, W] or running score.
 
-        Before `rs_warmup` of the steps are done nothing does; an oracle or external scores act at once.
+        Before `rs_warmup` of the steps are done nothing does.
         """
         if self._kind == "none":
             return torch.zeros(len(idx_ulb), device=x_ulb_w.device)
+        self._follow(x_ulb_w.device)
+        active = float(self.acts(algorithm))
         if self._known is not None:
-            score = self._known[idx_ulb.cpu()].to(x_ulb_w.device)
-            return (score > self._threshold).float()
+            return (self._known[idx_ulb] > self._threshold).float() * active
         detector = algorithm.detector
         if reads_features(detector):  # the features of this step come later: what earlier visits said counts
-            score = self.scores[idx_ulb.cpu()].to(x_ulb_w.device)
+            score = self.scores[idx_ulb]
         else:
             detector.eval()  # a score depends on its image alone, not on who shares the batch
             score = detector(x_ulb_w).float().sigmoid()
             detector.train()
             self._remember(idx_ulb, score)
-        active = float(algorithm.it >= self._warmup_steps)
         return (score > self._threshold).float() * active
 
     def detection_loss(
@@ -127,8 +144,10 @@ class SyntheticDetectionHook(Hook):
             logits = detector(torch.cat([inputs, pool])).float()
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
         self._mine(idx_ulb, pseudo_label)
-        cold = algorithm.it < self._warmup_steps // 2 or not len(self.queue)
-        synthetic = self._pseudo_fakes(algorithm, x_lb) if cold else self._sample(algorithm, len(x_lb))
+        warm = algorithm.it >= self._cold_steps
+        self._queue_serves = self._queue_serves or (warm and len(self.queue) > 0)
+        serves = warm and self._queue_serves
+        synthetic = self._sample(algorithm, len(x_lb)) if serves else self._pseudo_fakes(algorithm, x_lb)
         if reads_features(detector):
             with torch.no_grad():
                 synthetic = algorithm.network(synthetic, only_feat=True)
@@ -137,42 +156,47 @@ class SyntheticDetectionHook(Hook):
         return F.softplus(logits_real).mean() + F.softplus(-logits_synthetic).mean()
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
-        index, fresh = idx_ulb.cpu(), score.cpu()
-        before = self.scores[index]
-        self.scores[index] = torch.where(before.isnan(), fresh, MOMENTUM * before + (1 - MOMENTUM) * fresh)
+        before = self.scores[idx_ulb]
+        self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
         """The images of the batch that rank highest within their pseudo-class enter its queue."""
-        index, classes = idx_ulb.cpu(), pseudo_label.detach().cpu()
+        classes = pseudo_label.detach()
         classes = classes.argmax(1) if classes.ndim == 2 else classes
-        scores = self.scores[index]
+        scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
-        self.queue.push(index[top], classes[top], scores[top])
+        self.queue.push(idx_ulb, classes, scores, top)
 
     def _sample(self, algorithm: Any, num_labeled: int) -> Tensor:
         """Weak views [n, 3, H, W] of mined images, drawn by the step's position."""
         n = MINED_PER_LABELED * num_labeled
-        positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        indices = self.queue.sample(n, uniforms(self._seed, positions, QUEUE_DRAW, 2)).cpu().numpy()
-        views = self._dataset.weak_views(indices, positions.numpy(), QUEUE_VIEW)
-        return views.to(algorithm.device, non_blocking=True)
+        positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
+        draws = uniforms(self._seed, torch.from_numpy(positions), QUEUE_DRAW, 2)
+        views = self._dataset.weak_views(self.queue.sample(n, draws), positions, QUEUE_VIEW)
+        return views.to(self.scores.device, non_blocking=True)
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
         """The labelled views [B, 3, H, W], rebuilt from principal components of the pool."""
         if self._components is None:  # a pure function of the seed and the pool, so no checkpoint holds it
             size = len(self._dataset)
             chosen = generator(self._seed, "components").permutation(size)[:COMPONENTS_FROM]
-            self._components = PrincipalComponents(self._dataset.weak_views(chosen, chosen, QUEUE_VIEW).cpu())
+            views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
+            self._components = PrincipalComponents(views.cpu(), x_lb.device)
         n = len(x_lb)
         positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        return self._components.rebuild(x_lb, uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0])
+        draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
+        return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 
     # measuring --------------------------------------------------------------------------------------------------
 
     def after_train_step(self, algorithm: Any) -> None:
         """At evaluations: how well the pool's scores tell provenance; for `pu`, what share of the pool looks real."""
-        due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        if not due or self._kind == "none":
+        if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
+            self.measure(algorithm)
+
+    def measure(self, algorithm: Any) -> None:
+        """Score the pool and publish the detection metrics; for `pu` renew the estimate of the real share."""
+        if self._kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)
@@ -186,5 +210,5 @@ class SyntheticDetectionHook(Hook):
     def pool_scores(self, algorithm: Any, indices: np.ndarray) -> np.ndarray:
         """Probability of synthetic float32 [n] of images of the pool: the known scores, or the detector's."""
         if self._known is not None:
-            return self._known[torch.from_numpy(indices)].numpy()
+            return self._known.cpu()[torch.from_numpy(indices)].numpy()
         return score_images(algorithm, self._dataset, indices, lambda x: algorithm.synthetic_logit(x).float().sigmoid())

@@ -15,12 +15,13 @@ from PIL import Image
 
 from ..data.decode import fit
 from ..data.keyed import derive
+from ..device import has_bfloat16
 from ..errors import UserError
 from .engine import Made
 from .hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly
 from .plan import Item
 from .prompts import Prompts, digest, prompt_of
-from .settings import has_fast_bf16, pick_device
+from .settings import pick_device
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def _unet_of(preset: Preset, steps: int | None) -> str:

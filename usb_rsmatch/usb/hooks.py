@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from semilearn.core.hooks import Hook
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import write_text
+from usb_rsmatch.usb.trackers import Tracker
+
+
+def drop_hook(algorithm: Any, name: str) -> None:
+    """Take out the hook of that name, if there is one."""
+    algorithm._hooks = [other for other in algorithm._hooks if other.name != name]
+    algorithm.hooks_dict.pop(name, None)
 
 
 def replace_hook(algorithm: Any, hook: Hook, name: str, priority: str) -> None:
     """Take out the hook of that name, then register this one, which USB would leave at the old one's place."""
-    algorithm._hooks = [other for other in algorithm._hooks if other.name != name]
+    drop_hook(algorithm, name)
     algorithm.register_hook(hook, name, priority)
 
 
@@ -31,6 +39,13 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finite(model: torch.nn.Module) -> bool:
+    """Whether every weight is a number: one pass over them, waited for once."""
+    with torch.no_grad():
+        sums = torch._foreach_norm([parameter.detach() for parameter in model.parameters()], 1)
+        return bool(torch.stack([total.float() for total in sums]).isfinite().all())
 
 
 class TimerHook(Hook):
@@ -84,6 +99,11 @@ class CheckpointHook(Hook):
             )
         if not (due or stop):
             return
+        if not finite(algorithm.model):  # the update of this very step can make them so, from a loss that was a number
+            raise RunFailed(
+                f"the weights are no numbers after step {algorithm.it + 1}; the checkpoint before it is kept: lower "
+                "lr, or set clip_grad"
+            )
         folder = os.path.join(algorithm.save_dir, algorithm.save_name)
         algorithm.save_model("latest_model.pth", folder)
         if due and algorithm.it == algorithm.best_it:
@@ -96,9 +116,14 @@ class ResumeHook(Hook):
     """Puts back what a checkpoint says of hooks and generators, once the epoch's iterators exist."""
 
     def before_run(self, algorithm: Any) -> None:
-        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now."""
+        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now.
+
+        After the last step of all no further one would put the state back, which the result is made from.
+        """
         steps = algorithm.num_iter_per_epoch
-        if algorithm.checkpoint_state and algorithm.it % steps == 0 and algorithm.it < algorithm.num_train_iter:
+        if algorithm.it >= algorithm.num_train_iter:
+            algorithm.restore_state()
+        elif algorithm.checkpoint_state and algorithm.it % steps == 0:
             algorithm.restore_state()
             algorithm.epoch = algorithm.it // steps - 1
             algorithm.call_hook("after_train_epoch")
@@ -108,10 +133,13 @@ class ResumeHook(Hook):
 
 
 class MetricsHook(Hook):
-    """One JSON line for each `num_log_iter` and each evaluation; lines after the resumed step are dropped."""
+    """One JSON line for each `num_log_iter` and each evaluation; lines after the resumed step are dropped.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Its numbers also go to `trackers`.
+    """
+
+    def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self._trackers = path, trackers
 
     def before_run(self, algorithm: Any) -> None:
         kept = [line for line in read_metrics(self.path) if line["it"] <= algorithm.it]
@@ -127,9 +155,14 @@ class MetricsHook(Hook):
         values = {key: plain(value) for key, value in algorithm.log_dict.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"it": algorithm.it + 1, **values}) + "\n")
-        if algorithm.tb_log is not None and not self.every_n_iters(algorithm, algorithm.num_eval_iter):
-            numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-            algorithm.tb_log.update(numbers, algorithm.it)  # USB's own hook does it at evaluations only
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        for tracker in self._trackers:
+            tracker.log(numbers, algorithm.it + 1)
+
+    def close(self) -> None:
+        """End the trackers' runs."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class ProgressHook(Hook):

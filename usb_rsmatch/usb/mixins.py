@@ -36,9 +36,10 @@ class CoreMixin:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes: `args.device`, else the GPU where there is one."""
+        """Where the run computes: `args.device`, else the GPU (the one that `args.gpu` numbers) where there is one."""
         name = getattr(self.args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(name)
+        number = getattr(self.args, "gpu", None)
+        return torch.device(name, number) if name == "cuda" and number is not None else torch.device(name)
 
     # data -------------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,8 @@ class CoreMixin:
         logits, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         matrix = confusion_matrix(targets, logits.argmax(1), logits.shape[1]).cpu().numpy()
         self.print_fn("confusion matrix:\n" + np.array_str(matrix))  # type: ignore[attr-defined]
+        if eval_dest == "eval":
+            self._confusion = matrix  # of this process, for `analysis.py`
         metrics: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in classification_metrics(logits, targets).items()}
         if return_logits:
             metrics[f"{eval_dest}/logits"] = logits.cpu().numpy()

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usb_rsmatch.data.keyed import Order
-
-ROTATION_VIEW = 26  # number of draws, clear of those that the loaders and queues use
+from usb_rsmatch.data.keyed import ROTATION_VIEW, Order
 
 
 class RotatedBatches:

@@ -20,16 +20,19 @@ import numpy as np
 import torch
 import yaml
 
+from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
-from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
+from usb_rsmatch.usb.analysis import write_analysis
+from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
+from usb_rsmatch.usb.network import find_net, try_network
+from usb_rsmatch.usb.trackers import trackers
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import semilearn
-    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS, TBLog
+    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 
 
 def train(
@@ -43,6 +46,8 @@ def train(
     Gives the contents of `result.json`. Errors: UserError before anything is written; RunFailed where training fails;
     Interrupted after a checkpoint where it was asked to stop or `max_minutes` are over.
     """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise UserError(f"--max-minutes takes a number of at least 0, not {max_minutes:g}")
     args, notes = config.resolve(source, overrides)
     for line in notes:
         note(f"note: {line}")
@@ -62,7 +67,9 @@ def train(
     if state is not None:
         algorithm.load_checkpoint(state)
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
-    replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
+    drop_hook(algorithm, "WANDBHook")
+    metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
+    replace_hook(algorithm, metrics, "MetricsHook", "LOWEST")
     replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
@@ -80,23 +87,15 @@ def train(
             raise RunFailed(f"{folder.name}: {type(error).__name__}: {error}") from error
         finally:
             algorithm.hooks_dict["ProgressHook"].close()
+            metrics.close()
+    if args.analysis:
+        write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
     return result
 
 
 # set-up -----------------------------------------------------------------------------------------------------------
-
-
-def choose_device(name: str | None) -> str:
-    """`auto` (or nothing) takes the GPU where there is one; UserError where `cuda` is asked for and absent."""
-    if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device takes auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but torch finds no CUDA device; take --device cpu")
-    return name
 
 
 def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
@@ -108,10 +107,10 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{folder} holds a run with {key}: {before.get(key)!r}, not {now.get(key)!r}; choose another save_name"
-            )
+        default = config.KEYS[key].default if key in config.KEYS else None  # for a run older than the key
+        held, wanted = before.get(key, default), now.get(key)
+        if held != wanted:
+            raise UserError(f"{folder} holds a run with {key}: {held!r}, not {wanted!r}; choose another save_name")
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
@@ -121,17 +120,38 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
     if not (folder / "config.yaml").exists():  # first of all: what makes this a run folder
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
-    if getattr(args, "pool", None) is not None and not (folder / "manifest.json").exists():
-        write_json(folder / "manifest.json", args.pool.manifest())
-    if args.use_tensorboard:
-        algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
+    if getattr(args, "pool", None) is not None:
+        keep_manifest(folder / "manifest.json", args.pool.manifest())
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
 
 
-def build(args: Namespace) -> Any:
-    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here."""
+def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the pool's manifest, or compare it with the one that the run began with.
+
+    Errors: UserError where images, labels or their order differ: the checkpoint's indices would mean other images.
+    """
+    if not path.exists():
+        write_json(path, manifest)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: move the run folder away and start anew") from None
+    for name in sorted(before.keys() | manifest["parts"].keys()):
+        if before.get(name) != manifest["parts"].get(name):
+            raise UserError(
+                f"{path.parent}: the {name} images are not those that the run began with: bring them back, or choose "
+                "another save_name"
+            )
+
+
+def build(args: Namespace, pool: Any = None) -> Any:
+    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here.
+
+    `pool` stands in for the one that the configuration describes: an outline of it, say.
+    """
     from usb_rsmatch.usb.mixins import lay_over
 
     random.seed(args.seed)
@@ -140,46 +160,46 @@ def build(args: Namespace) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args)
+    complete(args, pool)
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [logging.NullHandler()]
-    try:
-        net_builder = semilearn.get_net_builder(args.net, args.net_from_name)
-    except AttributeError:
-        names = [name for name in dir(semilearn.nets) if "_" in name and name[0].islower()]
-        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}") from None
+    net_builder = find_net(args)
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
     kind = lay_over(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
         algorithm = kind(args, net_builder, logger=logger)
-    except (UserError, OSError):
+        algorithm.config, algorithm.logger = asked, logger
+        for model in (algorithm.model, algorithm.ema_model):
+            model.to(args.device)
+            model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
+        try_network(algorithm)
+    except UserError:
         raise
     except Exception as error:  # USB's constructors say by any exception what does not go together
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
-    algorithm.config, algorithm.logger = asked, logger
-    for model in (algorithm.model, algorithm.ema_model):
-        model.to(args.device)
-        model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
     return algorithm
 
 
-def complete(args: Namespace) -> None:
+def complete(args: Namespace, pool: Any = None) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.loader import describes_pool
     from usb_rsmatch.data.pool import build_pool
+    from usb_rsmatch.data.real import dataset_names
 
     if describes_pool(args):
-        args.pool = build_pool(args)
+        args.pool = build_pool(args) if pool is None else pool
         classes = len(args.pool.classes)
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")
         args.num_classes = classes
         args.img_size = args.pool.unlabeled.images.shape[1]
     if args.num_classes is None:
-        raise UserError(f"dataset {args.dataset!r} needs num_classes")
+        near = config.nearest(args.dataset, dataset_names())
+        raise UserError(f"unknown dataset {args.dataset!r}{near} (one that USB alone reads needs num_classes)")
+    args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
     args.gpu = 0 if args.device == "cuda" else None
     args.rank, args.world_size, args.distributed, args.multiprocessing_distributed = 0, 1, False, False
     args.resume, args.load_path = False, None
