@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,12 @@ class HybridDataset(BasicDataset):
         return torch.stack([self.views.plain(self._rgb(index)) for index in indices.tolist()])
 
 
+def own_session(worker: int) -> None:
+    """A worker process apart from its parent's group: Ctrl-C is for the run alone, which ends its workers itself."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+
 class KeyedSampler(Sampler[tuple[int, int]]):
     """`(position, index)` for each sample of the steps that are left of an epoch."""
 
@@ -174,6 +181,7 @@ def build_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: tor
             sampler=KeyedSampler(order, batch_size, steps, per_epoch),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=own_session,
             pin_memory=pin,
             generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
         )

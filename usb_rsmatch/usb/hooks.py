@@ -16,6 +16,7 @@ from semilearn.core.hooks import Hook
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import write_text
+from usb_rsmatch.usb.update import nonfinite
 
 
 def replace_hook(algorithm: Any, hook: Hook, name: str, priority: str) -> None:
@@ -74,20 +75,20 @@ class CheckpointHook(Hook):
     """Saves after every other hook has had its say; a request to stop becomes a checkpoint and an `Interrupted`."""
 
     def after_train_step(self, algorithm: Any) -> None:
-        loss = algorithm.out_dict["loss"]
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
         stop = algorithm.stop_requested()
-        if (due or stop or self.every_n_iters(algorithm, algorithm.num_log_iter)) and not torch.isfinite(loss):
-            raise RunFailed(
-                f"the loss is {float(loss.detach())} at step {algorithm.it + 1}; the checkpoint before it is kept: "
-                "lower lr, or set clip_grad"
-            )
-        if not (due or stop):
-            return
-        folder = os.path.join(algorithm.save_dir, algorithm.save_name)
-        algorithm.save_model("latest_model.pth", folder)
-        if due and algorithm.it == algorithm.best_it:
-            algorithm.save_model("model_best.pth", folder)
+        if due or stop:
+            bad = nonfinite(algorithm.model)
+            if bad:
+                raise RunFailed(
+                    f"after step {algorithm.it + 1} {bad[0]} is not finite (and {len(bad) - 1} more): not saved, the "
+                    "checkpoint before it is kept: lower lr, or set clip_grad"
+                )
+            folder = os.path.join(algorithm.save_dir, algorithm.save_name)
+            if due and algorithm.it == algorithm.best_it:  # first: who is stopped between the two makes both again
+                algorithm.save_model("model_best.pth", folder)
+            algorithm.save_model("latest_model.pth", folder)
+        algorithm.whole_after(algorithm.it + 1)
         if stop and not self.is_last_iter(algorithm):
             raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
 
@@ -96,14 +97,20 @@ class ResumeHook(Hook):
     """Puts back what a checkpoint says of hooks and generators, once the epoch's iterators exist."""
 
     def before_run(self, algorithm: Any) -> None:
-        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now."""
+        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now.
+
+        After the last step of all no further one would put the state back, which the result is made from.
+        """
         steps = algorithm.num_iter_per_epoch
-        if algorithm.checkpoint_state and algorithm.it % steps == 0 and algorithm.it < algorithm.num_train_iter:
+        if algorithm.it >= algorithm.num_train_iter:
+            algorithm.restore_state()
+        elif algorithm.checkpoint_state and algorithm.it % steps == 0:
             algorithm.restore_state()
             algorithm.epoch = algorithm.it // steps - 1
             algorithm.call_hook("after_train_epoch")
 
     def before_train_step(self, algorithm: Any) -> None:
+        algorithm.whole_after(None)
         algorithm.restore_state()
 
 

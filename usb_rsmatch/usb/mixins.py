@@ -24,6 +24,7 @@ from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 from usb_rsmatch.usb.hooks import CheckpointHook, EvaluationHook, ResumeHook, TimerHook, replace_hook
 from usb_rsmatch.usb.rotation import RotatedBatches, own_rotation_loader_left_out
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
+from usb_rsmatch.usb.update import RememberHook, UpdateHook
 
 
 class CoreMixin:
@@ -122,13 +123,16 @@ class RunMixin:
     def __init__(self, args: Any, net_builder: Any, **kwargs: Any) -> None:
         self.checkpoint_state: dict[str, Any] | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
+        self._whole_after: int | None = None
         with cuda_calls_stay_on_cpu():  # by name, as some imbalanced algorithms take nothing but `args` by place
             super().__init__(args, net_builder=net_builder, **kwargs)  # type: ignore[call-arg]
 
     def set_hooks(self) -> None:
         """USB's hooks, with those replaced that need a GPU or would save too early."""
         super().set_hooks()  # type: ignore[misc]
+        replace_hook(self, UpdateHook(getattr(self.args, "rs_on_nan", "stop")), "ParamUpdateHook", "HIGHEST")
         replace_hook(self, ResumeHook(), "ResumeHook", "LOWEST")
+        replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is put back
         replace_hook(self, TimerHook(), "TimerHook", "LOW")
         replace_hook(self, EvaluationHook(), "EvaluationHook", "HIGH")
         replace_hook(self, CheckpointHook(), "CheckpointHook", "LOWEST")
@@ -150,6 +154,21 @@ class RunMixin:
     def completed_steps(self) -> int:
         """Steps done, seen from a hook after the step (USB counts the step only after its hooks)."""
         return min(self.it + 1, self.num_train_iter)  # type: ignore[attr-defined]
+
+    def whole_after(self, step: int | None) -> None:
+        """Note that everything is as `step` steps leave it; None while a step is under way."""
+        self._whole_after = step
+
+    def save_between_steps(self) -> bool:
+        """Save what is done after a mishap between two steps; says whether it could.
+
+        Not at an epoch's end, where hooks may have heard of it or not.
+        """
+        if self._whole_after != self.it or self.it % self.num_iter_per_epoch == 0:  # type: ignore[attr-defined]
+            return False
+        self.completed_steps = lambda: self.it  # type: ignore[method-assign]
+        self.save_model("latest_model.pth", str(Path(self.args.save_dir) / self.args.save_name))
+        return True
 
     def get_save_dict(self) -> dict[str, Any]:
         """USB's checkpoint, and beside it the state of every hook, attribute and generator."""

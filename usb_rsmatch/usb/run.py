@@ -6,10 +6,7 @@ import datetime
 import json
 import logging
 import random
-import signal
 import sys
-import threading
-import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -23,7 +20,9 @@ import yaml
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.usb.folder import is_empty, locked
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
+from usb_rsmatch.usb.stop import Stop
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
@@ -54,34 +53,56 @@ def train(
         note(f"{folder} is done: {config_line(done)}")
         return done
 
-    algorithm = build(args)
-    state, damage = checkpoint.read_latest(folder) if folder.is_dir() else (None, None)
-    prepare_folder(folder, args, algorithm)
+    with Stop(max_minutes) as stop:
+        algorithm = build(args)
+        with locked(folder):
+            done = check_folder(folder, algorithm.config)  # again: another process may have been here meanwhile
+            return done if done is not None else _train(algorithm, folder, stop, note)
+
+
+def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
+    """Train to the end and write the result, in a run folder that this process holds."""
+    state, damage = checkpoint.read_latest(folder)
+    prepare_folder(folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
     if state is not None:
-        algorithm.load_checkpoint(state)
+        try:
+            algorithm.load_checkpoint(state)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"the checkpoint in {folder} does not fit its configuration: {reason}") from None
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
     replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
     replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
-    with _Stop(max_minutes) as stop:
-        algorithm.stop_requested = stop
+    algorithm.stop_requested = stop
+    stop.begin()
+    try:
+        if algorithm.it == 0 and hasattr(algorithm, "warmup"):
+            algorithm.warmup()
+        algorithm.train()
+        if hasattr(algorithm, "finetune"):
+            algorithm.finetune()
+        result = make_result(algorithm, folder)
+        write_json(folder / "result.json", result)
+    except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{folder.name}: {type(error).__name__}: {error}".split())
+        if isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker" in str(error):
+            reason += " (a worker process of the loader has ended; the system kills them where memory is short)"
         try:
-            if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-                algorithm.warmup()
-            algorithm.train()
-            if hasattr(algorithm, "finetune"):
-                algorithm.finetune()
-        except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise RunFailed(f"{folder.name}: {type(error).__name__}: {error}") from error
-        finally:
-            algorithm.hooks_dict["ProgressHook"].close()
-    result = make_result(algorithm, folder)
-    write_json(folder / "result.json", result)
+            saved = algorithm.save_between_steps()
+        except Exception as again:  # a full disk takes no checkpoint either
+            raise RunFailed(f"{reason}; {again}; the checkpoint before it is kept") from error
+        if saved and stop():  # the signal reached the worker processes too
+            raise Interrupted(f"stopped after step {algorithm.it} of {algorithm.num_train_iter}; saved") from error
+        then = f"; saved after step {algorithm.it}, the same command goes on" if saved else ""
+        raise RunFailed(reason + then) from error
+    finally:
+        algorithm.hooks_dict["ProgressHook"].close()
     return result
 
 
@@ -103,14 +124,15 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
     """The result of a finished run, None for one to start or go on; UserError for a folder of another configuration."""
     path = folder / "config.yaml"
     if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} exists and is no run folder: choose another save_name")
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+        then = before.get(key, config.KEYS[key].default if key in config.KEYS else None)  # older versions lack keys
+        if then != now.get(key):
             raise UserError(
-                f"{folder} holds a run with {key}: {before.get(key)!r}, not {now.get(key)!r}; choose another save_name"
+                f"{folder} holds a run with {key}: {then!r}, not {now.get(key)!r}; choose another save_name"
             )
     return read_result(folder) if (folder / "result.json").exists() else None
 
@@ -121,13 +143,32 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
     if not (folder / "config.yaml").exists():  # first of all: what makes this a run folder
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
-    if getattr(args, "pool", None) is not None and not (folder / "manifest.json").exists():
-        write_json(folder / "manifest.json", args.pool.manifest())
+    if getattr(args, "pool", None) is not None:
+        manifest = args.pool.manifest()
+        if (folder / "manifest.json").exists():
+            check_manifest(folder / "manifest.json", manifest)
+        else:
+            write_json(folder / "manifest.json", manifest)
     if args.use_tensorboard:
         algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
+
+
+def check_manifest(path: Path, now: Mapping[str, Any]) -> None:
+    """UserError where a pool is not the one that the run began with: its images changed, or their reading did."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        for part, values in now["parts"].items():
+            for key in ("count", "sha256", "labels_sha256"):
+                if before[part].get(key) != values.get(key):
+                    raise UserError(
+                        f"the {part} images are not those that {path.parent} began with ({key} differs from {path}): "
+                        "put them back, or choose another save_name"
+                    )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
 
 
 def build(args: Namespace) -> Any:
@@ -193,8 +234,8 @@ def complete(args: Namespace) -> None:
 def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
     """The contents of `result.json`, from the metrics of the whole run."""
     args, lines = algorithm.args, read_metrics(folder / "metrics.jsonl")
-    last = next((line for line in reversed(lines) if "eval/top-1-acc" in line), None)
-    if last is None:  # the file was removed after the last step
+    last = lines[-1] if lines else {}
+    if last.get("it") != args.num_train_iter or "eval/top-1-acc" not in last:  # the file was removed, or a power cut
         last = algorithm.evaluate()
     pool = getattr(args, "pool", None)
     seconds = algorithm.hooks_dict["TimerHook"].seconds
@@ -264,33 +305,3 @@ def peak_memory_mib(device: str) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-# stopping ---------------------------------------------------------------------------------------------------------
-
-
-class _Stop:
-    """Whether the run shall stop after this step: a signal came (a second one stops at once), or the time is over."""
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.signalled = False
-        self.previous: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
