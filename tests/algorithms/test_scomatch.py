@@ -50,11 +50,13 @@ def test_threshold_is_the_ratio_of_confident_predictions_within_bounds(
 ) -> None:
     hook = OutlierQueueHook(length=20, window=4, threshold=0.95)
     assert hook.outlier_threshold(at(0)) == 0.95
-    hook.count(at(0), torch.tensor([False] * inliers + [True] * outliers))
+    unsure = torch.tensor([False, True])
+    is_outlier = torch.cat([torch.tensor([False] * inliers + [True] * outliers), unsure])
+    hook.count(at(0), is_outlier, sure=torch.arange(len(is_outlier)) < inliers + outliers)
     assert hook.outlier_threshold(at(3)) == 0.95
-    assert hook.outlier_threshold(at(4)) == pytest.approx(threshold)
+    assert float(hook.outlier_threshold(at(4))) == pytest.approx(threshold)
     assert hook.confident.tolist() == [0, 0]
-    assert hook.outlier_threshold(at(5)) == pytest.approx(threshold)
+    assert float(hook.outlier_threshold(at(5))) == pytest.approx(threshold)
 
 
 def test_queue_length_and_window_are_the_authors(first_step: Callable[..., Any]) -> None:

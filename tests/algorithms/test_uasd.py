@@ -20,7 +20,7 @@ def test_target_is_the_mean_of_all_predictions() -> None:
     hook.add(None, torch.tensor([0]), torch.tensor([[0.1, 0.9]]))
     expected = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.2, 0.8]])
     torch.testing.assert_close(hook.target(None, torch.tensor([0, 1, 2])), expected)
-    assert hook.mean_confidence(None) == pytest.approx((0.5 + 0.8) / 2)
+    assert hook.mean_confidence(None).item() == pytest.approx((0.5 + 0.8) / 2)
 
 
 @pytest.mark.parametrize(

@@ -41,3 +41,12 @@ def test_a_batch_larger_than_the_window_keeps_its_end() -> None:
     ranks = ranking.rank(torch.arange(50.0), torch.zeros(50, dtype=torch.int64))
     assert sorted(ranking.scores.tolist()) == list(range(50 - WINDOW, 50))
     assert ranks[-1] == 1.0
+
+
+def test_a_state_of_the_first_format_is_taken_over() -> None:
+    """It was a ring with the place of its oldest score."""
+    ranking = ClasswiseRanking(1)
+    ring = torch.arange(float(WINDOW)).roll(5)  # the oldest, 0, stands at place 5
+    ranking.load_state_dict({"scores": ring, "classes": torch.zeros(WINDOW, dtype=torch.int64), "position": 5})
+    ranking.rank(torch.tensor([100.0]), torch.tensor([0]))
+    assert ranking.scores.tolist() == [*range(1, WINDOW), 100]

@@ -38,6 +38,9 @@ class Model:
         for index, (_, c, score) in sorted(last.items(), key=lambda item: item[1][0]):
             self.queues[c if self.classwise else 0].append((index, score))
 
+    def push_chosen(self, entries: list[tuple[tuple[int, int, float], bool]]) -> None:
+        self.push([entry for entry, chosen in entries if chosen])
+
     def refresh(self, entries: list[tuple[int, float]]) -> None:
         fresh = dict(entries)
         for queue in self.queues:
@@ -54,8 +57,10 @@ class Model:
 
 index = st.integers(0, 15)
 score = st.floats(0, 1, width=32)
+entry = st.tuples(index, st.integers(0, CLASSES - 1), score)
 operation = st.one_of(
-    st.tuples(st.just("push"), st.lists(st.tuples(index, st.integers(0, CLASSES - 1), score), max_size=12)),
+    st.tuples(st.just("push"), st.lists(entry, max_size=12)),
+    st.tuples(st.just("push_chosen"), st.lists(st.tuples(entry, st.booleans()), max_size=12)),
     st.tuples(st.just("refresh"), st.lists(st.tuples(index, score), max_size=8)),
     st.tuples(st.just("evict"), score),
     st.tuples(st.just("reload"), st.none()),
@@ -63,9 +68,12 @@ operation = st.one_of(
 
 
 def apply(queue: ClasswiseSyntheticQueue, name: str, argument: Any) -> ClasswiseSyntheticQueue:
-    if name == "push":
-        indices, classes, scores = zip(*argument, strict=True) if argument else ((), (), ())
-        queue.push(torch.tensor(indices).long(), torch.tensor(classes).long(), torch.tensor(scores))
+    if name in ("push", "push_chosen"):
+        entries, chosen = argument, None
+        if name == "push_chosen":
+            entries, chosen = [entry for entry, _ in argument], torch.tensor([c for _, c in argument], dtype=torch.bool)
+        indices, classes, scores = zip(*entries, strict=True) if entries else ((), (), ())
+        queue.push(torch.tensor(indices).long(), torch.tensor(classes).long(), torch.tensor(scores), chosen)
     elif name == "refresh":
         indices, scores = zip(*argument, strict=True) if argument else ((), ())
         queue.refresh(torch.tensor(indices).long(), torch.tensor(scores))
@@ -89,8 +97,8 @@ def test_any_history_gives_what_deques_give(classwise: bool, operations: list[tu
         if name != "reload":
             getattr(model, name)(argument)
         for c, expected in enumerate(model.queues):
-            mine = queue.classes == c
-            entries = zip(queue.indices[mine].tolist(), queue.scores[mine].tolist(), strict=True)
+            mine = queue.indices[c] >= 0
+            entries = zip(queue.indices[c, mine].tolist(), queue.scores[c, mine].tolist(), strict=True)
             assert list(entries) == list(expected)
         assert queue.counts().tolist() == [len(q) for q in model.queues]
         assert len(queue) == sum(map(len, model.queues))
@@ -110,10 +118,11 @@ def test_samples_are_balanced_pure_and_from_the_queue(sizes: list[int], n: int, 
     uniforms[0] = 1 - 2**-24  # the largest number that a draw gives
     drawn = queue.sample(n, uniforms)
     assert torch.equal(drawn, queue.sample(n, uniforms.clone()))
+    assert drawn.shape == (n,)
     if not sum(sizes):
-        assert drawn.shape == (0,)
+        assert set(drawn.tolist()) == {-1}
         return
-    assert drawn.shape == (n,) and set(drawn.tolist()) <= set(queue.indices.tolist())
+    assert set(drawn.tolist()) <= set(queue.indices.flatten().tolist()) - {-1}
     counts = Counter(int(i) // 100 for i in drawn)
     share = n / sum(size > 0 for size in sizes)
     for c, size in enumerate(sizes):
@@ -136,7 +145,7 @@ def test_scores_carry_no_gradient_and_not_a_number_is_evicted() -> None:
     queue.refresh(torch.tensor([1]), torch.tensor([0.9], requires_grad=True))
     assert not queue.scores.requires_grad
     queue.evict(0.0)
-    assert queue.indices.tolist() == [1]
+    assert queue.state_dict()["indices"].tolist() == [1]
 
 
 def test_a_saved_state_is_a_copy_and_must_fit() -> None:
@@ -148,6 +157,24 @@ def test_a_saved_state_is_a_copy_and_must_fit() -> None:
     assert state["indices"].tolist() == [1, 2] and state["scores"][0] == 0.5
     with pytest.raises(UserError, match="length 2, this one 3"):
         ClasswiseSyntheticQueue(2, 3).load_state_dict(state)
+
+
+def test_a_state_of_the_first_format_is_taken_over() -> None:
+    """It held the entries of all queues in the order in which they came."""
+    state = {
+        "num_classes": 2,
+        "length": 2,
+        "classwise": True,
+        "indices": torch.tensor([7, 3, 9]),
+        "classes": torch.tensor([1, 0, 1]),
+        "scores": torch.tensor([0.7, 0.3, 0.9]),
+    }
+    queue = ClasswiseSyntheticQueue(2, 2)
+    queue.load_state_dict(state)
+    assert queue.indices.tolist() == [[-1, 3], [7, 9]]
+    torch.testing.assert_close(queue.scores, torch.tensor([[0.0, 0.3], [0.7, 0.9]]))
+    again = queue.state_dict()
+    assert again["indices"].tolist() == [3, 7, 9] and again["classes"].tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("classes", "length"), [(0, 4), (4, 0)])

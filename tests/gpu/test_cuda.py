@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from usb_rsmatch.data import augment
+from usb_rsmatch.detection.mining import ClasswiseRanking
+from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.errors import Interrupted
-from usb_rsmatch.usb import run
+from usb_rsmatch.usb import checkpoint, run
 from usb_rsmatch.usb.config import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: none is here")
@@ -57,19 +59,52 @@ def test_stopped_run_goes_on(algorithm: str, tiny: dict[str, Any], monkeypatch: 
     assert result["accuracy"]["last"] == pytest.approx(whole["accuracy"]["last"], abs=0.02)
 
 
-def test_fixmatch_steps_without_waiting_for_the_device(tiny: dict[str, Any]) -> None:
-    args, _ = resolve({**tiny, **FAST, "algorithm": "fixmatch"})
-    algorithm = run.build(args)
-    algorithm.model.train()
-    algorithm.call_hook("before_run")
-    labeled, unlabeled = (next(iter(algorithm.loader_dict[name])) for name in ("train_lb", "train_ulb"))
-    batch = algorithm.process_batch(**labeled, **unlabeled)
-    algorithm.train_step(**batch)  # what is set up once may wait
+@pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch", "openmatch", "iomatch", "scomatch", "uasd"])
+def test_steps_without_waiting_for_the_device(algorithm: str, tiny: dict[str, Any]) -> None:
+    args, _ = resolve({**tiny, **FAST, "algorithm": algorithm, "batch_size": 16, "uratio": 7, "rs_warmup": 0.0})
+    built = run.build(args)
+    built.model.train()
+    built.call_hook("before_run")
+    labeled, unlabeled = (next(iter(built.loader_dict[name])) for name in ("train_lb", "train_ulb"))
+    batch = built.process_batch(**labeled, **unlabeled)
+    for _ in range(3):  # what is set up once may wait
+        built.train_step(**batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        algorithm.out_dict, algorithm.log_dict = algorithm.train_step(**batch)
+        built.out_dict, built.log_dict = built.train_step(**batch)
         for name in ("ParamUpdateHook", "EMAHook", "TimerHook"):
-            algorithm.hooks_dict[name].after_train_step(algorithm)
+            built.hooks_dict[name].after_train_step(built)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert isinstance(algorithm.log_dict["train/total_loss"], torch.Tensor)
+    assert isinstance(built.log_dict["train/total_loss"], torch.Tensor)
+
+
+def test_the_queue_lives_on_the_device_and_its_state_on_none() -> None:
+    """Mining there is what it is on the processor, and what is saved on one loads on the other."""
+    queues = {device: ClasswiseSyntheticQueue(4, 5, device=device) for device in ("cpu", "cuda")}
+    rankings = {device: ClasswiseRanking(4, device=device) for device in queues}
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        indices = torch.randint(100, (32,), generator=draws)
+        classes, scores = torch.randint(4, (32,), generator=draws), torch.rand(32, generator=draws)
+        uniforms, sampled = torch.rand(48, 2, generator=draws), {}
+        for device, queue in queues.items():
+            batch = [tensor.to(device) for tensor in (indices, classes, scores)]
+            queue.push(*batch, rankings[device].rank(batch[2], batch[1]) > 0.7)
+            sampled[device] = queue.sample(48, uniforms).cpu()
+        assert torch.equal(sampled["cpu"], sampled["cuda"])
+    states = {device: (queues[device].state_dict(), rankings[device].state_dict()) for device in queues}
+    assert checkpoint.digest(states["cpu"]) == checkpoint.digest(states["cuda"])
+    queues["cuda"].load_state_dict(states["cpu"][0])
+    assert queues["cuda"].indices.is_cuda and torch.equal(queues["cuda"].indices.cpu(), queues["cpu"].indices)
+
+
+def test_rsmatch_keeps_what_it_mines_on_the_device(tiny: dict[str, Any]) -> None:
+    tiny |= FAST | {"algorithm": "rsmatch", "batch_size": 16, "uratio": 7, "rs_warmup": 0.2}
+    args, _ = resolve(tiny)
+    built = run.build(args)
+    built.train()
+    hook = built.hooks_dict["SyntheticDetectionHook"]
+    assert hook.scores.is_cuda and hook.queue.indices.is_cuda and hook.ranking.scores.is_cuda and len(hook.queue)
+    state = hook.state_dict()
+    assert not (state["scores"].is_cuda or state["queue"]["indices"].is_cuda or state["ranking"]["scores"].is_cuda)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from semilearn.algorithms.hooks import DistAlignQueueHook
-from semilearn.algorithms.utils import SSL_Argument, str2bool
+from semilearn.algorithms.utils import SSL_Argument, concat_all_gather, str2bool
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.openset import (
@@ -59,6 +59,19 @@ def open_set_target(p: Tensor, inlier: Tensor) -> Tensor:
     return torch.cat([p * inlier, (p * (1 - inlier)).sum(1, keepdim=True)], 1)
 
 
+class DistAlignHook(DistAlignQueueHook):
+    """USB's alignment with uniform classes, equal bit for bit; USB's waits for a GPU to say where its queue stands."""
+
+    def update_p(self, algorithm: Any, probs_x_ulb: Tensor, probs_x_lb: Tensor | None = None) -> None:
+        """The mean prediction of a batch [B, K] takes the oldest one's place."""
+        kept, device = ("p_target", "p_model", "p_model_ptr"), probs_x_ulb.device
+        self.p_target, self.p_model, self.p_model_ptr = (getattr(self, name).to(device) for name in kept)
+        if algorithm.distributed and algorithm.world_size > 1:
+            probs_x_ulb = concat_all_gather(probs_x_ulb)
+        self.p_model.index_copy_(0, self.p_model_ptr, probs_x_ulb.detach().mean(0, keepdim=True))
+        self.p_model_ptr = (self.p_model_ptr + 1) % self.queue_length
+
+
 class IOMatch(OpenSetAlgorithm):
     """IOMatch; `op_warmup` is the share of training before L_op acts (one of the authors' 256 epochs)."""
 
@@ -71,7 +84,7 @@ class IOMatch(OpenSetAlgorithm):
         self.start_step = int(args.op_warmup * args.num_train_iter)
 
     def set_hooks(self) -> None:
-        hook = DistAlignQueueHook(self.num_classes, queue_length=self.args.da_len, p_target_type="uniform")
+        hook = DistAlignHook(self.num_classes, queue_length=self.args.da_len, p_target_type="uniform")
         self.register_hook(hook, "DistAlignHook")
         super().set_hooks()
 

@@ -88,12 +88,12 @@ class OpenSetAlgorithm(AlgorithmBase):
 
     def weak_views(self, indices: Tensor, view: int, like: Tensor) -> Tensor:
         """Further weak views [n, 3, H, W] of images of the pool, drawn by the step's position, placed as `like`."""
-        dataset, index = self.dataset_dict["train_ulb"], indices.cpu().numpy()
-        positions = np.arange(self.it * len(index), (self.it + 1) * len(index))
+        dataset, count = self.dataset_dict["train_ulb"], len(indices)
+        positions = np.arange(self.it * count, (self.it + 1) * count)
         if hasattr(dataset, "weak_views"):
-            return dataset.weak_views(index, positions, view).to(like.device)
+            return dataset.weak_views(indices, positions, view).to(like.device, non_blocking=True)
         views = []
-        for i, position in zip(index.tolist(), positions.tolist(), strict=True):  # one of USB's own data sets
+        for i, position in zip(indices.tolist(), positions.tolist(), strict=True):  # one of USB's own data sets
             with keyed_globals(self.args.seed, position, view):
                 views.append(dataset.transform(dataset.__sample__(i)[0]))
         return torch.stack(views).to(like.device)

@@ -52,36 +52,36 @@ class OutlierQueueHook(Hook):
         self.length, self.window, self.threshold = length, window, threshold
         self.indices = torch.empty(0, dtype=torch.int64)
         self.scores = torch.empty(0)
-        self.threshold_open = threshold
+        self.threshold_open: float | Tensor = threshold
         self.confident = torch.zeros(2)  # inliers, outliers since the threshold was last set
 
     def push(self, algorithm: Any, indices: Tensor, scores: Tensor, count: int) -> None:
         """The `count` images of the least score enter, the oldest leave; `indices` int64 [B], `scores` float [B]."""
         least = scores.argsort()[:count]
-        self.indices = torch.cat([self.indices, indices[least].cpu()])[-self.length :]
-        self.scores = torch.cat([self.scores, scores[least].float().cpu()])[-self.length :]
+        self.indices = torch.cat([self.indices.to(indices.device), indices[least]])[-self.length :]
+        self.scores = torch.cat([self.scores.to(scores.device), scores[least].float()])[-self.length :]
 
     def sample(self, algorithm: Any, count: int) -> tuple[Tensor, Tensor] | None:
         """`count` different queued images by the step, as indices and scores; None while there are fewer."""
         if len(self.indices) < count:
             return None
         order = generator(algorithm.args.seed, "scomatch", algorithm.it).permutation(len(self.indices))
-        chosen = torch.from_numpy(order[:count])
+        chosen = torch.from_numpy(order[:count]).to(self.indices.device, non_blocking=True)
         return self.indices[chosen], self.scores[chosen]
 
-    def outlier_threshold(self, algorithm: Any) -> float:
+    def outlier_threshold(self, algorithm: Any) -> float | Tensor:
         """tau_o, set anew when a window of steps is over."""
         if algorithm.it > 0 and algorithm.it % self.window == 0:
-            inliers, outliers = self.confident.tolist()
-            ratio = outliers / inliers if inliers else 1.0
-            self.threshold_open = min(HIGHEST, max(LOWEST, self.threshold * ratio))
-            self.confident = torch.zeros(2)
+            inliers, outliers = self.confident.double()
+            ratio = torch.where(inliers > 0, outliers / inliers, 1.0)
+            self.threshold_open = (self.threshold * ratio).clamp(LOWEST, HIGHEST)
+            self.confident = torch.zeros_like(self.confident)
         return self.threshold_open
 
-    def count(self, algorithm: Any, is_outlier: Tensor) -> None:
-        """Count confident predictions, bool [n]: whether each is the class of outliers."""
-        outliers = float(is_outlier.sum())
-        self.confident += torch.tensor([len(is_outlier) - outliers, outliers])
+    def count(self, algorithm: Any, is_outlier: Tensor, sure: Tensor) -> None:
+        """Count predictions, bool [B], that are the class of outliers or not, and of these the confident ones."""
+        kinds = torch.stack([sure & ~is_outlier, sure & is_outlier]).sum(1)
+        self.confident = self.confident.to(kinds.device) + kinds
 
 
 class SCOMatch(OpenSetAlgorithm):
@@ -130,7 +130,7 @@ class SCOMatch(OpenSetAlgorithm):
                 sure = confidence_open >= self.p_cutoff
                 mask_open = torch.where(is_outlier, confidence_open >= threshold_open, sure).to(r.dtype)
                 mask = ((confidence >= self.p_cutoff) & ~is_outlier).to(r.dtype)
-                self.call_hook("count", "OutlierQueueHook", is_outlier=is_outlier[sure])
+                self.call_hook("count", "OutlierQueueHook", is_outlier=is_outlier, sure=sure)
                 score = r[:, :classes].amax(1)
                 self.call_hook("push", "OutlierQueueHook", indices=idx_ulb, scores=score, count=self.enqueued)
             unsup_open_loss = self.consistency_loss(ulb_s["logits_open"], target_open, "ce", mask=mask_open)

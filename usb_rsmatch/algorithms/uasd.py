@@ -34,17 +34,21 @@ class AveragedPredictions(Hook):
 
     def add(self, algorithm: Any, indices: Tensor, probs: Tensor) -> None:
         """Count a prediction [B, K] for each of the images int64 [B]; an image may come twice."""
-        self.sums.index_add_(0, indices.cpu(), probs.detach().float().cpu())
+        self.sums = self.sums.to(probs.device)
+        self.sums.index_add_(0, indices.to(probs.device, non_blocking=True), probs.detach().float())
 
     def target(self, algorithm: Any, indices: Tensor) -> Tensor:
         """q float32 [B, K]; 0 for an image that was never visited, which no threshold lets through."""
-        sums = self.sums[indices.cpu()]
-        return (sums / sums.sum(1, keepdim=True).clamp(min=1.0)).to(indices.device)
+        self.sums = self.sums.to(indices.device)
+        sums = self.sums[indices]
+        return sums / sums.sum(1, keepdim=True).clamp(min=1.0)
 
-    def mean_confidence(self, algorithm: Any) -> float:
-        """Mean of max q over the visited images; 1 before there are any."""
-        visited = self.sums[self.sums.sum(1) > 0]
-        return float((visited / visited.sum(1, keepdim=True)).amax(1).mean()) if len(visited) else 1.0
+    def mean_confidence(self, algorithm: Any) -> Tensor:
+        """Mean of max q over the visited images, float32; 1 before there are any."""
+        total = self.sums.sum(1)
+        visited = total > 0
+        confidence = torch.where(visited, self.sums.amax(1) / total, 0.0)
+        return torch.where(visited.any(), confidence.sum() / visited.sum(), 1.0)
 
 
 def ramp_up(progress: float, start: float, end: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +56,16 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Takes uint8 [B, C, H, W], C 1 or 3, and three means and deviations; gives float32 [B, 3, H, W].
     """
-    centre, scale = torch.tensor([mean, std], dtype=torch.float32, device=images.device)[:, :, None, None]
+    centre, scale = _constant((tuple(mean), tuple(std)), torch.float32, images.device)[:, :, None, None]
     levels = images.float().div_(255.0)
     rgb = levels.repeat(1, 3, 1, 1) if images.shape[1] == 1 else levels
     return rgb.sub_(centre).div_(scale)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that every batch needs: a GPU would be waited for each time that they are sent."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _draws(seed: int, positions: Tensor, view: int, n: int) -> np.ndarray:
@@ -107,6 +114,6 @@ def _cutout(images: Tensor, draws: np.ndarray) -> Tensor:
     place = np.arange(max(height, width), dtype=np.int16)
     covered = (start.astype(np.int16)[:, :, None] <= place) & (place <= stop.astype(np.int16)[:, :, None])
     mask = ops.to(images.device, covered * np.uint8(255))
-    colour = torch.tensor(CUTOUT_COLOUR, dtype=torch.uint8, device=images.device)[:, None, None]
+    colour = _constant(CUTOUT_COLOUR, torch.uint8, images.device)[:, None, None]
     painted = mask[:, :1, None, :width] & mask[:, 1:, :height, None]
     return (images ^ colour).bitwise_and_(painted).bitwise_xor_(images)  # bits, since torch.where is slow

@@ -54,11 +54,12 @@ class BatchedImages:
     def _channels_first(images: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
-    def gather(self, indices: np.ndarray) -> Tensor:
-        """uint8 [n, C, H, W] on the device."""
+    def gather(self, indices: np.ndarray | Tensor) -> Tensor:
+        """uint8 [n, C, H, W] on the device, which only a pool on disk makes wait for indices that are there."""
         if self.resident is not None:
-            return self.resident.index_select(0, torch.from_numpy(indices).to(self.device, non_blocking=True))
-        return self._channels_first(self.set.images[indices]).to(self.device, non_blocking=True)
+            return self.resident.index_select(0, torch.as_tensor(indices).to(self.device, non_blocking=True))
+        on_host = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
+        return self._channels_first(self.set.images[on_host]).to(self.device, non_blocking=True)
 
     def view(self, kind: Callable[..., Tensor], images: Tensor, positions: Tensor, view: int) -> Tensor:
         """Normalised float32 [n, 3, H, W] views of gathered images."""

@@ -89,8 +89,8 @@ class HybridDataset(BasicDataset):
             item["generator"] = int(self.set.generator[index])
         return item
 
-    def weak_views(self, indices: np.ndarray, positions: np.ndarray, view: int) -> Tensor:
-        """Normalised weak views float32 [n, 3, H, W] of the images at `indices`, drawn by `positions`."""
+    def weak_views(self, indices: np.ndarray | Tensor, positions: np.ndarray, view: int) -> Tensor:
+        """Normalised weak views float32 [n, 3, H, W] of the images at `indices` int64 [n], drawn by `positions`."""
         if self.batched is not None:
             return self.batched.view(WEAK, self.batched.gather(indices), torch.from_numpy(positions), view)
         views = []

@@ -39,7 +39,8 @@ class SyntheticDetectionHook(Hook):
     all of it what it says identifies. Source of the queue: arXiv 2405.16930; how it is filled is our choice.
 
     `scores` float32 [N] is the running probability of synthetic of each image of the pool, over its visits; NaN
-    before the first.
+    before the first. It, the queue and the ranking live where the batches are, so that no step waits for a GPU (but
+    for images that are on disk or viewed by PIL, whose indices the host needs).
     """
 
     def __init__(self, algorithm: Any) -> None:
@@ -62,12 +63,21 @@ class SyntheticDetectionHook(Hook):
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((size,), float("nan"))
         self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
+        self._queue_serves = False  # once anything is queued, something always is
+
+    def _follow(self, device: torch.device) -> None:
+        """Move what is remembered to the device of a batch; it is there already but for the first step."""
+        if self.scores.device != device:
+            self.scores = self.scores.to(device)
+            self.queue.to(device)
+            self.ranking.to(device)
+            self._known = None if self._known is None else self._known.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "queue": self.queue.state_dict(),
             "ranking": self.ranking.state_dict(),
-            "scores": self.scores.clone(),
+            "scores": self.scores.cpu().clone(),
             "real_share": self.real_share,
         }
 
@@ -75,7 +85,7 @@ class SyntheticDetectionHook(Hook):
         self.queue.load_state_dict(state["queue"])
         self.ranking.load_state_dict(state["ranking"])
         self.scores.copy_(state["scores"])
-        self.real_share = state["real_share"]
+        self.real_share, self._queue_serves = state["real_share"], False
 
     # called by name within the step -----------------------------------------------------------------------------
 
@@ -87,12 +97,12 @@ class SyntheticDetectionHook(Hook):
         """
         if self._kind == "none":
             return torch.zeros(len(idx_ulb), device=x_ulb_w.device)
+        self._follow(x_ulb_w.device)
         if self._known is not None:
-            score = self._known[idx_ulb.cpu()].to(x_ulb_w.device)
-            return (score > self._threshold).float()
+            return (self._known[idx_ulb] > self._threshold).float()
         detector = algorithm.detector
         if reads_features(detector):  # the features of this step come later: what earlier visits said counts
-            score = self.scores[idx_ulb.cpu()].to(x_ulb_w.device)
+            score = self.scores[idx_ulb]
         else:
             detector.eval()  # a score depends on its image alone, not on who shares the batch
             score = detector(x_ulb_w).float().sigmoid()
@@ -127,8 +137,10 @@ class SyntheticDetectionHook(Hook):
             logits = detector(torch.cat([inputs, pool])).float()
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
         self._mine(idx_ulb, pseudo_label)
-        cold = algorithm.it < self._warmup_steps // 2 or not len(self.queue)
-        synthetic = self._pseudo_fakes(algorithm, x_lb) if cold else self._sample(algorithm, len(x_lb))
+        warm = algorithm.it >= self._warmup_steps // 2
+        self._queue_serves = self._queue_serves or (warm and len(self.queue) > 0)
+        serves = warm and self._queue_serves
+        synthetic = self._sample(algorithm, len(x_lb)) if serves else self._pseudo_fakes(algorithm, x_lb)
         if reads_features(detector):
             with torch.no_grad():
                 synthetic = algorithm.network(synthetic, only_feat=True)
@@ -137,35 +149,36 @@ class SyntheticDetectionHook(Hook):
         return F.softplus(logits_real).mean() + F.softplus(-logits_synthetic).mean()
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
-        index, fresh = idx_ulb.cpu(), score.cpu()
-        before = self.scores[index]
-        self.scores[index] = torch.where(before.isnan(), fresh, MOMENTUM * before + (1 - MOMENTUM) * fresh)
+        before = self.scores[idx_ulb]
+        self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
         """The images of the batch that rank highest within their pseudo-class enter its queue."""
-        index, classes = idx_ulb.cpu(), pseudo_label.detach().cpu()
+        classes = pseudo_label.detach()
         classes = classes.argmax(1) if classes.ndim == 2 else classes
-        scores = self.scores[index]
+        scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
-        self.queue.push(index[top], classes[top], scores[top])
+        self.queue.push(idx_ulb, classes, scores, top)
 
     def _sample(self, algorithm: Any, num_labeled: int) -> Tensor:
         """Weak views [n, 3, H, W] of mined images, drawn by the step's position."""
         n = MINED_PER_LABELED * num_labeled
-        positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        indices = self.queue.sample(n, uniforms(self._seed, positions, QUEUE_DRAW, 2)).cpu().numpy()
-        views = self._dataset.weak_views(indices, positions.numpy(), QUEUE_VIEW)
-        return views.to(algorithm.device, non_blocking=True)
+        positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
+        draws = uniforms(self._seed, torch.from_numpy(positions), QUEUE_DRAW, 2)
+        views = self._dataset.weak_views(self.queue.sample(n, draws), positions, QUEUE_VIEW)
+        return views.to(self.scores.device, non_blocking=True)
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
         """The labelled views [B, 3, H, W], rebuilt from principal components of the pool."""
         if self._components is None:  # a pure function of the seed and the pool, so no checkpoint holds it
             size = len(self._dataset)
             chosen = generator(self._seed, "components").permutation(size)[:COMPONENTS_FROM]
-            self._components = PrincipalComponents(self._dataset.weak_views(chosen, chosen, QUEUE_VIEW).cpu())
+            views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
+            self._components = PrincipalComponents(views.cpu(), x_lb.device)
         n = len(x_lb)
         positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        return self._components.rebuild(x_lb, uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0])
+        draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
+        return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 
     # measuring --------------------------------------------------------------------------------------------------
 
@@ -186,5 +199,5 @@ class SyntheticDetectionHook(Hook):
     def pool_scores(self, algorithm: Any, indices: np.ndarray) -> np.ndarray:
         """Probability of synthetic float32 [n] of images of the pool: the known scores, or the detector's."""
         if self._known is not None:
-            return self._known[torch.from_numpy(indices)].numpy()
+            return self._known.cpu()[torch.from_numpy(indices)].numpy()
         return score_images(algorithm, self._dataset, indices, lambda x: algorithm.synthetic_logit(x).float().sigmoid())

@@ -16,13 +16,18 @@ class ClasswiseRanking:
 
     Classes differ in how synthetic their images look, so a threshold for all would mine a few classes only. The window
     has a fixed size: the cost of a step does not grow with the pool.
+
+    `scores` float32 [W] and `classes` int64 [W] are the window, the newest last; class -1 where nothing came yet.
     """
 
-    def __init__(self, num_classes: int, classwise: bool = True) -> None:
+    def __init__(self, num_classes: int, classwise: bool = True, device: torch.device | str = "cpu") -> None:
         self.classwise, size = classwise, WINDOW * num_classes
-        self.scores = torch.full((size,), float("nan"))
-        self.classes = torch.full((size,), -1, dtype=torch.int64)
-        self.position = 0
+        self.scores = torch.full((size,), float("nan"), device=device)
+        self.classes = torch.full((size,), -1, dtype=torch.int64, device=device)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the window to a device."""
+        self.scores, self.classes = self.scores.to(device), self.classes.to(device)
 
     def rank(self, scores: Tensor, classes: Tensor) -> Tensor:
         """Share of the recent scores of its class that each image is at or above, float [B]; 0 where too few are known.
@@ -30,19 +35,19 @@ class ClasswiseRanking:
         `scores` float [B], `classes` int64 [B]; they join the window first, in the place of the oldest.
         """
         classes = classes if self.classwise else torch.zeros_like(classes)
-        size = len(self.scores)
-        slots = torch.arange(self.position, self.position + len(scores)) % size
-        self.scores[slots], self.classes[slots] = scores.float(), classes
-        self.position = (self.position + len(scores)) % size
-        same = self.classes[None, :] == classes[:, None]
-        below = (same & (self.scores[None, :] <= scores.float()[:, None])).sum(1)
+        scores, size, new = scores.float(), len(self.scores), len(scores)
+        self.scores = torch.cat([self.scores[new:], scores[-size:]])
+        self.classes = torch.cat([self.classes[new:], classes[-size:]])
+        same = self.classes == classes[:, None]
+        below = (same & (self.scores <= scores[:, None])).sum(1)
         count = same.sum(1)
-        return torch.where(count >= FEWEST, below / count.clamp(min=1), torch.zeros(len(scores)))
+        return torch.where(count >= FEWEST, below / count.clamp(min=1), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": self.scores.clone(), "classes": self.classes.clone(), "position": self.position}
+        return {"scores": self.scores.cpu().clone(), "classes": self.classes.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scores.copy_(state["scores"])
-        self.classes.copy_(state["classes"])
-        self.position = state["position"]
+        """Take over a window; one with a `position`, of an older checkpoint, is a ring that starts there."""
+        oldest = state.get("position", 0)
+        self.scores.copy_(state["scores"].roll(-oldest))
+        self.classes.copy_(state["classes"].roll(-oldest))

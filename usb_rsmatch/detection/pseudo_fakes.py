@@ -15,8 +15,8 @@ class PrincipalComponents:
     explain. It needs no synthetic image and costs one small eigenvalue problem at the start of a run.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        """`images` float [n, C, H, W] are views of the pool; n of a few hundred suffice."""
+    def __init__(self, images: Tensor, device: torch.device | str = "cpu") -> None:
+        """`images` float [n, C, H, W] are views of the pool; n of a few hundred suffice. Rebuilds on `device`."""
         flat = images.flatten(1).double()
         self.mean = flat.mean(0)
         centred = flat - self.mean
@@ -27,13 +27,12 @@ class PrincipalComponents:
         explained = values[kept].cumsum(0) / values.sum()
         self.fewest = int((explained < LOW).sum()) + 1
         self.most = max(self.fewest, int((explained < HIGH).sum()) + 1)
-        self.mean, self.basis = self.mean.float(), self.basis.float()
+        self.mean, self.basis = self.mean.float().to(device), self.basis.float().to(device)
         self.low, self.high = float(images.min()), float(images.max())
 
     def rebuild(self, images: Tensor, draws: Tensor) -> Tensor:
         """Images float [B, C, H, W] rebuilt from as many components as `draws` float [B] in [0, 1) say."""
-        mean, basis = self.mean.to(images.device), self.basis.to(images.device)
-        count = self.fewest + (draws.to(images.device) * (self.most - self.fewest + 1)).long()
-        weights = (images.flatten(1).float() - mean) @ basis
-        weights = weights * (torch.arange(basis.shape[1], device=images.device) < count[:, None])
-        return (weights @ basis.T + mean).view_as(images).clamp(self.low, self.high)
+        count = self.fewest + (draws * (self.most - self.fewest + 1)).long()
+        weights = (images.flatten(1).float() - self.mean) @ self.basis
+        weights = weights * (torch.arange(self.basis.shape[1], device=images.device) < count[:, None])
+        return (weights @ self.basis.T + self.mean).view_as(images).clamp(self.low, self.high)

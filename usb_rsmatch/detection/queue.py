@@ -16,7 +16,8 @@ class ClasswiseSyntheticQueue:
     Source: CSQueue of RSMatch (arXiv 2405.16930), as third parties describe it; storing indices, the move
     between classes and the balanced sampling are our choice. An index stands in one queue at most.
 
-    `indices` int64 [n], `classes` int64 [n] and `scores` float32 [n] hold all entries, oldest first.
+    `indices` int64 [Q, L] and `scores` float32 [Q, L] hold a queue a row, the newest entry last; empty places, at the
+    front, have index -1. No shape depends on what is queued, so that a GPU is not waited for.
     """
 
     def __init__(
@@ -26,85 +27,101 @@ class ClasswiseSyntheticQueue:
         if num_classes < 1 or length < 1:
             raise UserError(f"a queue needs at least one class and one entry, got {num_classes} and {length}")
         self.num_classes, self.length, self.classwise = num_classes, length, classwise
-        self.indices = torch.empty(0, dtype=torch.int64, device=device)
-        self.classes = torch.empty(0, dtype=torch.int64, device=device)
-        self.scores = torch.empty(0, dtype=torch.float32, device=device)
+        shape = (num_classes, length) if classwise else (1, num_classes * length)
+        self.indices = torch.full(shape, -1, dtype=torch.int64, device=device)
+        self.scores = torch.zeros(shape, device=device)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the entries to a device."""
+        self.indices, self.scores = self.indices.to(device), self.scores.to(device)
 
     def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def _queues(self) -> int:
-        return self.num_classes if self.classwise else 1
-
-    @property
-    def _capacity(self) -> int:
-        """Entries a queue."""
-        return self.length if self.classwise else self.num_classes * self.length
+        """All entries; a GPU is waited for."""
+        return int(self.counts().sum())
 
     def counts(self) -> Tensor:
-        """Entries of each queue, int64 [num_classes], or [1] where there is one queue."""
-        return torch.bincount(self.classes, minlength=self._queues)
+        """Entries of each queue, int64 [Q]."""
+        return (self.indices >= 0).sum(1)
 
-    def push(self, indices: Tensor, classes: Tensor, scores: Tensor) -> None:
+    def push(self, indices: Tensor, classes: Tensor, scores: Tensor, chosen: Tensor | None = None) -> None:
         """Append images `indices` int64 [B] to the queues of `classes` int64 [B] with `scores` float [B].
 
-        An image that is already queued moves to the back of its new queue with its new score; of one that
-        comes twice the last counts. What exceeds a queue's length leaves at the front.
+        Of these, those that `chosen` bool [B] says; all without it. An image that is already queued moves to the back
+        of its new queue with its new score; of one that comes twice the last counts. What exceeds a queue's length
+        leaves at the front.
         """
+        (queues, capacity), device = self.indices.shape, self.indices.device
+        if chosen is not None:
+            indices = torch.where(chosen, indices, -1)
         if not self.classwise:
             classes = torch.zeros_like(classes)
-        device = self.indices.device
-        self.indices = torch.cat([self.indices, indices.to(device, torch.int64)])
-        self.classes = torch.cat([self.classes, classes.to(device, torch.int64)])
-        self.scores = torch.cat([self.scores, scores.detach().to(device, torch.float32)])
-        self._keep(_last_of_each(self.indices))
-        by_class = torch.argsort(self.classes, stable=True)  # oldest first within each class
-        counts = self.counts()
-        ends = torch.repeat_interleave(counts.cumsum(0), counts)
-        from_back = ends - torch.arange(len(self), device=device)
-        self._keep(by_class[from_back <= self._capacity].sort().values)
+        rows = torch.arange(queues, device=device)[:, None].expand(queues, capacity)
+        all_indices = torch.cat([self.indices.flatten(), indices.to(device, torch.int64)])
+        all_classes = torch.cat([rows.flatten(), classes.to(device, torch.int64)])
+        all_scores = torch.cat([self.scores.flatten(), scores.detach().to(device, torch.float32)])
+
+        # The last of each index stays: sorted stably, the one that another value follows.
+        value, order = all_indices.sort(stable=True)
+        last = value >= 0
+        last[:-1] &= value[:-1] != value[1:]
+        stays = torch.empty_like(last).scatter_(0, order, last)
+        queue, order = torch.where(stays, all_classes, queues).sort(stable=True)  # oldest first within each queue
+        from_back = torch.searchsorted(queue, queue, right=True) - torch.arange(len(queue), device=device)
+        place = torch.where((queue < queues) & (from_back <= capacity), (queue + 1) * capacity - from_back, -1)
+        self.indices, self.scores = (
+            torch.full((queues * capacity + 1,), empty, dtype=values.dtype, device=device)
+            .scatter_(0, place + 1, values[order])[1:]  # what leaves goes to a place before the first
+            .view(queues, capacity)
+            for values, empty in ((all_indices, -1), (all_scores, 0.0))
+        )
 
     def refresh(self, indices: Tensor, scores: Tensor) -> None:
         """Give queued images among `indices` int64 [B] the new `scores` float [B]; their places stay."""
-        last = _last_of_each(indices)
-        known, order = indices[last].to(self.indices).sort()
-        if len(known) and len(self):
-            place = torch.searchsorted(known, self.indices).clamp_(max=len(known) - 1)
-            fresh = scores[last].detach().to(self.scores)[order][place]
-            self.scores = torch.where(known[place] == self.indices, fresh, self.scores)
+        if not len(indices):
+            return
+        known, order = indices.to(self.indices).sort(stable=True)
+        last = (torch.searchsorted(known, self.indices, right=True) - 1).clamp_(min=0)
+        fresh = scores.detach().to(self.scores)[order[last]]
+        self.scores = torch.where(known[last] == self.indices, fresh, self.scores)
 
     def evict(self, below: float) -> None:
         """Drop the images whose score is under `below`, or is not a number."""
-        self._keep((self.scores >= below).nonzero().squeeze(1))
+        stays = self.scores >= below
+        nothing = self.indices[:0, 0]
+        self.indices = torch.where(stays, self.indices, -1)
+        self.push(nothing, nothing, self.scores[:0, 0])  # closes the gaps
 
     def sample(self, n: int, uniforms: Tensor) -> Tensor:
-        """`n` queued pool indices int64 [n], spread evenly over the classes that have any.
+        """`n` queued pool indices int64 [n], spread evenly over the classes that have any; -1 where none has.
 
         A pure function of the queue and of `uniforms` float [n, 2] in [0, 1): the first number of row i moves
         the class within the i-th of n equal parts of the filled classes, the second picks the entry.
         """
+        capacity, device = self.indices.shape[1], self.indices.device
+        draws = uniforms.to(device, torch.float64, non_blocking=True)
         counts = self.counts()
-        filled = counts.nonzero().squeeze(1)
-        if not len(filled):
-            return self.indices[:0]
-        draws = uniforms.to(self.indices.device, torch.float64)
-        slot = (torch.arange(n, device=draws.device) + draws[:, 0]) / n * len(filled)
-        chosen = filled[slot.long().clamp_(max=len(filled) - 1)]
-        offset = (draws[:, 1] * counts[chosen]).long()
-        by_class = torch.argsort(self.classes, stable=True)
-        start = counts.cumsum(0) - counts
-        return self.indices[by_class[start[chosen] + offset]]
+        empty = counts == 0
+        filled, number = empty.byte().argsort(stable=True), (~empty).sum()
+        slot = (torch.arange(n, device=device) + draws[:, 0]) / n * number
+        chosen = filled[torch.minimum(slot.long(), number - 1)]
+        count = counts[chosen]
+        place = (capacity - count + (draws[:, 1] * count).long()).clamp_(max=capacity - 1)
+        return self.indices[chosen, place]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values alone, so that `torch.load(weights_only=True)` takes them."""
+        """Tensors and plain values alone, so that `torch.load(weights_only=True)` takes them.
+
+        `indices` int64 [n], `classes` int64 [n] and `scores` float32 [n] of the entries, each queue's oldest first.
+        """
+        indices, scores = self.indices.cpu(), self.scores.cpu()
+        filled = indices >= 0
         return {
             "num_classes": self.num_classes,
             "length": self.length,
             "classwise": self.classwise,
-            "indices": self.indices.clone(),
-            "classes": self.classes.clone(),
-            "scores": self.scores.clone(),
+            "indices": indices[filled],
+            "classes": filled.nonzero()[:, 0],
+            "scores": scores[filled],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -112,17 +129,6 @@ class ClasswiseSyntheticQueue:
         for name in ("num_classes", "length", "classwise"):
             if state[name] != getattr(self, name):
                 raise UserError(f"the saved queue has {name} {state[name]}, this one {getattr(self, name)}")
-        self.indices = state["indices"].to(self.indices, copy=True)
-        self.classes = state["classes"].to(self.classes, copy=True)
-        self.scores = state["scores"].to(self.scores, copy=True)
-
-    def _keep(self, places: Tensor) -> None:
-        self.indices, self.classes = self.indices[places], self.classes[places]
-        self.scores = self.scores[places]
-
-
-def _last_of_each(indices: Tensor) -> Tensor:
-    """Places, ascending, where each value of `indices` int64 [n] stands for the last time."""
-    values, inverse = torch.unique(indices, return_inverse=True)
-    places = torch.arange(len(indices), device=indices.device)
-    return torch.zeros_like(values).scatter_reduce_(0, inverse, places, "amax").sort().values
+        self.indices = torch.full_like(self.indices, -1)
+        self.scores = torch.zeros_like(self.scores)
+        self.push(state["indices"], state["classes"], state["scores"])
