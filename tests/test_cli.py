@@ -90,6 +90,11 @@ def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixtur
         (["report", "nowhere"], "nowhere is no folder"),
         (["report", "nowhere", "--colour"], "unknown argument '--colour'"),
         (["pool", "--c", "quickstart/rsmatch", "--synthetic_count", "-1"], "synthetic_count takes a number"),
+        (["pool", "--c", "quickstart/fixmatch", "--synthetic_count", "0", "--out", "a.png"], "the manifest is JSON"),
+        (["train", "--c", "quickstart/rsmatch", "--save_name", "../mine"], "save_name"),
+        (["train", "--c", "quickstart/rsmatch", "--save_name", "/mine"], "save_name"),
+        (["compare", "--c", "quickstart/grid", "--jobs", "0"], "--jobs takes a number of processes from 1"),
+        (["compare", "--c", "quickstart/grid", "--shard", "5/4"], "not '5/4'"),
         (["compare", "--c", "quickstart/grid", "--seed", "1"], "--seed is an axis of quickstart/grid"),
         (["compare", "--c", "quickstart/grid", "--jobs", "many"], "invalid int value: 'many'"),
         (["compare", "--c", "quickstart/grid", "--dry-run", "--shard", "4/3"], "4/3"),
@@ -158,7 +163,9 @@ def test_a_run_that_fails_is_exit_code_1(
         "class Net(torch.nn.Linear):\n"
         "    num_features = 1\n"
         "    def forward(self, x, **options):\n"
-        "        raise ValueError('too many dreams')\n"
+        "        if self.training:\n"
+        "            raise ValueError('too many dreams')\n"
+        "        return {'logits': torch.zeros(len(x), 10)}\n"
         "semilearn.nets.my_net = lambda **options: Net(1, 1)\n"
     )
     code, _, err = told(capsys, "train", "--c", str(config), "--plugins", "[my_failing_net]", "--net", "my_net")

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {rest[0]!r} (see usb-rsmatch {args.command} --help)")
         return args.run(args, rest) or 0
     except (UserError, RunFailed, Interrupted) as error:
-        print(f"usb-rsmatch: {error}", file=sys.stderr)
+        process = os.environ.get("RANK", "0")  # set by torchrun
+        print(f"usb-rsmatch{f' (process {process})' if process != '0' else ''}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("usb-rsmatch: interrupted", file=sys.stderr)
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"usb-rsmatch: {error}", file=sys.stderr)
+        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"usb-rsmatch: {named}", file=sys.stderr)
         return 2
 
 
@@ -132,53 +134,17 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.device is not None:
         overrides["device"] = args.device
     result = train(args.c, overrides, max_minutes=args.max_minutes)
-    print(config_line(result))
+    if os.environ.get("RANK", "0") == "0":
+        print(config_line(result))
     return 0
 
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     _quiet()
-    from dataclasses import replace
-    from pathlib import Path
+    from usb_rsmatch.bench.compare import compare
 
-    from usb_rsmatch.bench import formats
-    from usb_rsmatch.bench.grid import plan, read_grid, shard
-    from usb_rsmatch.bench.report import report
-    from usb_rsmatch.bench.runner import Runner, dry_run, finished, prepare
-    from usb_rsmatch.usb import config
-    from usb_rsmatch.usb.shipped import find_config
-
-    def fingerprint(mapping: Any) -> str:
-        return config.config_hash(config.resolve(mapping)[0])
-
-    def load_base(name: str) -> dict[str, Any]:
-        return config.read_yaml(find_config(name))
-
-    config.import_semilearn()
-    known = {**config.all_keys(), **dict.fromkeys(config.DEAD)}
-    grid = read_grid(find_config(args.c), known, load_base)
-    for key in overrides.keys() & grid.axes.keys():
-        raise UserError(f"--{key} is an axis of {args.c}: change it there")
-    if "save_name" in overrides:
-        raise UserError(f"--save_name: the grid names each run's folder; it is `name` in {args.c}")
-    grid = replace(grid, save_dir=Path(str(overrides.pop("save_dir", grid.save_dir))))
-    grid.base.update(overrides)
-    runs = plan(grid)
-    hashes = (
-        prepare(grid, runs, fingerprint) if not args.dry_run else {run.name: fingerprint(run.config) for run in runs}
-    )
-    mine = shard(runs, args.shard) if args.shard else runs
-    if args.dry_run:
-        dry_run(mine, hashes, sys.stdout)
-        return 0
-    code = Runner(mine, hashes, jobs=args.jobs).train()
-    if code == 130 or len(mine) < len(runs) or not any(finished(run, hashes[run.name]) for run in runs):
-        return code
-    written = report(grid.folder, baseline=grid.baseline)
-    print(formats.plain(written.table))
-    print(f"report: {written.folder / 'index.html'}")
-    return code
+    return compare(args.c, overrides, jobs=args.jobs, part=args.shard, only_show=args.dry_run)
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -206,6 +172,8 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(audit.pool_table(pool))
     if args.out:
         out = Path(args.out)
+        if out.suffix == ".png":
+            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
         for path in (out, out.with_suffix(".png")):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, nothing is overwritten")

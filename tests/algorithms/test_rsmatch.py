@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from semilearn.core.utils import ALGORITHMS
 
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.run import build
@@ -133,6 +135,42 @@ def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, t
     gradients = torch.autograd.grad(out_dict["loss"], detector, retain_graph=True)
     assert any(g.abs().sum() > 0 for g in gradients)
     assert float(log_dict["train/det_loss"]) > 0
+
+
+@pytest.mark.parametrize("name", ["mixmatch", "meanteacher", "simmatch", "comatch", "crmatch", "openmatch", "rsmatch"])
+def test_what_is_no_base_rule_is_refused(name: str, tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"rs_base: .*{name}") as caught:
+        algorithm(tiny, algorithm="rsmatch", rs_base=name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_base_rule_may_reach_the_mask_through_its_parents_step(tiny: dict[str, Any]) -> None:
+    class Quieter(ALGORITHMS["freematch"]):
+        def train_step(self, x_lb: Any, y_lb: Any, x_ulb_w: Any, x_ulb_s: Any) -> Any:
+            out_dict, log_dict = super().train_step(x_lb, y_lb, x_ulb_w, x_ulb_s)
+            return {**out_dict, "loss": 0.5 * out_dict["loss"]}, log_dict
+
+    ALGORITHMS.register("quieter")(Quieter)
+    try:
+        plain = losses(algorithm(tiny, algorithm="quieter"))
+        assert losses(algorithm(tiny, algorithm="rsmatch", rs_base="quieter", rs_detector="none")) == plain
+    finally:
+        del ALGORITHMS._dict["quieter"]
+
+
+def test_a_base_rule_that_asks_for_no_mask_is_told_at_its_first_step(tiny: dict[str, Any]) -> None:
+    class Unmasked(ALGORITHMS["fixmatch"]):
+        def train_step(self, x_lb: Any, y_lb: Any, x_ulb_w: Any, x_ulb_s: Any) -> Any:
+            feat = {"x_ulb_s": self.model(x_ulb_s)["feat"]}
+            loss = self.ce_loss(self.model(x_lb)["logits"], y_lb, reduction="mean")
+            return self.process_out_dict(loss=loss, feat=feat), {}
+
+    ALGORITHMS.register("unmasked")(Unmasked)
+    try:
+        with pytest.raises(UserError, match="rs_base: unmasked has no masked"):
+            one_step(algorithm(tiny, algorithm="rsmatch", rs_base="unmasked", rs_detector="none"))
+    finally:
+        del ALGORITHMS._dict["unmasked"]
 
 
 @pytest.mark.parametrize("net", ["wrn_28_2", "resnet50", "vit_tiny_patch2_32", "small_wrn_10_2"])

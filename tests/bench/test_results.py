@@ -35,6 +35,11 @@ def test_a_pool_of_one_kind_has_no_figures_of_detection(write_result: Write) -> 
     assert result.auroc is None and result.describe_pool() == "1,200 real"
 
 
+def test_memory_that_the_system_does_not_tell_is_none(write_result: Write) -> None:
+    """Windows has no peak of a process that Python could ask for."""
+    assert read_result(write_result("run", peak_memory_mib=None)).peak_memory_mib is None
+
+
 def test_a_data_set_without_a_pool_is_read(write_result: Write) -> None:
     result = read_result(write_result("run", pool=None))
     assert result.pool == (0, ()) and result.describe_pool() == "USB's own" and result.share_synthetic == 0

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from usb_rsmatch.data import keyed
+from usb_rsmatch.data.batched import UNLABELED_VIEWS
 from usb_rsmatch.data.keyed import Order, derive, generator, keyed_globals, uniforms
 
 MASK = (1 << 64) - 1
@@ -27,6 +29,28 @@ def test_uniforms_equal_plain_python(seed: int, position: int, view: int, n: int
     state = splitmix((position + derive(seed, "view", view)) & MASK)
     expected = [(splitmix((state + i * 0x9E3779B97F4A7C15) & MASK) >> 40) / 2**24 for i in range(1, n + 1)]
     assert drawn == expected
+
+
+def test_no_two_draw_by_the_same_number() -> None:
+    numbers = [value for name, value in vars(keyed).items() if name.endswith(("_VIEW", "_DRAW", "_TURN"))]
+    numbers += keyed.UNLABELED
+    assert len(numbers) >= 16 and len(set(numbers)) == len(numbers)
+    assert max(map(len, UNLABELED_VIEWS.values())) <= len(keyed.UNLABELED)
+
+
+def test_no_module_has_numbers_of_its_own() -> None:
+    """A number of draws that a module defines for itself stands in the table, under the same name."""
+    import importlib
+    import pkgutil
+
+    import usb_rsmatch
+
+    for module in pkgutil.walk_packages(usb_rsmatch.__path__, "usb_rsmatch."):
+        if module.name.endswith(("__main__", "bench.speed", "bench.readme")) or ".config_data" in module.name:
+            continue
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if name.endswith(("_VIEW", "_DRAW", "_TURN")) and isinstance(value, int):
+                assert getattr(keyed, name, None) == value, f"{module.name}.{name}"
 
 
 def test_uniforms_are_uniform_and_uncorrelated() -> None:

@@ -23,14 +23,14 @@ def pool(**keys: Any) -> HybridPool:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"synthetic_count": 1, "synthetic_ratio": 0.5}, "both given"),
+        ({"synthetic_count": 1, "synthetic_ratio": 0.5}, "synthetic_count or synthetic_ratio, not both"),
         ({"synthetic_count": 5}, "no `synthetic:` source"),
         ({"synthetic_ratio": 0.5}, "no `synthetic:` source"),
         ({"synthetic_ratio": 1.0, "synthetic": [{"source": "flow"}]}, "under 1"),
         ({"num_labels": 42}, "num_labels: 42 is not divisible by the 10 classes"),
         ({"num_labels": 2000}, r"class \d has \d+ training images"),
         ({"num_labels": 0}, "at least 1"),
-        ({"num_labels": "many"}, "whole number"),
+        ({"num_labels": "many"}, "takes a number"),
         ({"num_labels": 40.5}, "whole number"),
         ({"num_classes": 9}, "num_classes: 9 is given, digits has 10"),
         ({"real_count": 20}, "between the 40 labelled images .* and the 1438"),
@@ -38,25 +38,32 @@ def pool(**keys: Any) -> HybridPool:
         ({"validation_count": 1439}, "the training data has 1438 images"),
         ({"validation_count": 1420}, "training images .validation left out."),
         ({"dataset": "digitz"}, "'digitz' is unknown"),
-        ({"on_error": "ignore"}, "must be raise or skip"),
-        ({"img_size": 2}, "at least 4"),
+        ({"on_error": "ignore"}, "takes raise or skip"),
+        ({"img_size": 2}, "at least 8"),
         ({"lb_imb_ratio": 0.5}, "lb_imb_ratio"),
         ({"ulb_imb_ratio": 10}, "ulb_imb_ratio needs ulb_num_labels"),
-        ({"reencode": 101}, "from 1 to 100"),
+        ({"reencode": 101}, "at most 100"),
         ({"include_lb_to_ulb": "maybe"}, "true or false"),
-        ({"synthetic": "folder:x"}, "must be a list of sources"),
+        ({"synthetic": "folder:x"}, "synthetic takes a list"),
         ({"synthetic": [{"generator": "x"}]}, "needs a `source`"),
+        ({"synthetic": [{"source": "folder:x", "count": {"a": "many"}}]}, "folder:x, a: count takes a number"),
         ({"synthetic": [{"source": "folder:x", "count": 0}]}, "at least 1"),
         ({"synthetic": [{"source": "folder:x", "generator": "Real"}]}, "cannot name its generator"),
         ({"synthetic": [{"source": "folder:x", "mapping": "gone.json"}]}, "gone.json"),
         ({"synthetic": [{"source": "folder:gone"}]}, "gone: no such folder"),
-        ({"layouts": ["x"]}, "must be a mapping"),
+        ({"layouts": ["x"]}, "layouts takes a mapping"),
     ],
 )
 def test_impossible_settings_are_one_line(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         pool(**keys)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pool_of_synthetic_images_alone(sources: list[dict[str, Any]]) -> None:
+    """The negative control: the real images are the labelled ones, and none of them is in the pool."""
+    alone = pool(real_count=0, include_lb_to_ulb=False, synthetic=sources)
+    assert alone.unlabeled.is_synthetic.all() and len(alone) == 150 and len(alone.labeled) == 40
 
 
 def test_too_few_synthetic_images_say_how_many(sources: list[dict[str, Any]]) -> None:

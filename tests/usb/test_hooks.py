@@ -214,28 +214,32 @@ def test_a_run_whose_every_step_would_be_left_out_stops(tiny: dict[str, Any], mo
         train({**tiny, "rs_on_nan": "skip", "lr": 1e30}, note=silent)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of the step was one: it was taken before the update."""
+@pytest.mark.parametrize("at", [6, 12])
+def test_an_update_that_ruins_the_weights_is_not_saved(
+    at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step of an evaluation is a number, and its gradient is none."""
     build = run.build
 
     def poisoned(*args: Any) -> Any:
         algorithm = build(*args)
         step = algorithm.optimizer.step
 
-        def spoil(*_: Any) -> None:
-            step()
-            if algorithm.it == 11:
-                with torch.no_grad():
-                    next(iter(algorithm.model.parameters())).fill_(float("inf"))
+        def ruin(*given: Any, **options: Any) -> Any:
+            if algorithm.it + 1 == at:
+                algorithm.model.conv1.weight.grad.fill_(float("inf"))
+            return step(*given, **options)
 
-        algorithm.optimizer.step = spoil
+        algorithm.optimizer.step = ruin
         return algorithm
 
-    monkeypatch.setattr(run, "build", poisoned)
-    with pytest.raises(RunFailed, match=r"after step 12 conv1\.weight is not finite"):
-        train(tiny, note=silent)
-    content, _ = checkpoint.read_latest(Path(tiny["save_dir"]) / "run")
-    assert content is not None and content["it"] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build", poisoned)
+        with pytest.raises(RunFailed, match=f"the weights are no numbers after step {at}; .*lower lr"):
+            train(tiny, note=silent)
+    content, note = checkpoint.read_latest(Path(tiny["save_dir"]) / "run")
+    assert note is None and (content is None if at == 6 else content is not None and content["it"] == 6)
+    assert train(tiny, note=silent)["iterations"] == 12
 
 
 def test_a_run_that_fails_before_its_first_step_tells_why(

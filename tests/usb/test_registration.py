@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from usb_rsmatch.errors import UserError
+
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
@@ -78,4 +80,29 @@ def test_usbs_notebook_flow_trains_on_a_cpu(name: str, tiny: dict[str, Any]) -> 
     assert 0 <= trainer.evaluate(evaluation)["acc"] <= 1
     predictions, probabilities, truth = trainer.predict(evaluation, use_ema_model=True, return_gt=True)
     assert predictions.shape == truth.shape and probabilities.shape == (len(truth), 10)
-    assert (Path(config.save_dir) / config.save_name / "latest_model.pth").exists()
+    latest = Path(config.save_dir) / config.save_name / "latest_model.pth"
+    written = latest.read_bytes()
+    trainer.fit(train_lb, train_ulb, evaluation)  # a cell that is run again: nothing is left to do
+    assert latest.read_bytes() == written
+
+
+def test_the_notebooks_data_follow_what_is_asked_for(tiny: dict[str, Any]) -> None:
+    from semilearn import get_config, get_dataset
+
+    import usb_rsmatch  # noqa: F401
+
+    config = get_config({**tiny, "num_classes": 10, "img_size": 8})
+
+    def sizes(num_labels: int) -> tuple[int, int]:
+        data = get_dataset(config, "fixmatch", "digits", num_labels, 10, config.data_dir)
+        return len(data["train_lb"]), len(data["train_ulb"])
+
+    assert sizes(20) == (20, 400)
+    first = config.pool
+    assert sizes(20) == (20, 400) and config.pool is first
+    assert sizes(40) == (40, 400)
+    config.synthetic_count = 100
+    assert sizes(40) == (40, 300)
+    with pytest.raises(UserError, match="unknown dataset 'digts': did you mean 'digits'"):
+        config.synthetic = []
+        get_dataset(config, "fixmatch", "digts", 20, 10, config.data_dir)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,10 +150,20 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny: dict[str, Any]) -> None:
     [
         ({"algorithm": "fixmach"}, "unknown algorithm 'fixmach': did you mean 'fixmatch'"),
         ({"dataset": "digts"}, "digts"),
+        ({"dataset": "digts", "synthetic": [], "synthetic_count": None}, "'digts': did you mean 'digits'"),
+        ({"dataset": "digts", "synthetic": [], "synthetic_count": None, "num_classes": 10}, "'digts': did you mean"),
         ({"num_lables": 10}, "unknown key 'num_lables': did you mean 'num_labels'"),
         ({"lr": "fast"}, "lr takes a number"),
         ({"num_labels": 15}, "15"),
         ({"net": "small_wrn_10_3"}, "unknown net 'small_wrn_10_3': did you mean"),
+        ({"net": "resnet19", "net_from_name": True}, "unknown net 'resnet19': did you mean 'resnet18'"),
+        ({"net": "wrn"}, "unknown net 'wrn'"),  # a module of semilearn.nets
+        ({"net": "vit_tiny_patch2_32"}, "vit_tiny_patch2_32 on digits cannot be set up"),  # of 32 px, not of 8
+        ({"use_pretrain": True}, "pretrain_path ''"),
+        ({"use_pretrain": True, "pretrain_path": "gone.pth"}, "pretrain_path 'gone.pth' is neither a file"),
+        ({"use_pretrain": True, "pretrain_path": "http://127.0.0.1:1/x.pth"}, "cannot be set up: URLError"),
+        ({"crop_ratio": 0}, "crop_ratio 0 pads by 8 px"),
+        ({"crop_ratio": 0, "rs_loader": "batched"}, "crop_ratio 0 pads by 8 px"),
         ({"synthetic": [{"source": "npz:nowhere.npz"}]}, "nowhere.npz"),
         ({"synthetic_ratio": 0.5}, "synthetic_count or synthetic_ratio"),
         ({"synthetic_count": 100000}, "300"),
@@ -188,6 +199,34 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tiny: dict[str, Any], m
     assert any("going on from the checkpoint before it" in line for line in notes)
     assert any("after step 6 of 12" in line for line in notes)
     assert result["accuracy"] == whole["accuracy"]
+
+
+@pytest.mark.parametrize("minutes", [-1.0, float("nan")])
+def test_minutes_that_cannot_be(minutes: float, tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="max-minutes takes a number of at least 0"):
+        train(tiny, max_minutes=minutes, note=silent)
+    assert not Path(tiny["save_dir"]).exists()
+
+
+def test_a_pool_that_changed_under_a_run_is_refused(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queue, order and split are indices into the pool; the checkpoint holds no images."""
+    with np.load(tiny["synthetic"][0]["source"].removeprefix("npz:")) as blends:
+        images, labels = blends["image"], blends["label"]
+    np.savez(tmp_path / "mine.npz", image=images, label=labels)
+    config = {**tiny, "synthetic": [{"source": f"npz:{tmp_path / 'mine.npz'}"}]}
+    interrupted_at(config, 3, monkeypatch)
+    folder = Path(tiny["save_dir"]) / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    changed = images.copy()
+    changed[:, 0, 0] ^= 1
+    np.savez(tmp_path / "mine.npz", image=changed, label=labels)
+    with pytest.raises(UserError, match="the unlabeled images are not those that the run began with"):
+        train(config, note=silent)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    np.savez(tmp_path / "mine.npz", image=images, label=labels)
+    assert train(config, note=silent)["iterations"] == 12
 
 
 def test_imbalanced_algorithm_on_top(tiny: dict[str, Any]) -> None:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from semilearn import nets
+from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.nets.wrn.wrn import WideResNet
 from torch import Tensor, nn
 
 
-class RSNet(nn.Module):
-    """A backbone with its main head, a dummy head, and a detector.
+class BackboneWithHeads(nn.Module):
+    """A backbone of USB's kind with what a subclass puts beside it, which joins optimiser, EMA and checkpoint.
 
-    The dummy head learns from images identified as synthetic and is not used at test (source: third-party summary of
-    arXiv 2405.16930; its form, one linear layer on the pooled features, is our choice). The detector is held here so
-    that it joins optimiser, EMA and checkpoint.
+    Calls go to the backbone; layer-wise decay and the list of weights without decay see through the wrapper.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, detector: nn.Module | None) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_features: int = backbone.num_features  # type: ignore[assignment]
-        self.dummy_head = nn.Linear(self.num_features, num_classes)
-        nn.init.xavier_normal_(self.dummy_head.weight)
-        nn.init.zeros_(self.dummy_head.bias)
-        self.detector = detector
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
         """The backbone's own output: `logits` of the main head [B, K] and `feat` [B, F]."""
@@ -37,9 +33,46 @@ class RSNet(nn.Module):
         return self.backbone.group_matcher(coarse, prefix=f"{prefix}backbone.")  # type: ignore[operator]
 
     def no_weight_decay(self) -> list[str]:
-        no_weight_decay: Any = getattr(self.backbone, "no_weight_decay", list)
+        names: Any = getattr(self.backbone, "no_weight_decay", list)
+        return [f"backbone.{name}" for name in names()]
 
-        return [f"backbone.{name}" for name in no_weight_decay()]
+
+class HeadsOnBackbone(AlgorithmBase):
+    """An algorithm whose model and averaged model are `wrap(backbone)`.
+
+    The heads' first weights are drawn apart: neither the backbone's nor what is drawn later depends on them.
+    """
+
+    def wrap(self, backbone: Any) -> BackboneWithHeads:
+        raise NotImplementedError
+
+    def _wrapped(self, backbone: Any) -> BackboneWithHeads:
+        with torch.random.fork_rng(devices=[]):
+            return self.wrap(backbone)
+
+    def set_model(self) -> BackboneWithHeads:
+        return self._wrapped(super().set_model())
+
+    def set_ema_model(self) -> BackboneWithHeads:
+        ema_model = self._wrapped(self.net_builder(num_classes=self.num_classes))
+        ema_model.load_state_dict(self.model.state_dict())
+        return ema_model
+
+
+class RSNet(BackboneWithHeads):
+    """A backbone with its main head, a dummy head, and a detector.
+
+    The dummy head learns from images identified as synthetic and is not used at test (source: third-party summary of
+    arXiv 2405.16930; its form, one linear layer on the pooled features, is our choice). The detector is held here so
+    that it joins optimiser, EMA and checkpoint.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, detector: nn.Module | None) -> None:
+        super().__init__(backbone)
+        self.dummy_head = nn.Linear(self.num_features, num_classes)
+        nn.init.xavier_normal_(self.dummy_head.weight)
+        nn.init.zeros_(self.dummy_head.bias)
+        self.detector = detector
 
 
 def _small_wrn(depth: int, width: int) -> Any:

@@ -24,13 +24,13 @@ from semilearn.algorithms.utils import SSL_Argument
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.openset import (
-    SECOND_VIEW,
     OpenSetAlgorithm,
     linear,
     one_vs_all,
     one_vs_all_loss,
     register_algorithm,
 )
+from usb_rsmatch.data.keyed import SECOND_VIEW
 
 
 class OneVsAllHeads(nn.Module):

@@ -12,35 +12,24 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
+from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
 from usb_rsmatch.data.keyed import keyed_globals
 
-# Numbers of draws, clear of those that the loaders (0-9) and the synthetic queue (16, 17) use.
-SECOND_VIEW, QUEUE_VIEW = 24, 25
 
-
-class OpenSetNet(nn.Module):
-    """A backbone with further heads, which join optimiser, EMA and checkpoint.
+class OpenSetNet(BackboneWithHeads):
+    """A backbone with further heads.
 
     `heads` maps the backbone's output (`logits` [B, K], `feat` [B, F]) to further outputs by name.
     """
 
     def __init__(self, backbone: nn.Module, heads: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.num_features: int = backbone.num_features  # type: ignore[assignment]
+        super().__init__(backbone)
         self.heads = heads
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
         """The backbone's output with the heads' beside it; `only_fc` and `only_feat` are the backbone's alone."""
         output = self.backbone(x, **kwargs)
         return output if kwargs else {**output, **self.heads(output)}
-
-    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Any:
-        return self.backbone.group_matcher(coarse, prefix=f"{prefix}backbone.")  # type: ignore[operator]
-
-    def no_weight_decay(self) -> list[str]:
-        names: Any = getattr(self.backbone, "no_weight_decay", list)
-        return [f"backbone.{name}" for name in names()]
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -52,7 +41,7 @@ def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
     return layer
 
 
-class OpenSetAlgorithm(AlgorithmBase):
+class OpenSetAlgorithm(HeadsOnBackbone):
     """An algorithm with `Heads` on the backbone, whose `outlier_score` is measured as a detector.
 
     `Heads(num_features, num_classes)` makes the module that `OpenSetNet` holds.
@@ -60,17 +49,8 @@ class OpenSetAlgorithm(AlgorithmBase):
 
     Heads: type[nn.Module]
 
-    def _wrap(self, backbone: Any) -> OpenSetNet:
-        with torch.random.fork_rng(devices=[]):  # what is drawn later does not depend on the heads
-            return OpenSetNet(backbone, self.Heads(backbone.num_features, self.num_classes))
-
-    def set_model(self) -> OpenSetNet:
-        return self._wrap(super().set_model())
-
-    def set_ema_model(self) -> OpenSetNet:
-        ema_model = self._wrap(self.net_builder(num_classes=self.num_classes))
-        ema_model.load_state_dict(self.model.state_dict())
-        return ema_model
+    def wrap(self, backbone: Any) -> OpenSetNet:
+        return OpenSetNet(backbone, self.Heads(backbone.num_features, self.num_classes))
 
     def set_hooks(self) -> None:
         from usb_rsmatch.detection.outlier import OutlierHook  # imports semilearn's Hook, which may be loading us

@@ -17,13 +17,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from semilearn.algorithms.utils import SSL_Argument, str2bool
 from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.networks import RSNet
+from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import build_detector, reads_features
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.config import KEYS
@@ -38,10 +37,14 @@ def base_rule(name: str) -> type[AlgorithmBase]:
         raise UserError(f"rs_base: unknown algorithm {name!r}")
     core: type[AlgorithmBase] = ALGORITHMS[name]
     keys = set(inspect.signature(core.train_step).parameters) - {"self"}
-    step = inspect.getsource(core.train_step)
-    if not keys <= BATCH_KEYS or "x_ulb_s" not in keys or '"masking"' not in step.replace("'", '"'):
-        raise UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
+    if not keys <= BATCH_KEYS or "x_ulb_s" not in keys:
+        raise unfit(name)
     return core
+
+
+def unfit(name: str) -> UserError:
+    """Why an algorithm cannot be a base rule: there is no mask to split, or no loss with targets."""
+    return UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
 
 
 class KeepTargets(nn.Module):
@@ -57,7 +60,7 @@ class KeepTargets(nn.Module):
         return self.loss(logits, targets, name, mask=mask)
 
 
-class RSMatch(AlgorithmBase):
+class RSMatch(HeadsOnBackbone):
     """RSMatch (arXiv 2405.16930) as a layer over the base rule that `rs_base` names.
 
     USB composes an imbalanced algorithm as a class over a core one; so does this: making an instance makes the class
@@ -84,27 +87,16 @@ class RSMatch(AlgorithmBase):
 
     # network and hooks ------------------------------------------------------------------------------------------
 
-    def _wrap(self, backbone: Any) -> RSNet:
+    def wrap(self, backbone: Any) -> RSNet:
         needs_detector = self.args.rs_detector in ("csqueue", "pu")
         detector = build_detector(self.args.rs_detector_input, backbone.num_features) if needs_detector else None
         return RSNet(backbone, self.num_classes, detector)
 
-    def set_model(self) -> RSNet:
-        with torch.random.fork_rng(devices=[]):  # the backbone starts from the weights that the base rule would
-            backbone = super().set_model()
-            state = torch.random.get_rng_state()
-            model = self._wrap(backbone)
-        torch.random.set_rng_state(state)
-        return model
-
-    def set_ema_model(self) -> RSNet:
-        with torch.random.fork_rng(devices=[]):
-            backbone = self.net_builder(num_classes=self.num_classes)
-            state = torch.random.get_rng_state()
-            ema_model = self._wrap(backbone)
-        torch.random.set_rng_state(state)
-        ema_model.load_state_dict(self.model.state_dict())
-        return ema_model
+    def set_ema_model(self) -> Any:
+        try:
+            return super().set_ema_model()
+        except RuntimeError:  # the weights are of a network of another form
+            raise UserError(f"rs_base: {self.args.rs_base} makes a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
         from usb_rsmatch.detection.hook import (
@@ -112,6 +104,8 @@ class RSMatch(AlgorithmBase):
         )
 
         super().set_hooks()
+        if "MaskingHook" not in self.hooks_dict:
+            raise unfit(self.args.rs_base)
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
 
@@ -146,7 +140,10 @@ class RSMatch(AlgorithmBase):
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
+        self.mask = self.consistency_loss.targets = None  # the base rule's step sets both
         out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
+        if self.mask is None or self.consistency_loss.targets is None:
+            raise unfit(self.args.rs_base)
 
         feat, mask, pseudo_label = out_dict["feat"], self.mask, self.consistency_loss.targets
         if self.synthetic_to == "dummy":

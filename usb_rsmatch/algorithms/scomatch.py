@@ -25,8 +25,8 @@ from semilearn.algorithms.utils import SSL_Argument
 from semilearn.core.hooks import Hook
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import QUEUE_VIEW, OpenSetAlgorithm, linear, register_algorithm
-from usb_rsmatch.data.keyed import generator
+from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, register_algorithm
+from usb_rsmatch.data.keyed import OUTLIER_VIEW, generator
 
 LOWEST, HIGHEST = 0.75, 0.95  # of the threshold for outliers (authors)
 
@@ -110,7 +110,7 @@ class SCOMatch(OpenSetAlgorithm):
         with self.amp_cm():
             views = [x_lb, x_ulb_w, x_ulb_s]
             if queued is not None:
-                views.append(self.weak_views(queued[0], QUEUE_VIEW, like=x_lb))
+                views.append(self.weak_views(queued[0], OUTLIER_VIEW, like=x_lb))
             lb, ulb_w, ulb_s, *outliers = self.outputs(*views)
 
             sup_loss = self.ce_loss(lb["logits_open"], y_lb, reduction="mean")

@@ -96,7 +96,7 @@ def runs_sheet(table: Table) -> Sheet:
             f"{100 * result.best:.2f}",
             "–" if result.auroc is None else f"{result.auroc:.3f}",
             duration(result.train_seconds),
-            f"{result.peak_memory_mib:.0f}",
+            "–" if result.peak_memory_mib is None else f"{result.peak_memory_mib:.0f}",
         ]
         codes = [result.config_sha256[:12], command(record)]
         rows.append([*map(Text, words), *(Text(code, code=True) for code in codes)])

@@ -36,7 +36,7 @@ class Result:
     detection_by_generator: dict[str, Figures]
     train_seconds: float
     images_per_second: float
-    peak_memory_mib: float
+    peak_memory_mib: float | None  # None where the system does not tell
     versions: dict[str, str]
     config_sha256: str
     device: str = ""  # these three are not in every file
@@ -110,7 +110,7 @@ def read_result(path: str | Path) -> Result:
         ),
         train_seconds=time.number("train_seconds"),
         images_per_second=time.number("images_per_second"),
-        peak_memory_mib=fields.number("peak_memory_mib"),
+        peak_memory_mib=fields.optional("peak_memory_mib"),
         versions={name: versions.text(name) for name in versions.content},
         config_sha256=fields.text("config_sha256"),
         device=fields.extra("device"),

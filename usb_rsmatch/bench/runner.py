@@ -89,7 +89,10 @@ class _Job:
 
 @dataclass
 class Runner:
-    """Trains the runs; `train()` gives the exit code: 0, 1 if a run failed, 130 if interrupted."""
+    """Trains the runs; `train()` gives the exit code: 0, 1 if a run failed, 130 if interrupted.
+
+    Errors: UserError for `jobs` under 1.
+    """
 
     runs: Sequence[Run]
     hashes: Mapping[str, str]
@@ -97,13 +100,12 @@ class Runner:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     command: Sequence[str] = TRAIN  # the path of a run's YAML is appended
 
-    def train(self) -> int:
-        """Train what is not done yet, a line a run.
-
-        Errors: UserError for `jobs` under 1.
-        """
+    def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs takes a number of processes from 1, not {self.jobs}")
+
+    def train(self) -> int:
+        """Train what is not done yet, a line a run."""
         self.done = self.failed = 0
         self.stop: int | None = None
         waiting: deque[Run] = deque()

@@ -32,7 +32,7 @@ from usb_rsmatch.bench import workload  # noqa: E402
 from usb_rsmatch.bench.clock import ratios, spread, steps_of, take_turns, timed  # noqa: E402
 from usb_rsmatch.data import augment  # noqa: E402
 from usb_rsmatch.data.loader import PilViews  # noqa: E402
-from usb_rsmatch.usb.fast import has_bfloat16  # noqa: E402
+from usb_rsmatch.device import has_bfloat16  # noqa: E402
 
 # Name -> (what it is, goal, whether the goal is a least value).
 GOALS: Mapping[str, tuple[str, float | None, bool]] = {

@@ -17,6 +17,16 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+# Whoever draws for a position has a number of its own, the `view` below. A new one is added here and nowhere else.
+UNLABELED = range(8)  # the views of an unlabelled image, in the order of its batch
+LABELED_VIEW = 8
+QUARTER_TURN = 9  # ReMixMatch's rotation
+QUEUE_VIEW, QUEUE_DRAW = 16, 17  # a mined image seen again, and which one it is
+FAKE_DRAW = 18  # principal components of a pseudo-fake
+SECOND_VIEW = 24  # OpenMatch's second weak view
+OUTLIER_VIEW = 25  # an image of SCOMatch's queue
+ROTATION_VIEW = 26  # CRMatch's rotated image
+
 
 def derive(seed: int, *names: int | str) -> int:
     """A stable 63-bit number for (seed, names), equal on every machine and Python version."""

@@ -37,7 +37,7 @@ def draw_synthetic(config: PoolConfig, real: RealShare) -> Drawn:
     too few.
     """
     wanted = config.synthetic_wanted(len(real.unlabeled))
-    entries = config.synthetic if wanted != 0 else ()
+    entries = config.synthetic if wanted != 0 else []
     sources = [_open(config, entry, wanted, real) for entry in entries]
     orders = [_order(source, entry, config.seed) for source, entry in zip(sources, entries, strict=True)]
     available = sum(map(len, orders))

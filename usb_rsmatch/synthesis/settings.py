@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..device import choose_device, has_bfloat16
 from ..errors import UserError
 
 
@@ -67,22 +68,10 @@ class FlowSettings:
 
 def pick_device(name: str) -> torch.device:
     """The device named, where "auto" is CUDA if there is one. Raises UserError for CUDA that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {name} was asked for, but torch sees no CUDA device: use cpu or auto")
-    return torch.device(name)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; emulation is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe is not None)
+    return torch.device(choose_device(name))
 
 
 def autocast(device: torch.device, settings: FlowSettings) -> torch.autocast:
     """The context in which the network computes, float32 outside of it."""
-    wanted = has_fast_bf16(device) if settings.bf16 is None else settings.bf16
+    wanted = has_bfloat16(device) if settings.bf16 is None else settings.bf16
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from usb_rsmatch.data.settings import POOL_KEYS, PoolConfig
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.keys import Key, convert, nearest
 from usb_rsmatch.usb.shipped import find_config
-from usb_rsmatch.usb.values import plain, read_yaml, shown
-
-
-@dataclass(frozen=True)
-class Key:
-    """One configuration key: its type(s), default, what it means, and whose choice the default is.
-
-    `origin` is "usb" for USB's own keys, "paper" for what is known of RSMatch's, "ours" for the rest.
-    """
-
-    name: str
-    kind: str  # int | float | bool | str | list | mapping, or words joined by "|" for a choice
-    default: Any
-    help: str
-    origin: str = "usb"
-    low: float | None = None
-    high: float | None = None
-    optional: bool = False  # None is a value
-
+from usb_rsmatch.usb.values import plain, read_yaml
 
 _USB = [
     Key("save_dir", "str", "./saved_models", "folder that holds the run folders"),
@@ -44,7 +26,6 @@ _USB = [
     Key("num_warmup_iter", "int", 0, "steps of linear warm-up of the learning rate", low=0),
     Key("num_eval_iter", "int", 10, "steps between evaluations, each with a checkpoint", low=1),
     Key("num_log_iter", "int", 5, "steps between log lines", low=1),
-    Key("num_labels", "int", 400, "labelled images in all", low=1),
     Key("batch_size", "int", 8, "labelled images a step", low=1),
     Key("uratio", "int", 1, "unlabelled images for each labelled one of a batch", low=1),
     Key("eval_batch_size", "int", 16, "images a batch at evaluation", low=1),
@@ -64,32 +45,15 @@ _USB = [
     Key("amp", "bool", False, "mixed precision"),
     Key("clip_grad", "float", 0.0, "norm at which gradients are clipped; 0 is never", low=0),
     Key("imb_algorithm", "str", None, "an imbalanced algorithm of USB on top", optional=True),
-    Key("data_dir", "str", "./data", "folder of the data sets"),
-    Key("dataset", "str", "cifar10", "digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets"),
-    Key("num_classes", "int", None, "number of classes; default: as many as the data set has", optional=True, low=2),
     Key("train_sampler", "str", "RandomSampler", "USB's sampler, where the data set is not ours"),
     Key("num_workers", "int", 1, "worker processes of the labelled loader (twice as many for the unlabelled)", low=0),
-    Key("include_lb_to_ulb", "bool", True, "labelled images are in the unlabelled pool too"),
-    Key("lb_imb_ratio", "float", 1, "imbalance of the labelled images, largest class over smallest"),
-    Key("ulb_imb_ratio", "float", 1, "imbalance of the unlabelled images"),
-    Key("ulb_num_labels", "int", None, "real unlabelled images (of the largest class where imbalanced)", optional=True),
-    Key("img_size", "int", None, "side of the images in pixels; default: the data set's own", optional=True, low=8),
     Key("crop_ratio", "float", 0.875, "random crops shift by (1 - crop_ratio) of the side", low=0, high=1),
     Key("max_length", "int", 512, "text length (USB's text sets)"),
     Key("max_length_seconds", "float", 4.0, "sound length (USB's audio sets)"),
     Key("sample_rate", "int", 16000, "sample rate (USB's audio sets)"),
-    Key("seed", "int", 0, "seed of everything random", low=0, high=2**32 - 1),
 ]
 
 _OURS = [
-    Key("synthetic", "list", [], "synthetic sources: mappings with `source`, and `generator`, `count`", "ours"),
-    Key("real_count", "int", None, "real images in the pool, labelled ones included", "ours", 0, optional=True),
-    Key("synthetic_count", "int", None, "synthetic images in the pool", "ours", 0, optional=True),
-    Key("synthetic_ratio", "float", None, "share of synthetic images in the pool", "ours", 0, 1, optional=True),
-    Key("validation_count", "int", 0, "real training images cut off for choosing anything", "ours", 0),
-    Key("on_error", "raise|skip", "raise", "an unreadable image stops the run, or is skipped and listed", "ours"),
-    Key("reencode", "int", None, "JPEG quality at which all images are re-encoded", "ours", 1, 100, optional=True),
-    Key("layouts", "mapping", {}, "further folder layouts, by prefix", "ours"),
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
     Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
@@ -108,7 +72,7 @@ _OURS = [
     Key("rs_compile", "bool", False, "with rs_fast, torch.compile the network: slow to start", "ours"),
 ]
 
-KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *_OURS)}
+KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS)}
 
 # In USB's shipped configurations, and without effect: there, here, or both.
 DEAD: dict[str, str] = {
@@ -174,64 +138,6 @@ def all_keys() -> dict[str, Key]:
     return keys
 
 
-def nearest(name: str, known: Any) -> str:
-    """`: did you mean ...?` with the nearest right name, or nothing."""
-    names = {str(item).casefold(): str(item) for item in known}
-    close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
-    return f": did you mean {names[close[0]]!r}?" if close else ""
-
-
-def convert(key: Key, value: Any, where: str) -> Any:
-    """`value` as the key's type, or a UserError that names the key and what it takes."""
-
-    def refuse(what: str) -> UserError:
-        return UserError(f"{where}: {key.name} takes {what}, not {shown(value)}")
-
-    if value is None or value == "None":
-        if key.optional:
-            return None
-        raise refuse(f"a value ({key.kind})")
-    if "|" in key.kind:
-        if value not in key.kind.split("|"):
-            raise refuse(" or ".join(key.kind.split("|")))
-        return value
-    if key.kind == "bool":
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-        raise refuse("true or false")
-    if key.kind in ("int", "float"):
-        if isinstance(value, bool):
-            raise refuse("a number")
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise refuse("a number") from None
-        if number != number or number in (float("inf"), float("-inf")):
-            raise refuse("a finite number")
-        if key.kind == "int" and number != int(number):
-            raise refuse("a whole number")
-        if (key.low is not None and number < key.low) or (key.high is not None and number > key.high):
-            high = "" if key.high is None else f" and at most {key.high:g}"
-            raise refuse(f"a number of at least {key.low:g}{high}")
-        if key.kind == "int":
-            return value if isinstance(value, int) else int(number)
-        return number
-    if key.kind == "list":
-        if not isinstance(value, list):
-            raise refuse("a list")
-        return value
-    if key.kind == "mapping":
-        if not isinstance(value, dict):
-            raise refuse("a mapping")
-        return value
-    if isinstance(value, (dict, list)):
-        raise refuse("one word")
-    return str(value)
-
-
 def resolve(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> tuple[Namespace, list[str]]:
@@ -275,12 +181,13 @@ def check(values: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: num_train_iter ({values['num_train_iter']}) must divide by epoch ({values['epoch']})"
         )
-    if values["synthetic_count"] is not None and values["synthetic_ratio"] is not None:
-        raise UserError(f"{where}: give synthetic_count or synthetic_ratio, not both")
-    for source in values["synthetic"]:
-        if not isinstance(source, dict) or "source" not in source:
-            example = "`source`, such as folder:./images"
-            raise UserError(f"{where}: an entry of synthetic needs a {example}; got {shown(source)}")
+    name = values["save_name"]
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise UserError(f"{where}: save_name is a folder inside save_dir, not {name!r}")
+    try:
+        PoolConfig.read(Namespace(**values))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     detector = values["rs_detector"]
     if detector not in ("csqueue", "pu", "oracle", "random", "none") and not detector.startswith("scores:"):
         takes = "csqueue, pu, oracle, random, none or scores:FILE.csv"

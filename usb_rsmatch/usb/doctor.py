@@ -9,10 +9,9 @@ from importlib import metadata
 
 import torch
 
+from usb_rsmatch.device import choose_device, has_bfloat16
 from usb_rsmatch.usb import registration
 from usb_rsmatch.usb.config import import_semilearn
-from usb_rsmatch.usb.fast import has_bfloat16
-from usb_rsmatch.usb.run import choose_device
 from usb_rsmatch.version import __version__
 
 EXTRAS = {

@@ -32,6 +32,8 @@ from semilearn.core.utils import EMA
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from usb_rsmatch.device import has_bfloat16
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -48,14 +50,6 @@ class Switches:
     def for_device(cls, device: torch.device) -> Switches:
         """All that `device` has; `fused` is asked of the optimiser itself."""
         return cls(bf16=has_bfloat16(device), lazy_logs=device.type == "cuda")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices by instructions of its own."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent from older torch: then no
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 # network ----------------------------------------------------------------------------------------------------------

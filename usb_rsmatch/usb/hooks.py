@@ -16,6 +16,7 @@ from semilearn.core.hooks import Hook
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import write_text
+from usb_rsmatch.usb import processes
 from usb_rsmatch.usb.update import nonfinite
 
 
@@ -76,12 +77,12 @@ class CheckpointHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        stop = algorithm.stop_requested()
+        stop = processes.agree(algorithm.stop_requested())
         if due or stop:
             bad = nonfinite(algorithm.model)
-            if bad:
+            if bad:  # the update of this very step can make them so, from a loss that was a number
                 raise RunFailed(
-                    f"after step {algorithm.it + 1} {bad[0]} is not finite (and {len(bad) - 1} more): not saved, the "
+                    f"the weights are no numbers after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; the "
                     "checkpoint before it is kept: lower lr, or set clip_grad"
                 )
             folder = os.path.join(algorithm.save_dir, algorithm.save_name)

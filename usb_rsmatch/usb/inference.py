@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data.augment import normalise
+from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint, config
-from usb_rsmatch.usb.run import build, choose_device
+from usb_rsmatch.usb.run import build
 
 
 class Run:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usb_rsmatch.data.loader import HybridDataset, build_loaders
-from usb_rsmatch.usb import checkpoint
+from usb_rsmatch.data.loader import HybridDataset, build_loaders, share_of
+from usb_rsmatch.usb import checkpoint, processes
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 from usb_rsmatch.usb.hooks import CheckpointHook, EvaluationHook, ResumeHook, TimerHook, replace_hook
@@ -37,9 +37,10 @@ class CoreMixin:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes: `args.device`, else the GPU where there is one."""
+        """Where the run computes: `args.device`, else the GPU (the one that `args.gpu` numbers) where there is one."""
         name = getattr(self.args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(name)
+        number = getattr(self.args, "gpu", None)
+        return torch.device(name, number) if name == "cuda" and number is not None else torch.device(name)
 
     # data -------------------------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ class CoreMixin:
         for name in ("train_lb", "train_ulb"):
             vars(loaders[name]).setdefault("sampler", None)  # Dash's warm-up asks which one it is
         if getattr(self, "use_rot", False):
-            rotated = RotatedBatches(datasets["train_ulb"], self.args.batch_size, lambda: self.it)
+            rotated = RotatedBatches(datasets["train_ulb"], self.args.batch_size, lambda: self.it, share_of(self.args))
             loaders["train_ulb_rot"] = loaders["train_ulb_rot_iter"] = rotated
         return loaders
 
@@ -181,12 +182,15 @@ class RunMixin:
             "hooks": {name: capture(hook) for name, hook in self.hooks_dict.items()},
             "random": checkpoint.random_state(),
         }
+        if processes.size() > 1:
+            content[checkpoint.KEY]["random_of_processes"] = processes.each(checkpoint.random_state())
         return content
 
     def save_model(self, save_name: str, save_path: str) -> None:
-        """Write a checkpoint, atomically."""
-        path = Path(save_path) / save_name
-        checkpoint.write(self.get_save_dict(), path)
+        """Write a checkpoint, atomically; of several processes all call, and the first one writes."""
+        path, content = Path(save_path) / save_name, self.get_save_dict()
+        if processes.rank() == 0:
+            checkpoint.write(content, path)
         self.print_fn(f"model saved: {path}")  # type: ignore[attr-defined]
 
     def load_model(self, load_path: str) -> dict[str, Any]:
@@ -226,7 +230,12 @@ class RunMixin:
         for name, hook_state in state["hooks"].items():
             if name in self.hooks_dict:
                 restore(self.hooks_dict[name], hook_state, device)
-        checkpoint.set_random_state(state["random"])
+        states = state.get("random_of_processes", [state["random"]])
+        if len(states) == processes.size():
+            checkpoint.set_random_state(states[processes.rank()])
+        else:  # saved by another number of processes
+            checkpoint.set_random_state(state["random"])
+            processes.part_generators(self.args.seed, self.it)
 
 
 def lay_over(core: type, imbalanced: type | None = None, fast: bool = False) -> type:

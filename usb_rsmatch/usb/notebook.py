@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,39 @@ def get_dataset(
     data_dir: str = "./data",
     include_lb_to_ulb: bool = True,
 ) -> Any:
-    """USB's `get_dataset`, which also knows our data sets and, with `args.synthetic`, hybrid pools."""
+    """USB's `get_dataset`, which also knows our data sets and, with `args.synthetic`, hybrid pools.
+
+    A pool is kept in `args.pool`, and built anew where a key of it has changed.
+    """
     from usb_rsmatch.data.loader import build_datasets, describes_pool
     from usb_rsmatch.data.pool import build_pool
+    from usb_rsmatch.data.real import dataset_names
+    from usb_rsmatch.errors import UserError
+    from usb_rsmatch.usb.config import nearest
 
-    if not describes_pool(args):
-        return _usb_get_dataset(args, algorithm, dataset, num_labels, num_classes, data_dir, include_lb_to_ulb)
-    pool = getattr(args, "pool", None)
-    if pool is None:
-        pool = args.pool = build_pool(args)
-    return build_datasets(pool, args)
+    asked = copy.copy(args)
+    asked.dataset, asked.num_labels, asked.num_classes = dataset, num_labels, num_classes
+    asked.data_dir, asked.include_lb_to_ulb = data_dir, include_lb_to_ulb
+    if not describes_pool(asked):
+        found = _usb_get_dataset(args, algorithm, dataset, num_labels, num_classes, data_dir, include_lb_to_ulb)
+        if found is None:  # what USB says by it turns into an error somewhere in training
+            raise UserError(f"unknown dataset {dataset!r}{nearest(dataset, dataset_names())}")
+        return found
+    if not _is_pool_of(getattr(args, "pool", None), asked):
+        args.pool = build_pool(asked)
+    return build_datasets(args.pool, args)
+
+
+def _is_pool_of(pool: Any, args: Any) -> bool:
+    """Whether `pool` is what the keys of `args` ask for; one that was put together by hand is."""
+    from usb_rsmatch.data.settings import PoolConfig
+
+    if pool is None or not pool.config:
+        return pool is not None
+    asked = PoolConfig.read(args).as_dict()
+    size = asked.pop("img_size")
+    del asked["num_classes"]  # told by the data set, so that it cannot differ
+    return size in (None, pool.unlabeled.images.shape[1]) and asked.items() <= pool.config.items()
 
 
 def get_algorithm(args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None) -> Any:
@@ -67,6 +91,9 @@ class Trainer:
     def fit(self, train_lb_loader: Any, train_ulb_loader: Any, eval_loader: Any) -> None:
         """Train for `num_train_iter` steps; `latest_model.pth` and `model_best.pth` are written to the save folder."""
         algorithm = self.algorithm
+        if algorithm.it >= algorithm.num_train_iter:
+            self.logger.info(f"All {algorithm.it} steps are done: to train again, make a new one by get_algorithm.")
+            return
         algorithm.loader_dict = {"train_lb": train_lb_loader, "train_ulb": train_ulb_loader, "eval": eval_loader}
         algorithm.print_fn = self.logger.info
         algorithm.train()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
+import os
 import random
 import sys
 import warnings
@@ -15,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 import yaml
 
+from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
-from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.usb import checkpoint, config, processes
 from usb_rsmatch.usb.folder import is_empty, locked
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
 from usb_rsmatch.usb.stop import Stop
@@ -42,28 +46,30 @@ def train(
     Gives the contents of `result.json`. Errors: UserError before anything is written; RunFailed where training fails;
     Interrupted after a checkpoint where it was asked to stop or `max_minutes` are over.
     """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise UserError(f"--max-minutes takes a number of at least 0, not {max_minutes:g}")
     args, notes = config.resolve(source, overrides)
-    for line in notes:
-        note(f"note: {line}")
     args.save_name = args.save_name or config.default_save_name(args)
     args.device = choose_device(args.device)
     folder = Path(args.save_dir) / args.save_name
-    done = check_folder(folder, args)
-    if done is not None:
-        note(f"{folder} is done: {config_line(done)}")
-        return done
-
-    with Stop(max_minutes) as stop:
+    with processes.joined(args.device), Stop(max_minutes) as stop, contextlib.ExitStack() as held:
+        note = note if processes.rank() == 0 else lambda line: None
+        for line in notes:
+            note(f"note: {line}")
+        done = processes.by_first(check_folder, folder, args)
+        if done is not None:
+            note(f"{folder} is done: {config_line(done)}")
+            return done
         algorithm = build(args)
-        with locked(folder):
-            done = check_folder(folder, algorithm.config)  # again: another process may have been here meanwhile
-            return done if done is not None else _train(algorithm, folder, stop, note)
+        processes.by_first(lambda: held.enter_context(locked(folder)))
+        done = processes.by_first(check_folder, folder, algorithm.config)  # again: another may have been here meanwhile
+        return done if done is not None else _train(algorithm, folder, stop, note)
 
 
 def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
-    """Train to the end and write the result, in a run folder that this process holds."""
-    state, damage = checkpoint.read_latest(folder)
-    prepare_folder(folder, algorithm.args, algorithm)
+    """Train to the end and write the result, in a run folder that this process or the first one holds."""
+    state, damage = processes.by_first(checkpoint.read_latest, folder)
+    processes.by_first(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
     if state is not None:
@@ -73,8 +79,9 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"the checkpoint in {folder} does not fit its configuration: {reason}") from None
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
-    replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
-    replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
+    if processes.rank() == 0:
+        replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
+        replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
     algorithm.stop_requested = stop
@@ -85,14 +92,16 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
         algorithm.train()
         if hasattr(algorithm, "finetune"):
             algorithm.finetune()
-        result = make_result(algorithm, folder)
-        write_json(folder / "result.json", result)
+        return processes.by_first(finish, algorithm, folder)
     except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:
         reason = " ".join(f"{folder.name}: {type(error).__name__}: {error}".split())
         if isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker" in str(error):
             reason += " (a worker process of the loader has ended; the system kills them where memory is short)"
+        if processes.size() > 1:
+            who = f"process {processes.rank()} of {processes.size()}"
+            raise RunFailed(f"{who}: {reason}; the last checkpoint is kept (has another process ended?)") from error
         try:
             saved = algorithm.save_between_steps()
         except Exception as again:  # a full disk takes no checkpoint either
@@ -102,22 +111,18 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
         then = f"; saved after step {algorithm.it}, the same command goes on" if saved else ""
         raise RunFailed(reason + then) from error
     finally:
-        algorithm.hooks_dict["ProgressHook"].close()
+        if "ProgressHook" in algorithm.hooks_dict:
+            algorithm.hooks_dict["ProgressHook"].close()
+
+
+def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
+    """Write the result of a run that has trained to its end; gives its contents."""
+    result = make_result(algorithm, folder)
+    write_json(folder / "result.json", result)
     return result
 
 
 # set-up -----------------------------------------------------------------------------------------------------------
-
-
-def choose_device(name: str | None) -> str:
-    """`auto` (or nothing) takes the GPU where there is one; UserError where `cuda` is asked for and absent."""
-    if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device takes auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but torch finds no CUDA device; take --device cpu")
-    return name
 
 
 def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
@@ -144,11 +149,7 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
-        manifest = args.pool.manifest()
-        if (folder / "manifest.json").exists():
-            check_manifest(folder / "manifest.json", manifest)
-        else:
-            write_json(folder / "manifest.json", manifest)
+        keep_manifest(folder / "manifest.json", args.pool.manifest())
     if args.use_tensorboard:
         algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
@@ -156,19 +157,24 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
     algorithm.logger.handlers[:] = [log]
 
 
-def check_manifest(path: Path, now: Mapping[str, Any]) -> None:
-    """UserError where a pool is not the one that the run began with: its images changed, or their reading did."""
+def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the pool's manifest, or compare it with the one that the run began with.
+
+    Errors: UserError where images, labels or their order differ: the checkpoint's indices would mean other images.
+    """
+    if not path.exists():
+        write_json(path, manifest)
+        return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        for part, values in now["parts"].items():
-            for key in ("count", "sha256", "labels_sha256"):
-                if before[part].get(key) != values.get(key):
-                    raise UserError(
-                        f"the {part} images are not those that {path.parent} began with ({key} differs from {path}): "
-                        "put them back, or choose another save_name"
-                    )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
+    for name in sorted(before.keys() | manifest["parts"].keys()):
+        if before.get(name) != manifest["parts"].get(name):
+            raise UserError(
+                f"{path.parent}: the {name} images are not those that the run began with: bring them back, or choose "
+                "another save_name"
+            )
 
 
 def build(args: Namespace) -> Any:
@@ -186,31 +192,65 @@ def build(args: Namespace) -> Any:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [logging.NullHandler()]
-    try:
-        net_builder = semilearn.get_net_builder(args.net, args.net_from_name)
-    except AttributeError:
-        names = [name for name in dir(semilearn.nets) if "_" in name and name[0].islower()]
-        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}") from None
+    net_builder = find_net(args)
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
     kind = lay_over(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
         algorithm = kind(args, net_builder, logger=logger)
-    except (UserError, OSError):
+        algorithm.config, algorithm.logger = asked, logger
+        for model in (algorithm.model, algorithm.ema_model):
+            model.to(args.device)
+            model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
+        try_network(algorithm)
+        processes.alike(algorithm.model)
+        processes.gather_in_hooks(algorithm)
+        processes.part_generators(args.seed, 0)
+        algorithm.ngpus_per_node = max(args.world_size, 1)  # USB's logs then are the first process's, also without GPUs
+    except UserError:
         raise
     except Exception as error:  # USB's constructors say by any exception what does not go together
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
-    algorithm.config, algorithm.logger = asked, logger
-    for model in (algorithm.model, algorithm.ema_model):
-        model.to(args.device)
-        model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
     return algorithm
+
+
+def find_net(args: Namespace) -> Any:
+    """The builder of `args.net`; UserError for a name that has none, and for weights that are nowhere."""
+    try:
+        builder = semilearn.get_net_builder(args.net, args.net_from_name)
+    except AttributeError:
+        builder = None
+    if not callable(builder):  # None for a name that torchvision does not know
+        kinds = torchvision.models if args.net_from_name else semilearn.nets
+        names = [name for name, kind in vars(kinds).items() if callable(kind) and name.islower()]
+        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}")
+    if args.use_pretrain and getattr(args, "pool", None) is not None:
+        path = args.pretrain_path
+        if "://" not in path and not Path(path).is_file():
+            raise UserError(f"use_pretrain: pretrain_path {path!r} is neither a file nor an address of weights")
+    return builder
+
+
+@torch.no_grad()
+def try_network(algorithm: Any) -> None:
+    """One image through the network, before anything is written: whatever it raises tells that the two do not fit."""
+    args = algorithm.args
+    if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
+        return
+    model = algorithm.ema_model
+    was_training = model.training
+    output = model.eval()(torch.zeros(1, 3, args.img_size, args.img_size, device=args.device))
+    model.train(was_training)
+    shape = tuple(output["logits"].shape)
+    if shape != (1, args.num_classes):
+        raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
 
 
 def complete(args: Namespace) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.loader import describes_pool
     from usb_rsmatch.data.pool import build_pool
+    from usb_rsmatch.data.real import dataset_names
 
     if describes_pool(args):
         args.pool = build_pool(args)
@@ -220,9 +260,20 @@ def complete(args: Namespace) -> None:
         args.num_classes = classes
         args.img_size = args.pool.unlabeled.images.shape[1]
     if args.num_classes is None:
-        raise UserError(f"dataset {args.dataset!r} needs num_classes")
-    args.gpu = 0 if args.device == "cuda" else None
-    args.rank, args.world_size, args.distributed, args.multiprocessing_distributed = 0, 1, False, False
+        near = config.nearest(args.dataset, dataset_names())
+        raise UserError(f"unknown dataset {args.dataset!r}{near} (one that USB alone reads needs num_classes)")
+    args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
+    args.gpu = int(os.environ.get("LOCAL_RANK", "0")) * (processes.size() > 1) if args.device == "cuda" else None
+    args.rank, args.world_size = processes.rank(), processes.size()
+    args.distributed = args.multiprocessing_distributed = args.world_size > 1
+    if args.distributed and getattr(args, "pool", None) is None:
+        raise UserError(f"several processes train on a pool of ours, not on USB's own loaders of {args.dataset!r}")
+    if args.distributed and args.algorithm in ("scomatch", "uasd"):
+        raise UserError(f"{args.algorithm} remembers the pool in one process alone: start it without torchrun")
+    if args.batch_size % args.world_size:
+        raise UserError(f"batch_size {args.batch_size} does not divide by {args.world_size} processes")
+    if args.rank > 0:
+        args.use_tensorboard = args.use_wandb = args.use_aim = False
     args.resume, args.load_path = False, None
     if not hasattr(args, "use_epass"):
         args.use_epass = False  # simmatch and comatch read it, no parser of USB's head sets it

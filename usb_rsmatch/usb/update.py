@@ -10,6 +10,7 @@ from semilearn.core.hooks import Hook, ParamUpdateHook
 from torch import nn
 
 from usb_rsmatch.errors import RunFailed
+from usb_rsmatch.usb import processes
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
 
 MOST_SKIPPED = 20  # steps in a row, after which leaving out more of them does not help (ours)
@@ -44,15 +45,37 @@ class UpdateHook(ParamUpdateHook):
             or self.is_last_iter(algorithm)
             or any(self.every_n_iters(algorithm, n) for n in (algorithm.num_log_iter, algorithm.num_eval_iter))
         )
-        if looks and not math.isfinite(algorithm.out_dict["loss"].detach()):
+        if looks and processes.agree(not math.isfinite(algorithm.out_dict["loss"].detach())):
             if not self._skips:
                 raise RunFailed(diagnosis(algorithm))
             self._leave_out(algorithm)
             return
-        super().after_train_step(algorithm)
+        if processes.size() > 1:
+            self._average_and_update(algorithm)
+        else:
+            super().after_train_step(algorithm)
         self.skipped_in_a_row = 0
         if self.skipped:
             algorithm.log_dict["train/skipped_steps"] = self.skipped
+
+    def _average_and_update(self, algorithm: Any) -> None:
+        """USB's update (`core/hooks/param_update.py`) with the mean of all processes' gradients."""
+        optimizer, scaler, amp = algorithm.optimizer, algorithm.loss_scaler, algorithm.use_amp
+        loss = algorithm.out_dict["loss"]
+        (scaler.scale(loss) if amp else loss).backward()
+        processes.average_gradients(algorithm.model)
+        if algorithm.clip_grad > 0:
+            if amp:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
+        if amp:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        if algorithm.scheduler is not None:
+            algorithm.scheduler.step()
+        algorithm.model.zero_grad()
 
     def _leave_out(self, algorithm: Any) -> None:
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1

@@ -72,9 +72,3 @@ def plain(value: Any, where: str) -> Any:
         raise UserError(f"{where} holds a {kind}: values are text, numbers, true, false, lists or mappings")
 
     return copy(value, 0)
-
-
-def shown(value: Any) -> str:
-    """`value` for a message of one line, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,90 @@
+"""A configuration key as data: its name, type, bounds, default and meaning; and values made to fit it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from usb_rsmatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key: its type(s), default, what it means, and whose choice the default is.
+
+    `origin` is "usb" for USB's own keys, "paper" for what is known of RSMatch's, "ours" for the rest.
+    """
+
+    name: str
+    kind: str  # int | float | bool | str | list | mapping, or words joined by "|" for a choice
+    default: Any
+    help: str
+    origin: str = "usb"
+    low: float | None = None
+    high: float | None = None
+    optional: bool = False  # None is a value
+
+
+def convert(key: Key, value: Any, where: str) -> Any:
+    """`value` as the key's type, or a UserError that names the key and what it takes."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{where}: {key.name} takes {what}, not {shown(value)}")
+
+    if value is None or value == "None":
+        if key.optional:
+            return None
+        raise refuse(f"a value ({key.kind})")
+    if "|" in key.kind:
+        if value not in key.kind.split("|"):
+            raise refuse(" or ".join(key.kind.split("|")))
+        return value
+    if key.kind == "bool":
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+        raise refuse("true or false")
+    if key.kind in ("int", "float"):
+        if isinstance(value, bool):
+            raise refuse("a number")
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise refuse("a number") from None
+        if number != number or number in (float("inf"), float("-inf")):
+            raise refuse("a finite number")
+        if key.kind == "int" and number != int(number):
+            raise refuse("a whole number")
+        if (key.low is not None and number < key.low) or (key.high is not None and number > key.high):
+            high = "" if key.high is None else f" and at most {key.high:g}"
+            raise refuse(f"a number of at least {key.low:g}{high}")
+        if key.kind == "int":
+            return value if isinstance(value, int) else int(number)
+        return number
+    if key.kind == "list":
+        if not isinstance(value, list):
+            raise refuse("a list")
+        return value
+    if key.kind == "mapping":
+        if not isinstance(value, dict):
+            raise refuse("a mapping")
+        return value
+    if isinstance(value, (dict, list)):
+        raise refuse("one word")
+    return str(value)
+
+
+def nearest(name: str, known: Any) -> str:
+    """`: did you mean ...?` with the nearest right name, or nothing."""
+    names = {str(item).casefold(): str(item) for item in known}
+    close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
+    return f": did you mean {names[close[0]]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """`value` for a message of one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
