@@ -1,6 +1,7 @@
-"""Write config/classic_cv/: RSMatch and the open-set algorithms, a file a data set, labels, seed.
+"""Write config/classic_cv/: RSMatch and the open-set algorithms, a file a data set, labels, seed; and config/paper/.
 
 RSMatch has USB's FixMatch settings. The open-set algorithms have those, too, in all that their authors do not publish.
+config/paper/ holds the grids of the RS-SSL benchmark, a file a data set.
 
     python config/make_configs.py           # write what is missing or differs
     python config/make_configs.py --check   # write nothing; name what would be written, exit code 1 if any
@@ -97,6 +98,35 @@ OPEN_SET = (
     ),
 )
 
+PAPER = """# The benchmark of RS-SSL (arXiv 2405.16930): its data sets and generators, and baselines of its kinds.
+# Its label counts, shares of synthetic images and lengths of training could not be obtained: here are our settings.
+# Synthetic images are looked for in ./data/synthetic/GENERATOR/{dataset}/CLASS/.
+"""
+GENERATORS = ("glide", "sd14", "sdxl_lightning")
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """A grid of the paper's benchmark: shares of synthetic images in the pool, and what differs from `settings`."""
+
+    benchmark: Benchmark
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+GRIDS = (
+    Contamination(BENCHMARKS[0]),
+    Contamination(BENCHMARKS[1]),
+    Contamination(Benchmark("tinyimagenet", "", "", (2000, 10000), 200, img_size=64, decay=1e-3)),
+    Contamination(
+        Benchmark("imagenet", "", "", (100_000,), 1000, img_size=224, net="resnet50", decay=3e-4),
+        (0.0, 0.1, 0.25),
+        {"uratio": 1, "num_log_iter": 1024},  # USB's own settings of ImageNet, as of its CoMatch
+    ),
+)
+USB_ALGORITHMS = {"FixMatch": "fixmatch", "FlexMatch": "flexmatch", "FreeMatch": "freematch", "SoftMatch": "softmatch"}
+OPEN_SET_NAMES = {"OpenMatch": "openmatch", "IOMatch": "iomatch"}
+
 
 def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> dict[str, Any]:
     """Return the keys and values of one run: USB's for FixMatch, in USB's order, as far as the method keeps them."""
@@ -138,6 +168,32 @@ def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> di
     return {**values, **method.published, **method.tail}
 
 
+def grid(contamination: Contamination) -> dict[str, Any]:
+    """Return a grid file's content: labels x share of synthetic images x seeds x algorithms."""
+    benchmark = contamination.benchmark
+    own = {*RSMATCH.own, *RSMATCH.tail, "algorithm", "save_dir", "save_name", "num_labels", "seed", "use_tensorboard"}
+    config = {key: value for key, value in settings(RSMATCH, benchmark, 0, 0).items() if key not in own}
+    sources = [
+        {"source": f"folder:./data/synthetic/{name}/{benchmark.dataset}", "generator": name} for name in GENERATORS
+    ]
+    open_set = {method.name: method.own for method in OPEN_SET}
+    arms: dict[str, dict[str, Any]] = {"Supervised": {"algorithm": "supervised", "synthetic_ratio": 0.0}}
+    arms |= {shown: {"algorithm": name} for shown, name in USB_ALGORITHMS.items()}
+    arms |= {shown: {"algorithm": name, **open_set[name]} for shown, name in OPEN_SET_NAMES.items()}
+    arms |= {"RSMatch": {"algorithm": "rsmatch", **RSMATCH.own, **RSMATCH.tail}}
+    return {
+        "name": f"paper_{benchmark.dataset}",
+        "config": {**config, **contamination.changes, "synthetic": sources},
+        "axes": {
+            "num_labels": list(benchmark.labels),
+            "synthetic_ratio": list(contamination.shares),
+            "seed": list(SEEDS),
+        },
+        "arms": arms,
+        "baseline": "FixMatch",
+    }
+
+
 def configs() -> dict[str, str]:
     """Return the text of every file by its path below this folder."""
     pairs = [(benchmark, labels) for benchmark in BENCHMARKS for labels in benchmark.labels]
@@ -148,6 +204,10 @@ def configs() -> dict[str, str]:
         values = settings(*run)
         text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=200)
         files[f"classic_cv/{values['algorithm']}/{values['save_name']}.yaml"] = HEADER + text
+    for contamination in GRIDS:
+        text = yaml.safe_dump(grid(contamination), sort_keys=False, default_flow_style=None, width=200)
+        about = HEADER + PAPER.format(dataset=contamination.benchmark.dataset)
+        files[f"paper/{contamination.benchmark.dataset}.yaml"] = about + text
     return files
 
 
@@ -160,7 +220,7 @@ def stale(folder: Path) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the script: 0 done or up to date, 1 out of date under --check."""
-    parser = argparse.ArgumentParser(description="Write the classic_cv configurations.")
+    parser = argparse.ArgumentParser(description="Write the generated configurations.")
     parser.add_argument("--check", action="store_true", help="only say which files are out of date")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write below (default: this one)")
     args = parser.parse_args(argv)

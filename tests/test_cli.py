@@ -67,7 +67,7 @@ def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixtur
         main(["--help"])
     text = capsys.readouterr().out
     assert left.value.code == 0
-    for name in ("train", "compare", "report", "pool"):
+    for name in ("train", "compare", "report", "pool", "eval", "predict", "audit", "export", "doctor"):
         assert f"\n    {name} " in text
 
 

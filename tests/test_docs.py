@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from usb_rsmatch.usb.config import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "patches" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = ("train", "compare", "report", "pool", "eval", "predict", "audit", "export", "doctor")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -94,6 +96,96 @@ def test_the_quickstart_command_sets_everything_up_and_makes_the_table(tmp_path:
     for arm in ("FixMatch, real part only", "FixMatch, whole pool", "RSMatch, whole pool"):
         assert arm in done.stdout
     assert len(list((tmp_path / "clone" / "saved_models" / "quickstart").glob("*/result.json"))) == 9
+
+
+def run_commands(body: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A page's shell block in `folder`, with this environment's commands first on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", body], cwd=folder, env=env, capture_output=True, text=True, timeout=1800
+    )
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_top_to_bottom(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "tutorial.md"
+    written = write_files_of(page, tmp_path)
+    assert sorted(path.name for path in written) == ["make_folders.py", "tutorial.yaml"]
+    for body in blocks(page, "bash"):
+        done = run_commands(body, tmp_path, USB_RSMATCH_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, f"{body}{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    (python,) = [body for body in blocks(page, "python") if not body.startswith("# ")]
+    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "audit.csv").read_text().splitlines()
+    assert len(rows) == 801 and len((tmp_path / "predictions.csv").read_text().splitlines()) == 801
+    assert 0 < json.loads((tmp_path / "eval.json").read_text())["metrics"]["top-1-acc"] <= 1
+    for name in ("audit.html", "audit.detector.pt", "by_run.csv", "model.pt2", "model.pt2.json", "model.pt2.md"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def notebook_cells() -> list[str]:
+    content = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4
+    for cell in content["cells"]:
+        assert cell["cell_type"] != "code" or (cell["outputs"] == [] and cell["execution_count"] is None)
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_clean_and_its_code_parses() -> None:
+    assert len(notebook_cells()) >= 5
+    for source in notebook_cells():
+        ast.parse(source)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its cells in order in one fresh process; no Jupyter is needed for that."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    (tmp_path / "notebook.py").write_text("\n\n".join(notebook_cells()), encoding="utf-8")
+    env = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "USB_RSMATCH_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "notebook.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 1200 images look synthetic" in done.stdout and "true share: 50.0 %" in done.stdout
+    assert (tmp_path / "notebook.pt2.md").exists()
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readmes_table_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """With files in the place of the table's words in capitals; a word that is not known here fails."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(usb-rsmatch [^`]+)` \|", page, re.MULTILINE)
+    assert {line.split()[1] for line in table} == set(COMMANDS)
+    config = {key: value for key, value in tiny.items() if key not in ("save_dir", "save_name")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**config, "algorithm": "rsmatch", "save_name": "run"}))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    grid = {"name": "two", "base": "base.yaml", "arms": {"FixMatch": {}}, "axes": {"seed": [0]}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    digits = load_digits()
+    for number in range(100):
+        for folder in ("images", "real"):
+            path = tmp_path / folder / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            pixels = digits.images[number + 100 * (folder == "real")]
+            Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)).save(path)
+    words = {
+        "CONFIG": "tiny.yaml",
+        "GRID": "grid.yaml",
+        "RESULTS": "saved_models/two",
+        "RUN": "saved_models/run",
+        "IMAGES": "images",
+        "FOLDER": "real",
+    }
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'usb-rsmatch[onnx]'")
+    for number, line in enumerate(table):
+        known = {**words, "FILE.csv": f"{number}.csv", "FILE": f"{number}.bin"}
+        typed = [known.get(word, word) for word in line.split()]
+        assert not [word for word in typed if word.isupper()], line
+        done = run_commands(" ".join(typed), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
 
 
 @pytest.mark.slow

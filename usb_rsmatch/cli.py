@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
+from usb_rsmatch.synthesis.arguments import add_arguments
+from usb_rsmatch.use.commands import add_commands
 from usb_rsmatch.version import __version__
 
 
@@ -73,8 +75,14 @@ def _parser() -> _Parser:
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="as jobs, by the package submitit")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit, such as slurm_partition=gpu"
+    )
     sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
-    sub.add_argument("--dry-run", action="store_true", help="print the runs and start none")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
+    )
     sub.epilog = "any key of the base configuration may be given as --KEY VALUE, for all runs"
 
     sub = command("report", _report, "tables and plots from the results of runs")
@@ -90,6 +98,12 @@ def _parser() -> _Parser:
         "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet beside"
     )
     sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
+    sub.add_argument(
+        "--pack", action="store_true", help="decode image files once into arrays in the cache, which runs then read"
+    )
+
+    add_commands(command)
+    add_arguments(command("synthesize", _synthesize, "make synthetic images by a small generator or a pipeline"))
 
     command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
     return parser
@@ -144,7 +158,15 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _quiet()
     from usb_rsmatch.bench.compare import compare
 
-    return compare(args.c, overrides, jobs=args.jobs, part=args.shard, only_show=args.dry_run)
+    return compare(
+        args.c,
+        overrides,
+        jobs=args.jobs,
+        part=args.shard,
+        only_show=args.dry_run,
+        submit=args.submit,
+        options=args.option,
+    )
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -166,17 +188,17 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.io import write_json
     from usb_rsmatch.usb import config
 
+    out = Path(args.out) if args.out else None
+    if out is not None and out.suffix == ".png":
+        raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
+    for path in (out, out.with_suffix(".png")) if out is not None else ():
+        if path.exists():
+            raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
     config.import_semilearn()
     resolved, _ = config.resolve(args.c, overrides)
-    pool = build_pool(resolved)
+    pool = build_pool(resolved, pack=args.pack)
     print(audit.pool_table(pool))
-    if args.out:
-        out = Path(args.out)
-        if out.suffix == ".png":
-            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
-        for path in (out, out.with_suffix(".png")):
-            if path.exists():
-                raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
+    if out is not None:
         write_json(out, pool.manifest())
         audit.contact_sheet(pool, out.with_suffix(".png"))
         print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")
@@ -186,6 +208,14 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
             print(f"{name:24s} {'-' if value is None else f'{value:.3f}'}")
         for line in audit.shortcut_warnings(cues):
             print(f"warning: {line}")
+    return 0
+
+
+def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _quiet()
+    from usb_rsmatch.synthesis.command import run
+
+    print(run(args))
     return 0
 
 

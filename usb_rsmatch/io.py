@@ -15,10 +15,13 @@ _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # what `atomic_write` calls 
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+def atomic_write(
+    path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None, flush: bool = True
+) -> Iterator[Path]:
     """Give a temporary path in the target's folder; on success flush it to disk and rename it to `path`.
 
-    With `keep`, a path of the same folder, the file that stood at `path` stands there afterwards.
+    With `keep`, a path of the same folder, the file that stood at `path` stands there afterwards. Without `flush` a
+    power failure, but nothing less, can leave an empty file: for many small ones that can be remade.
     Errors: whatever the body raises; the temporary file is removed and the target is left as it was.
     """
     target = Path(path)
@@ -28,13 +31,15 @@ def atomic_write(path: str | os.PathLike[str], keep: str | os.PathLike[str] | No
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         if keep is not None and target.exists():
             _keep(target, Path(keep))
         os.replace(temporary, target)
-        _flush_folder(target.parent)
+        if flush:
+            _flush_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

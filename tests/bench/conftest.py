@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from usb_rsmatch.bench.grid import Run, parse_grid, plan
 from usb_rsmatch.bench.runner import prepare
@@ -83,6 +85,7 @@ STAND_IN = """
 
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
+    (folder / "parent").write_text(str(os.getppid()))
     with open(folder / "starts", "a") as starts:
         starts.write("started" + chr(10))
     if config.get("lr") == 13:
@@ -102,6 +105,41 @@ STAND_IN = """
         content["pool"] = {{"real": 600, "synthetic": 0, "by_generator": {{}}}}
     (folder / "result.json").write_text(json.dumps(content))
 """
+
+
+def write_analysis(folder: Path, detector: bool, seed: int = 0) -> None:
+    """An `analysis.npz` as a run leaves it, of embedded digits: two generators, the first easier to tell."""
+    rng, digits = np.random.default_rng(seed), load_digits()
+    images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
+    confusion = 30 * np.eye(10, dtype=np.int64) + rng.integers(0, 4, (10, 10))
+    content: dict[str, Any] = {
+        "format": 1,
+        "classes": [str(label) for label in range(10)],
+        "generators": ["real", "flow", "blur"],
+        "confusion": confusion,
+        "features": digits.data[:90].astype(np.float16),
+        "features_class": digits.target[:90],
+        "features_generator": (np.arange(90) % 3).astype(np.int16),
+    }
+    if detector:
+        generators = rng.integers(0, 3, 300).astype(np.int16)
+        shift = np.array([0.0, 1.5, 0.5])[generators]
+        scores = (1 / (1 + np.exp(-rng.normal(shift)))).astype(np.float32)
+        order = np.argsort(scores)
+        content |= {"scores": scores, "scores_generator": generators}
+        for name, index in (("lowest", order[:5]), ("highest", order[::-1][:5]), ("queued", order[-7:])):
+            content[f"{name}_images"] = images[index]
+            content[f"{name}_scores"] = scores[index]
+            content[f"{name}_generator"] = generators[index]
+        content["queue_class"] = content["queued_class"] = digits.target[order[-7:]]
+        content["queue_generator"] = generators[order[-7:]]
+    np.savez_compressed(folder / "analysis.npz", **content)
+
+
+@pytest.fixture
+def leave_analysis() -> Callable[..., None]:
+    """`leave_analysis(folder, detector=True)` writes one."""
+    return write_analysis
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from usb_rsmatch.usb.shipped import find_config
 
 PAGES = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").glob("*.md")), readme.ROOT / "CONTRIBUTING.md"]
 
+NAMES = ("train", "compare", "report", "pool", "eval", "predict", "audit", "export", "doctor")
+
 
 def test_tables_are_up_to_date() -> None:
     stale = [path.name for path, text in readme.wanted().items() if path.read_text(encoding="utf-8") != text]
@@ -34,7 +36,7 @@ def commands() -> list[str]:
     """What a reader could type: `usb-rsmatch` with all its words, up to the end of the line or code span."""
     found = []
     for page in PAGES:
-        for match in re.finditer(r"usb-rsmatch ((?:train|compare|report|pool)\b[^`\n|]*)", page.read_text("utf-8")):
+        for match in re.finditer(rf"usb-rsmatch ((?:{'|'.join(NAMES)})\b[^`\n|]*)", page.read_text("utf-8")):
             found.append(match[1].strip())
     return found
 
@@ -44,7 +46,7 @@ def test_shown_commands_parse_and_name_shipped_configurations(command: str) -> N
     args, rest = cli._parser().parse_known_args(shlex.split(command))
     assert args.takes_keys or not rest
     name = getattr(args, "c", None)
-    if name and name not in ("CONFIG", "GRID", "my_config.yaml"):
+    if name and name not in ("CONFIG", "GRID", "my_config.yaml", "tutorial.yaml"):
         assert find_config(name).exists()
     for word in rest:
         assert not word.startswith("--") or word[2:] in KEYS or word == "--KEY"

@@ -23,7 +23,6 @@ from usb_rsmatch.bench.runner import (
     Runner,
     config_path,
     cores,
-    dry_run,
     duration,
     last_lines,
     log_path,
@@ -167,22 +166,6 @@ def test_an_interrupt_reaches_the_runs_and_the_same_command_goes_on(
     hashes = prepare(grid, short, fingerprint)
     assert Runner(short, hashes, out=io.StringIO(), command=stand_in).train() == 0
     assert [starts(run) for run in short] == [2, 2, 1, 1]
-
-
-def test_a_dry_run_lists_and_estimates_and_trains_nothing(
-    tmp_path: Path, stand_in: list[str], fingerprint: Fingerprint
-) -> None:
-    grid, runs = make_grid(tmp_path, axes={"seed": [0, 1, 2]})
-    hashes = prepare(grid, runs, fingerprint)
-    assert Runner(runs[:1], hashes, out=io.StringIO(), command=stand_in).train() == 0
-    out = io.StringIO()
-    dry_run(runs, hashes, out)
-    assert (
-        out.getvalue().splitlines()[-1]
-        == "3 runs, 1 done; at their pace the rest takes 25 s of one process's training"
-    )
-    assert [line[:5] for line in out.getvalue().splitlines()[:3]] == ["done ", "to do", "to do"]
-    assert [starts(run) for run in runs] == [1, 0, 0]
 
 
 def test_last_lines_of_an_attempt(tmp_path: Path) -> None:

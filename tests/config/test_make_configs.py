@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from usb_rsmatch.usb.config import DEAD, KEYS, resolve
+from usb_rsmatch.bench.grid import plan, read_grid
+from usb_rsmatch.data.real import dataset_names
+from usb_rsmatch.data.settings import PoolConfig
+from usb_rsmatch.usb.config import DEAD, KEYS, all_keys, import_semilearn, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "config" / "make_configs.py"
 FILES = sorted((ROOT / "config" / "classic_cv" / "rsmatch").glob("*.yaml"))
+GRIDS = sorted((ROOT / "config" / "paper").glob("*.yaml"))
 OPEN_SET = sorted(set((ROOT / "config" / "classic_cv").glob("*/*.yaml")) - set(FILES))
 
 
@@ -27,11 +31,12 @@ def test_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
     """`--check` finds nothing to do here, names what it misses elsewhere, and writes nothing itself."""
     assert make("--check").returncode == 0
     missing = make("--check", "--out", tmp_path)
-    assert missing.returncode == 1 and missing.stdout.count("out of date") == len(FILES) + len(OPEN_SET) == 36 + 12
+    assert missing.returncode == 1
+    assert missing.stdout.count("out of date") == len(FILES + OPEN_SET + GRIDS) == 36 + 12 + 4
     assert list(tmp_path.iterdir()) == []
     assert make("--out", tmp_path).returncode == 0
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.yaml")} == {
-        path.name: path.read_bytes() for path in FILES + OPEN_SET
+        path.name: path.read_bytes() for path in FILES + OPEN_SET + GRIDS
     }
 
 
@@ -72,6 +77,23 @@ def test_each_open_set_file_resolves_without_a_note(algorithm: str) -> None:
         length = {"epoch", "num_train_iter", "num_eval_iter", "uratio"}
         assert different <= {"algorithm", "save_name", "p_cutoff", "T"} | length
         assert config.num_train_iter % config.num_eval_iter == 0
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_each_grid_of_the_paper_plans_runs_that_resolve_without_a_note(path: Path) -> None:
+    """Its data set, generators, several label counts, shares and seeds; the supervised arm has no share to vary."""
+    import_semilearn()
+    grid = read_grid(path, all_keys(), lambda name: {})
+    runs = plan(grid)
+    spread = len(grid.axes["num_labels"]) * len(grid.axes["seed"])
+    assert len(runs) == spread * (1 + (len(grid.arms) - 1) * len(grid.axes["synthetic_ratio"]))
+    assert {run.config["dataset"] for run in runs} == {path.stem} and path.stem in dataset_names()
+    assert [entry["generator"] for entry in grid.base["synthetic"]] == ["glide", "sd14", "sdxl_lightning"]
+    assert "our settings" in path.read_text()
+    for run in (run for run in runs if run.axes["seed"] == 0):
+        config, notes = resolve(run.config)
+        assert notes == [] and config.num_labels % config.num_classes == 0, run.label
+        PoolConfig.read(config)
 
 
 def test_rsmatch_keys_are_all_there_with_their_defaults() -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is kept between runs is kept for one test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("USB_RSMATCH_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

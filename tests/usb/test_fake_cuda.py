@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from argparse import Namespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from usb_rsmatch.data import augment, ops
 from usb_rsmatch.usb import fast
 from usb_rsmatch.usb.config import resolve
+from usb_rsmatch.usb.mixins import CoreMixin
 from usb_rsmatch.usb.run import build
 
 NAMES = list(ALGORITHMS.keys())
@@ -38,6 +40,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield FakeTensorMode(allow_non_fake_inputs=True)
     for kept in (augment._constant, ops._count):
         kept.cache_clear()
+
+
+def test_the_gpu_that_a_notebook_numbers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """USB's own code sends batches to `args.gpu`; the model has to be there too."""
+    owner = CoreMixin()
+    for there, gpu, expected in ((True, 1, "cuda:1"), (True, None, "cuda"), (False, 1, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        owner.args = Namespace(gpu=gpu)
+        assert owner.device == torch.device(expected)
+    owner.args = Namespace(gpu=1, device="cpu")
+    assert owner.device == torch.device("cpu")
 
 
 def to_cuda(fake: FakeTensorMode, value: Any) -> Any:

@@ -223,14 +223,12 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
 
     def poisoned(*args: Any) -> Any:
         algorithm = build(*args)
-        step = algorithm.optimizer.step
 
-        def ruin(*given: Any, **options: Any) -> Any:
+        def ruin(*_: Any) -> None:
             if algorithm.it + 1 == at:
                 algorithm.model.conv1.weight.grad.fill_(float("inf"))
-            return step(*given, **options)
 
-        algorithm.optimizer.step = ruin
+        algorithm.optimizer.register_step_pre_hook(ruin)
         return algorithm
 
     with monkeypatch.context() as patch:

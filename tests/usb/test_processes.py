@@ -137,7 +137,8 @@ CASES = [
             ("freematch", {}),
             ("softmatch", {}),
             ("fixmatch", {"net": "small_wrn_10_1"}),  # BatchNorm of the whole batch
-            ("rsmatch", {"net": "small_wrn_10_1", "use_cat": False}),
+            ("rsmatch", {"net": "small_wrn_10_1"}),  # normalised in two groups
+            ("rsmatch", {"net": "small_wrn_10_1", "use_cat": False, "rs_norm": "shared"}),
         )
     ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from semilearn import nets
 from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.nets.wrn.wrn import WideResNet
 from torch import Tensor, nn
+
+from usb_rsmatch.algorithms.split_norm import Group, split_norms
 
 
 class BackboneWithHeads(nn.Module):
@@ -67,12 +71,44 @@ class RSNet(BackboneWithHeads):
     that it joins optimiser, EMA and checkpoint.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, detector: nn.Module | None) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, detector: nn.Module | None, split: bool = False) -> None:
         super().__init__(backbone)
+        self.group = Group()
+        self._parts: tuple[Tensor, ...] | None = None
+        if split:
+            split_norms(backbone, self.group)
         self.dummy_head = nn.Linear(self.num_features, num_classes)
         nn.init.xavier_normal_(self.dummy_head.weight)
         nn.init.zeros_(self.dummy_head.bias)
         self.detector = detector
+
+    @contextlib.contextmanager
+    def synthetic_apart(self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor, synthetic: Tensor) -> Iterator[None]:
+        """Within it the images of a step whose `synthetic` float [uB] is 1 are normalised apart (`split_norm`)."""
+        self._parts = x_lb, x_ulb_w, x_ulb_s, synthetic
+        try:
+            yield
+        finally:
+            self._parts = None
+
+    def _apart(self, x: Tensor) -> Tensor | None:
+        """Which images of a batch of the step are normalised apart, float [B]; None for labelled ones alone."""
+        if self._parts is None:
+            return None
+        x_lb, x_ulb_w, x_ulb_s, synthetic = self._parts
+        if x is x_ulb_w or x is x_ulb_s:
+            return synthetic
+        if len(x) == len(x_lb) + 2 * len(synthetic):  # USB's one pass over all of them, in this order
+            return torch.cat([synthetic.new_zeros(len(x_lb)), synthetic, synthetic])
+        return None
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        apart = self._apart(x)
+        if apart is None:
+            return super().forward(x, **kwargs)
+        with self.group.through(x, apart) as (batch, places):
+            out = super().forward(batch, **kwargs)
+        return out if places is None else {name: value[places] for name, value in out.items()}
 
 
 def _small_wrn(depth: int, width: int) -> Any:

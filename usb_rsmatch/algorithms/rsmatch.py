@@ -14,6 +14,7 @@ every image, synthetic or not, as without RSMatch: our choice.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -90,7 +91,7 @@ class RSMatch(HeadsOnBackbone):
     def wrap(self, backbone: Any) -> RSNet:
         needs_detector = self.args.rs_detector in ("csqueue", "pu")
         detector = build_detector(self.args.rs_detector_input, backbone.num_features) if needs_detector else None
-        return RSNet(backbone, self.num_classes, detector)
+        return RSNet(backbone, self.num_classes, detector, split=self.args.rs_norm == "split")
 
     def set_ema_model(self) -> Any:
         try:
@@ -125,6 +126,12 @@ class RSMatch(HeadsOnBackbone):
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
 
+    def _normalised_apart(self, *views: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Until identification acts, the step is the base rule's own to the bit."""
+        if self.args.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
+            return self.network.synthetic_apart(*views, self.synthetic)
+        return contextlib.nullcontext()
+
     # the step ---------------------------------------------------------------------------------------------------
 
     def train_step(
@@ -141,12 +148,13 @@ class RSMatch(HeadsOnBackbone):
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
         self.mask = self.consistency_loss.targets = None  # the base rule's step sets both
-        out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
+        with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
+            out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:
             raise unfit(self.args.rs_base)
 
         feat, mask, pseudo_label = out_dict["feat"], self.mask, self.consistency_loss.targets
-        if self.synthetic_to == "dummy":
+        if self.synthetic_to in ("dummy", "both"):
             logits_dummy = self.network.dummy_head(feat["x_ulb_s"])
             syn_loss = self.consistency_loss.loss(logits_dummy, pseudo_label, "ce", mask=mask * self.synthetic)
             out_dict["loss"] = out_dict["loss"] + self.lambda_syn * syn_loss
@@ -166,7 +174,7 @@ class RSMatch(HeadsOnBackbone):
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
-            return result if self.synthetic_to == "main" else result * (1.0 - self.synthetic.to(result.dtype))
+            return result if self.synthetic_to in ("main", "both") else result * (1.0 - self.synthetic.to(result.dtype))
         return result
 
     @staticmethod

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from usb_rsmatch.bench import formats
+from usb_rsmatch.bench.estimate import dry_run, measured
 from usb_rsmatch.bench.grid import plan, read_grid, shard
 from usb_rsmatch.bench.report import report
-from usb_rsmatch.bench.runner import Runner, dry_run, finished, prepare
+from usb_rsmatch.bench.runner import Runner, finished, prepare
+from usb_rsmatch.bench.submission import Submission, options_of
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import config
 from usb_rsmatch.usb.shipped import find_config
@@ -29,11 +31,14 @@ def compare(
     part: str | None = None,
     only_show: bool = False,
     out: TextIO | None = None,
+    submit: str | None = None,
+    options: Sequence[str] = (),
 ) -> int:
     """Train what is not done of a grid (file or shipped name), `jobs` runs at a time, and report it once all are there.
 
-    `overrides` go over the base configuration of every run, `part` is I/N, with `only_show` nothing is started or
-    written. Gives the exit code of `Runner`. Errors: UserError before anything is written.
+    `overrides` go over the base configuration of every run, `part` is I/N, with `only_show` nothing is started but a
+    few steps to time, and nothing written. `submit` names a cluster of submitit's, `options` are its KEY=VALUE.
+    Gives the exit code of `Runner`. Errors: UserError before anything is written.
     """
     out = out or sys.stdout
     config.import_semilearn()
@@ -41,6 +46,8 @@ def compare(
     grid = read_grid(find_config(name), known, lambda base: config.read_yaml(find_config(base)))
     for key in overrides.keys() & grid.axes.keys():
         raise UserError(f"--{key} is an axis of {name}: change it there")
+    if options and not submit:
+        raise UserError("--option is for --submit: name the cluster, as in --submit slurm")
     if "save_name" in overrides:
         raise UserError(f"--save_name: the grid names each run's folder; it is `name` in {name}")
     grid = replace(
@@ -52,9 +59,13 @@ def compare(
     mine = shard(runs, part) if part else runs
     hashes = {run.name: fingerprint(run.config) for run in runs}
     if only_show:
-        dry_run(mine, hashes, out)
+        dry_run(mine, hashes, out, jobs, measured)
         return 0
-    runner = Runner(mine, hashes, jobs=jobs, out=out)
+    runner: Runner | Submission
+    if submit:
+        runner = Submission(mine, hashes, submit, options_of(options), jobs=jobs, out=out)
+    else:
+        runner = Runner(mine, hashes, jobs=jobs, out=out)
     prepare(grid, runs, fingerprint)
     code = runner.train()
     if code == 130 or len(mine) < len(runs) or not any(finished(run, hashes[run.name]) for run in runs):

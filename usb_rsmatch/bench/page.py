@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from usb_rsmatch.bench.gallery import data_uri, gallery
+from usb_rsmatch.bench.gallery import style as gallery_style
+from usb_rsmatch.bench.insight import Insight
 from usb_rsmatch.bench.sheets import Sheet, details, explanations, headline, overview
 from usb_rsmatch.bench.table import Table
 
@@ -15,7 +17,23 @@ CAPTIONS = {
         "Dots are seeds, diamonds means, bars and bands their 95 % intervals; dashed: a pool of its own.",
     ),
     "curves": ("While training", "Thick lines are means over seeds, thin lines the seeds."),
+    "detector": (
+        "Detection of synthetic images",
+        "Left, the ROC curve of each detector against one generator, the mean over seeds; the figures are AUROCs. "
+        "Right, how each detector scores real images and that generator's, first seed.",
+    ),
+    "confusion": (
+        "Confusion matrices",
+        "Percent of the test images of a true class (row) that are predicted as each class (column), over all seeds. "
+        "The colour grows with the square root, so that small confusions show.",
+    ),
+    "features": (
+        "Features",
+        "t-SNE of the averaged network's features of images of the pool, first seed: by class (above; the names "
+        "stand at their medians) and by provenance (below). Distances between groups mean little.",
+    ),
 }
+GALLERY_NOTE = "The bar under an image is its true provenance, the figure its score; first seed."
 
 STYLE = """
 :root {
@@ -62,8 +80,14 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """
 
 
-def page(table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, software: str) -> str:
-    """The whole page; `plots` are {name: (PNG for light, PNG for dark)}, `runs` the sheet of every run."""
+def page(
+    table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, software: str, insight: Insight | None = None
+) -> str:
+    """The whole page; `plots` are {name: (PNG for light, PNG for dark)}, `runs` the sheet of every run.
+
+    `insight` is what single runs left for pictures; its gallery is on the page alone.
+    """
+    tiles = gallery(insight) if insight else ""
     notes = "".join(f"<li>{escape(line)}</li>" for line in explanations(table))
     parts = [
         f"<h1>{escape(table.name)}</h1>",
@@ -71,6 +95,7 @@ def page(table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, softwa
         *map(_section, overview(table)),
         f'<ul class="notes">{notes}</ul>',
         *(_figure(images, *CAPTIONS[name]) for name, images in plots.items()),
+        *([f'<h2>Gallery</h2><p class="notes">{GALLERY_NOTE}</p>{tiles}'] if tiles else []),
         *map(_section, details(table)),
         f"<details><summary>Every run, and the command that repeats it</summary>{_table(runs)}"
         f'<p class="notes">Best is chosen on the test set, as USB quotes it. '
@@ -85,7 +110,7 @@ def page(table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, softwa
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{escape(table.name)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{gallery_style(insight) if insight and tiles else ""}</style>
 </head>
 <body>
 <main>
@@ -119,7 +144,7 @@ def _table(sheet: Sheet) -> str:
 
 
 def _figure(images: Sequence[bytes], title: str, caption: str) -> str:
-    light, dark = (f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images)
+    light, dark = map(data_uri, images)
     return (
         f"<h2>{escape(title)}</h2><figure><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'

@@ -1,52 +1,19 @@
-"""The report's plots, with matplotlib's Agg canvas (imported late): accuracy by arm or pool, curves."""
+"""Accuracy by arm or by pool, and the curves while training."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from usb_rsmatch.bench.canvas import LIGHT, Draw, Theme, draw_blocks, label, style_of
 from usb_rsmatch.bench.curves import Curve, mean_curve, read_curve
 from usb_rsmatch.bench.sheets import MOST_PANELS
 from usb_rsmatch.bench.table import Cell, Setting, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-STYLES = ("-", "--", ":", "-.")
 POOL_AXES = ("synthetic_ratio", "synthetic_count", "real_count")
-COLUMNS = 3
-WIDTH = 9.2  # inches, of a whole plot
-
-Draw = Callable[["Axes"], None]
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of ink, lines and ground, and of the arms."""
-
-    ink: str
-    faint: str
-    ground: str
-    arms: tuple[str, ...]
-
-
-# The arms' colours are Okabe and Ito's for colour-blind readers, without yellow and black; lighter on dark.
-LIGHT = Theme(
-    ink="#1f2328",
-    faint="#d8dee4",
-    ground="#ffffff",
-    arms=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
-)
-DARK = Theme(
-    ink="#d7dde3",
-    faint="#30363d",
-    ground="#16191d",
-    arms=("#4ba3e3", "#f0803c", "#2fbf95", "#e39ac8", "#93d0f5", "#f2bb45"),
-)
 
 
 def accuracy_plot(table: Table, theme: Theme = LIGHT) -> bytes:
@@ -66,7 +33,7 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
     if not shown:
         return []
     return [
-        _draw(
+        draw_blocks(
             [
                 [_curve_panel(table, *panel, name, scale, theme) for panel in panels]
                 for name, scale, panels in shown
@@ -100,8 +67,8 @@ def _curve_panel(
             if lines:
                 mean = mean_curve(lines)
                 values = [scale * value for value in mean.values()]
-                axes.plot(list(mean), values, _style(index), color=colour, label=_label(arm))
-        axes.set(title=_label(setting.label), xlabel="Training step", ylabel=name)
+                axes.plot(list(mean), values, style_of(index), color=colour, label=label(arm))
+        axes.set(title=label(setting.label), xlabel="Training step", ylabel=name)
 
     return draw
 
@@ -118,17 +85,17 @@ def _by_arm(table: Table, theme: Theme) -> bytes:
                         theme.arms[index % len(theme.arms)],
                         theme,
                     )
-            names = [_label(arm) for arm in reversed(table.arms)]
+            names = [label(arm) for arm in reversed(table.arms)]
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(-0.55, len(names) - 0.45)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
-            axes.set(title=_label(setting.label), xlabel="Test accuracy (%)")
+            axes.set(title=label(setting.label), xlabel="Test accuracy (%)")
 
         return draw
 
     panels = list(zip(table.settings, table.cells, strict=True))[:MOST_PANELS]
-    return _draw([[panel(*each) for each in panels]], 0.8 + 0.42 * len(table.arms), theme)
+    return draw_blocks([[panel(*each) for each in panels]], 0.8 + 0.42 * len(table.arms), theme)
 
 
 def _seeds(axes: Axes, cell: Cell, height: int, colour: str, theme: Theme) -> None:
@@ -152,17 +119,17 @@ def _by_pool(table: Table, varied: list[str], theme: Theme) -> bytes:
         result = cell.records[0].result
         return result.real if real_only else 100 * result.share_synthetic
 
-    def panel(label: str, indices: list[int]) -> Draw:
+    def panel(title: str, indices: list[int]) -> Draw:
         def draw(axes: Axes) -> None:
             for index, arm in enumerate(table.arms):
                 colour = theme.arms[index % len(theme.arms)]
                 cells = [table.cells[at][arm] for at in indices if arm in table.cells[at]]
                 points = sorted({place(cell): cell.accuracy for cell in cells}.items())
                 if len(points) == 1 and len(cells) > 1:  # the arm has one pool of its own: a level
-                    axes.axhline(points[0][1].mean, color=colour, ls="--", lw=1.2, label=_label(arm))
+                    axes.axhline(points[0][1].mean, color=colour, ls="--", lw=1.2, label=label(arm))
                     continue
                 at = [x for x, _ in points]
-                style = _style(index)
+                style = style_of(index)
                 axes.plot(
                     at,
                     [y.mean for _, y in points],
@@ -170,95 +137,19 @@ def _by_pool(table: Table, varied: list[str], theme: Theme) -> bytes:
                     marker="o",
                     ms=4.5,
                     color=colour,
-                    label=_label(arm),
+                    label=label(arm),
                 )
                 low = [max(y.mean if y.low is None else y.low, 0) for _, y in points]
                 high = [min(y.mean if y.high is None else y.high, 100) for _, y in points]
                 axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
             name = "Real images in the pool" if real_only else "Synthetic share of the pool (%)"
-            axes.set(title=_label(label), xlabel=name, ylabel="Test accuracy (%)")
+            axes.set(title=label(title), xlabel=name, ylabel="Test accuracy (%)")
 
         return draw
 
     panels = list(groups.items())[:MOST_PANELS]
-    return _draw([[panel(*each) for each in panels]], 3.2, theme)
-
-
-def _draw(blocks: list[list[Draw]], height: float, theme: Theme) -> bytes:
-    """A PNG of blocks of panels, each block wrapped into rows of equal scale; one legend below them."""
-    columns = min(max(map(len, blocks)), COLUMNS)
-    rows = [block[at : at + columns] for block in blocks for at in range(0, len(block), columns)]
-    with _house_style(theme):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH, height * len(rows) + 0.35), layout="constrained")
-        FigureCanvasAgg(figure)
-        for at, row in enumerate(rows):
-            first: Axes | None = None
-            for column, draw in enumerate(row):
-                axes = figure.add_subplot(len(rows), columns, at * columns + column + 1, sharey=first)
-                draw(axes)
-                if first is not None:
-                    axes.tick_params(axis="y", labelleft=False)
-                    axes.set_ylabel("")
-                first = first or axes
-        _legend(figure)
-        return _png(figure)
-
-
-@contextmanager
-def _house_style(theme: Theme) -> Iterator[None]:
-    import matplotlib
-
-    style: Any = {
-        "font.size": 9.5,
-        "axes.titlesize": 9.5,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "grid.linewidth": 0.7,
-        "lines.linewidth": 1.7,
-        "text.parse_math": False,  # a dollar in a name is a dollar
-        **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
-        **{key: theme.ground for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")},
-        **{
-            key: theme.ink
-            for key in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
-        },
-        **{key: theme.faint for key in ("grid.color", "axes.edgecolor", "xtick.color", "ytick.color")},
-    }
-    with matplotlib.rc_context(style):
-        yield
-
-
-def _legend(figure: Figure) -> None:
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if entries:
-        columns = min(len(entries), 4)
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False
-        )
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})  # equal input gives equal bytes
-    return file.getvalue()
+    return draw_blocks([[panel(*each) for each in panels]], 3.2, theme)
 
 
 def _values(table: Table, axis: str) -> set[Any]:
     return {setting.axes[axis] for setting in table.settings if axis in setting.axes}
-
-
-def _style(index: int) -> str:
-    return STYLES[index // len(LIGHT.arms) % len(STYLES)]
-
-
-def _label(text: str) -> str:
-    """A name that fits, and that no rule of legends hides (they skip a leading underscore)."""
-    text = " ".join(text.split())
-    text = text if len(text) <= 44 else f"{text[:43]}…"
-    return f"\u200a{text}" if text.startswith("_") else text

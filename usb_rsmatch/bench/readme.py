@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/config.md, made from the code's metadata and from committed results.
+"""The tables of README.md and docs/, made from the code's metadata and from committed results.
 
 python -m usb_rsmatch.bench.readme            # write what differs
 python -m usb_rsmatch.bench.readme --check    # write nothing; exit code 1 where something would change
@@ -178,13 +178,14 @@ def fill(text: str, marker: str, body: str) -> str:
 
 
 def wanted() -> dict[Path, str]:
-    """What README.md and docs/config.md should hold."""
+    """What README.md, docs/config.md and docs/method.md should hold."""
     readme = fill((ROOT / "README.md").read_text(encoding="utf-8"), "choices", choices())
     if RESULTS.exists():
         readme = fill(readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
     if SPEED.exists():
         readme = fill(readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
-    return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page()}
+    method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
+    return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

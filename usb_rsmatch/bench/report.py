@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from usb_rsmatch.bench import formats
+from usb_rsmatch.bench.canvas import DARK, LIGHT
 from usb_rsmatch.bench.collection import Record, collect
+from usb_rsmatch.bench.insight import Insight, gather
 from usb_rsmatch.bench.page import page
-from usb_rsmatch.bench.plots import DARK, LIGHT, accuracy_plot, learning_curves
+from usb_rsmatch.bench.plots import accuracy_plot, learning_curves
+from usb_rsmatch.bench.portraits import confusion_plot, detector_plot, features_plot
 from usb_rsmatch.bench.runner import duration
 from usb_rsmatch.bench.sheets import Sheet, Text, explanations, headline, sheets
 from usb_rsmatch.bench.table import Table, make_table
@@ -35,12 +38,11 @@ def report(
     """
     table = make_table(collect(results, mixed), baseline)
     folder = Path(results) / "report" if out is None else Path(out)
-    plots = {"accuracy": [accuracy_plot(table, theme) for theme in (LIGHT, DARK)]}
-    if curves := learning_curves(table, (LIGHT, DARK)):
-        plots["curves"] = curves
+    insight = gather(table)
+    plots = _plots(table, insight)
     texts = {
         "report.md": markdown_report(table, list(plots)),
-        "index.html": page(table, plots, runs_sheet(table), software(table)),
+        "index.html": page(table, plots, runs_sheet(table), software(table), insight),
         "results.csv": formats.figures_csv(table),
         "usb.csv": formats.usb_csv(table),
         "results.tex": formats.latex(table),
@@ -53,6 +55,20 @@ def report(
         with atomic_write(files[-1]) as temporary:
             temporary.write_bytes(image)
     return Report(table, folder, files)
+
+
+def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
+    """{name: [PNG for light, PNG for dark]} of every plot that these results allow."""
+    themes = (LIGHT, DARK)
+    plots = {
+        "accuracy": [accuracy_plot(table, theme) for theme in themes],
+        "curves": learning_curves(table, themes),
+    }
+    if insight is not None:
+        plots["detector"] = [png for theme in themes if (png := detector_plot(insight, theme))]
+        plots["confusion"] = [confusion_plot(insight, theme) for theme in themes]
+        plots["features"] = features_plot(insight, themes)
+    return {name: images for name, images in plots.items() if images}
 
 
 def markdown_report(table: Table, plots: list[str]) -> str:
@@ -69,7 +85,13 @@ def markdown_report(table: Table, plots: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PLOTS = {"accuracy": "Test accuracy of every arm", "curves": "Accuracy and detection while training"}
+PLOTS = {
+    "accuracy": "Test accuracy of every arm",
+    "curves": "Accuracy and detection while training",
+    "detector": "ROC and scores of every detector by generator",
+    "confusion": "Confusion matrices",
+    "features": "t-SNE of features by class and by provenance",
+}
 BEST_NOTE = "Best is the highest accuracy of any evaluation: it is chosen on the test set, as USB quotes it."
 
 

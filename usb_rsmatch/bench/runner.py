@@ -63,20 +63,6 @@ def finished(run: Run, sha256: str) -> Result | None:
     return None
 
 
-def dry_run(runs: Sequence[Run], hashes: Mapping[str, str], out: TextIO) -> None:
-    """Print what would run, what is done, and the time that the rest takes at the pace of what is done."""
-    results = {run.name: finished(run, hashes[run.name]) for run in runs}
-    for run in runs:
-        print(f"{'done ' if results[run.name] else 'to do'}  {run.label}  {run.folder}", file=out)
-    done = [result for result in results.values() if result]
-    left = len(runs) - len(done)
-    text = f"{len(runs)} runs, {len(done)} done"
-    if done and left:
-        seconds = left * sum(result.train_seconds for result in done) / len(done)
-        text += f"; at their pace the rest takes {duration(seconds)} of one process's training"
-    print(text, file=out)
-
-
 @dataclass
 class _Job:
     """A run in progress."""
@@ -113,7 +99,7 @@ class Runner:
             result = finished(run, self.hashes[run.name])
             if result:
                 self.done += 1
-                self._say(f"done {self._count()}  {run.label}  {_figures(result)}  already")
+                self._say(f"done {self._count()}  {run.label}  {describe(result)}  already")
             else:
                 waiting.append(run)
         jobs = min(self.jobs or cores(), max(len(waiting), 1))
@@ -122,7 +108,7 @@ class Runner:
             try:
                 while self.running or (waiting and self.stop is None):
                     while waiting and len(self.running) < jobs and self.stop is None:
-                        self.running.append(self._start(waiting.popleft(), max(cores() // jobs, 1)))
+                        self.running.append(self._start(waiting.popleft(), threads_of(jobs)))
                     time.sleep(POLL_SECONDS)
                     self._status()
                     for job in [job for job in self.running if job.process.poll() is not None]:
@@ -140,8 +126,6 @@ class Runner:
 
     def _start(self, run: Run, threads: int) -> _Job:
         log_path(run).parent.mkdir(parents=True, exist_ok=True)
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        threads = min(threads, int(given)) if given.isdigit() and int(given) else threads
         with open(log_path(run), "ab") as log:
             start = log.tell()
             process = subprocess.Popen(
@@ -160,7 +144,7 @@ class Runner:
         result = finished(run, self.hashes[run.name]) if code == 0 else None
         if result:
             self.done += 1
-            self._say(f"done {self._count()}  {run.label}  {_figures(result)}  {took}")
+            self._say(f"done {self._count()}  {run.label}  {describe(result)}  {took}")
         elif self.stop is not None:
             self._say(f"stopped  {run.label}  {took}")
         else:
@@ -203,7 +187,10 @@ class Runner:
         def pass_on(number: int, frame: Any) -> None:
             for job in self.running:
                 with contextlib.suppress(ProcessLookupError):
-                    job.process.send_signal(number if self.stop is None else signal.SIGKILL)
+                    if self.stop is not None:
+                        job.process.kill()
+                    elif os.name == "posix":  # elsewhere the console itself tells its children
+                        job.process.send_signal(number)
             self.stop = number
 
         before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -217,6 +204,13 @@ class Runner:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(jobs: int) -> int:
+    """Threads for each of `jobs` processes: an equal share of the cores, and no more than OMP_NUM_THREADS says."""
+    share = max(cores() // jobs, 1)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(given)) if given.isdigit() and int(given) else share
 
 
 def last_lines(log: Path, start: int = 0, count: int = LAST_LINES) -> list[str]:
@@ -239,6 +233,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _figures(result: Result) -> str:
+def describe(result: Result) -> str:
+    """A result's figures for a progress line."""
     auroc = f"  AUROC {result.auroc:.3f}" if result.auroc is not None else ""
     return f"acc {100 * result.last:.1f}{auroc}"

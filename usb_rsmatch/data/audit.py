@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -91,17 +92,28 @@ def shortcut_cues(pool: HybridPool) -> dict[str, float | None]:
     synthetic = _spread(np.flatnonzero(images.is_synthetic))
     if not len(real) or not len(synthetic):
         return {}
-    chosen = np.concatenate([real, synthetic])
-    truth = np.concatenate([np.zeros(len(real), dtype=np.bool_), np.ones(len(synthetic), dtype=np.bool_)])
-    cues: dict[str, float | None] = {
-        name: _auroc(np.array([measure(images.images[i]) for i in chosen]), truth)
+    names = [[pool.names[i] for i in side] if pool.names else [] for side in (real, synthetic)]
+    return {**pixel_cues(images.images[real], images.images[synthetic]), **file_cues(*names)}
+
+
+def pixel_cues(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """AUROC of the pixel cues between two sides, uint8 [n, H, W, C] and [m, H, W, C]."""
+    truth = np.repeat([False, True], [len(first), len(second)])
+    return {
+        name: _auroc(np.array([measure(image) for side in (first, second) for image in side]), truth)
         for name, measure in PIXEL_CUES.items()
     }
-    facts = [_file_facts(pool.names[i]) for i in chosen] if pool.names else [None]
-    for number, name in enumerate(FILE_CUES):
-        complete = [fact[number] for fact in facts if fact is not None]
-        cues[name] = _auroc(_ranked(complete, truth), truth) if len(complete) == len(chosen) else None
-    return cues
+
+
+def file_cues(first: Sequence[str], second: Sequence[str]) -> dict[str, float | None]:
+    """AUROC of the file cues between two sides of files; None where a side has no file that can be read."""
+    sides = [[fact for name in side if (fact := _file_facts(name)) is not None] for side in (first, second)]
+    if not all(sides):
+        return dict.fromkeys(FILE_CUES)
+    truth, facts = np.repeat([False, True], list(map(len, sides))), [*sides[0], *sides[1]]
+    return {
+        name: _auroc(_ranked([fact[number] for fact in facts], truth), truth) for number, name in enumerate(FILE_CUES)
+    }
 
 
 def shortcut_warnings(cues: dict[str, float | None]) -> list[str]:
@@ -156,11 +168,12 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
-    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no file."""
+    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
     path = Path(name)
     if not path.is_file():
         return None
     data = path.read_bytes()
-    with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
+    with contextlib.suppress(OSError), quiet_bombs(), Image.open(io.BytesIO(data)) as image:
         tables = repr(getattr(image, "quantization", None))
         return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
+    return None

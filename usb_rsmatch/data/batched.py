@@ -42,10 +42,10 @@ class BatchedImages:
         self.view_spec = augment.ViewSpec(padding=int(size * (1 - crop_ratio)), flip=spec.flip)
         self.labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
         self.is_synthetic = torch.from_numpy(np.asarray(images.is_synthetic))
-        self.generator = torch.from_numpy(np.asarray(images.generator, dtype=np.int64))
-        # A pool in memory is kept channels first, on the device; one on disk is read batch by batch.
-        on_disk = isinstance(images.images, np.memmap)
-        self.resident = None if on_disk else self._channels_first(images.images).contiguous().to(device)
+        self.generator = torch.from_numpy(np.asarray(images.generator))
+        # A pool in memory is kept channels first, on the device; one that is not is read batch by batch.
+        held = isinstance(images.images, np.ndarray) and not isinstance(images.images, np.memmap)
+        self.resident = self._channels_first(images.images[:]).contiguous().to(device) if held else None
 
     def __len__(self) -> int:
         return len(self.set.images)
@@ -80,7 +80,7 @@ class BatchedImages:
     def unlabeled_batch(self, name: str, positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
         """USB's unlabelled batch for the algorithm `name`, with `is_synthetic` and `generator` beside it."""
         index, at = torch.from_numpy(indices), torch.from_numpy(positions)
-        batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index]}
+        batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index].long()}
         views = UNLABELED_VIEWS.get(name, DEFAULT)
         if not views:
             return batch

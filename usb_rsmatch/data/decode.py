@@ -33,6 +33,14 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
+class UnreadableImage(UserError):
+    """One image that cannot be read; `reason` says why, without the image's name and without the remedy."""
+
+    def __init__(self, called: str, reason: str) -> None:
+        super().__init__(f"{called}: cannot be read ({reason}); restore or remove it, or set on_error: skip")
+        self.reason = reason
+
+
 @contextmanager
 def quiet_bombs() -> Iterator[None]:
     """Silence Pillow's warning about huge images, which `read_image` refuses by itself.
@@ -48,8 +56,8 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
     """The image of a file (or of its bytes) as it looks: upright by its EXIF tag, "L" or "RGB" of 8 bits.
 
     Transparent parts show white, and of an animation it is the first frame. Raises UserError, calling the
-    file `name`, where it cannot be read, is truncated, has more than `MAX_PIXELS` pixels or a side under
-    `MIN_SIDE`.
+    file `name`, where it cannot be read (as an `UnreadableImage`), is truncated, has more than `MAX_PIXELS`
+    pixels or a side under `MIN_SIDE`.
     """
     try:
         data = file if isinstance(file, bytes) else Path(file).read_bytes()
@@ -65,7 +73,7 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
     except Exception as error:  # a damaged file can make a decoder fail in any way: the file is what matters
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     called = name or (file if isinstance(file, (str, PathLike)) else "image")
-    raise UserError(f"{called}: cannot be read ({reason}); restore or remove it, or set on_error: skip")
+    raise UnreadableImage(str(called), reason)
 
 
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:

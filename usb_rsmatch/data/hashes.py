@@ -1,11 +1,16 @@
-"""Content hashes: of whole arrays for manifests, of single images to find the same one twice."""
+"""Content hashes: of whole arrays for manifests, of single images to find the same one twice.
+
+The digests of N images are uint64 [N, 2], the two halves of 128 bits, and sort like the bytes that they are.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
+
+DIGEST_BYTES = 16
 
 
 def array_sha256(array: np.ndarray) -> str:
@@ -13,11 +18,31 @@ def array_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def image_digests(images: np.ndarray) -> list[bytes]:
-    """A hash of each of the images [N, ...]: equal pixels, equal hash."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+def digests_sha256(digests: np.ndarray) -> str:
+    """SHA-256 of the digests [N, 2] one after the other, in hexadecimal: one hash for N images in their order."""
+    return hashlib.sha256(np.ascontiguousarray(digests, dtype=">u8").data).hexdigest()
 
 
-def content_order(digests: Sequence[bytes]) -> np.ndarray:
-    """The indices int64 [N] that sort things by their hashes: one order, however they are stored."""
-    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
+def image_digests(images: np.ndarray) -> np.ndarray:
+    """The digests uint64 [N, 2] of images [N, ...]: equal pixels, equal digest."""
+    return bytes_digests(image.tobytes() for image in images)
+
+
+def bytes_digests(contents: Iterable[bytes]) -> np.ndarray:
+    """The digests uint64 [N, 2] of byte strings (BLAKE2b)."""
+    joined = b"".join(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest() for content in contents)
+    return np.frombuffer(joined, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def content_order(digests: np.ndarray) -> np.ndarray:
+    """The indices int64 [N] that sort things by their digests [N, 2]: one order, however they are stored."""
+    return np.lexsort((digests[:, 1], digests[:, 0]))
+
+
+def contained(digests: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of the digests [N, 2] are also among others [M, 2]: bool [N]."""
+    found = np.isin(digests[:, 0], among[:, 0])
+    rows = np.flatnonzero(found)  # few, as a rule: the second half is compared for these alone
+    others = set(map(tuple, among[np.isin(among[:, 0], digests[rows, 0])].tolist())) if len(rows) else set()
+    found[rows] = [tuple(pair) in others for pair in digests[rows].tolist()]
+    return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from usb_rsmatch.data.hashes import content_order
+from usb_rsmatch.data.hashes import bytes_digests, content_order
 from usb_rsmatch.data.layouts import folder
 from usb_rsmatch.data.metadata import LABEL_COLUMNS
 from usb_rsmatch.data.sources import FileSource, Source, SourceRequest, register_source
@@ -44,7 +43,7 @@ def open_hf(argument: str, request: SourceRequest) -> Source:
     stored = opened.cast_column(pictures[0], datasets.Image(decode=False))[pictures[0]]
     labels = _labels(opened, request, root)
     files = [entry["bytes"] or Path(entry["path"]).read_bytes() for entry in stored]
-    order = content_order([hashlib.blake2b(file, digest_size=16).digest() for file in files])
+    order = content_order(bytes_digests(files))
     return FileSource(str(root), [files[i] for i in order], labels[order], (request.generator,))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from usb_rsmatch.data.decode import image_suffixes
-from usb_rsmatch.data.metadata import read_metadata
+from usb_rsmatch.data.index import FileIndex, FileList, file_index
+from usb_rsmatch.data.metadata import Entry, read_metadata
 from usb_rsmatch.data.sources import FileSource, Opener, Source, SourceRequest, register_source
 from usb_rsmatch.errors import UserError
 
@@ -63,28 +62,88 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     """
     request.reject_options(argument, "split")
     root = folder(argument)
+    if (root / "images-00000.npz").is_file():
+        raise UserError(f"{root}: holds packed images; read them with the source npz:{argument}")
     split = str(request.options.get("split", layout.split))
     listed = read_metadata(root) if "{file}" in layout.patterns else None
-    places = list(listed) if listed is not None else list(walk(root))
-    rows = [(place, match(layout, place)) for place in places]
-    kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts)]
-    if not kept:
+    if listed is not None:
+        return _by_metadata(layout, split, root, listed, request)
+    rows = Rows(file_index(root), layout)
+    rows = rows.where([parts is not None and _wanted(layout, split, parts) for parts in rows.parts])
+    if not len(rows):
         raise UserError(
-            f"{root}: none of its {len(rows)} images is a synthetic one by the patterns "
+            f"{root}: none of its {len(rows.index)} images is a synthetic one by the patterns "
             f"{', '.join(layout.patterns)}; check the path, or describe the layout in the config's `layouts:`"
         )
-    names = (
-        [parts.get("class") for _, parts in kept] if listed is None else [listed[place] for place, _ in kept]
+    told = rows.named("generator", request.generator)
+    generators = tuple(sorted({str(told[group]) for group in np.unique(rows.group)}))
+    numbers = np.array([generators.index(name) if name in generators else -1 for name in told], dtype=np.int16)
+    return FileSource(
+        origin=str(root),
+        files=rows.files(),
+        labels=rows.labels(lambda names: request.classes.of_names(names, str(root))),
+        generators=generators,
+        generator=numbers[rows.group],
     )
-    told = [parts.get("generator", request.generator) for _, parts in kept]
+
+
+class Rows:
+    """Images of an index that a layout matches, in groups of one reading: the files of a folder, where that decides.
+
+    `parts` are the groups' parts of the path by name (None: no pattern fits), `group` int [n] is each image's.
+    """
+
+    def __init__(self, index: FileIndex, layout: Layout) -> None:
+        self.index, self.chosen = index, np.arange(len(index))
+        if layout.file_class is None and all(pattern.split("/")[-1] == "{file}" for pattern in layout.patterns):
+            self.group = index.folder
+            self.parts = [match(layout, f"{folder}/file" if folder else "file") for folder in index.folders]
+        else:
+            self.group = np.arange(len(index))
+            self.parts = [match(layout, index.place(i)) for i in range(len(index))]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def where(self, keep: Sequence[bool]) -> Rows:
+        """The images of those groups that are to be kept."""
+        rest = copy(self)
+        here = np.array(keep, dtype=np.bool_)[self.group]
+        rest.chosen, rest.group = self.chosen[here], self.group[here]
+        return rest
+
+    def named(self, part: str, otherwise: str | None = None) -> list[str | None]:
+        """The text of one part of the path for each group."""
+        return [otherwise if parts is None else parts.get(part, otherwise) for parts in self.parts]
+
+    def labels(self, number: Callable[[list[str | None]], np.ndarray]) -> np.ndarray:
+        """The images' labels int64 [n]; `number` gives those of class names."""
+        used, places = np.unique(self.group, return_inverse=True)
+        names = self.named("class")
+        return number([names[group] for group in used])[places.reshape(-1)]
+
+    def files(self) -> FileList:
+        """The images' paths."""
+        return FileList(self.index, self.chosen)
+
+
+def _by_metadata(
+    layout: Layout, split: str, root: Path, listed: Mapping[str, Entry], request: SourceRequest
+) -> Source:
+    """The images that Hugging Face's metadata names, with its classes."""
+    rows = [(place, match(layout, place)) for place in listed]
+    kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts)]
+    if not kept:
+        raise UserError(f"{root}: its metadata names no synthetic image; mend or remove it")
+    names = [listed[place].label for place, _ in kept]
+    told = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(told)))
-    numbers = {name: i for i, name in enumerate(generators)}
     return FileSource(
         origin=str(root),
         files=[root / place for place, _ in kept],
-        labels=request.classes.of_names(names, str(root), numeric=listed is not None),
+        labels=request.classes.of_names(names, str(root), numeric=True),
         generators=generators,
-        generator=np.array([numbers[name] for name in told], dtype=np.int16),
+        generator=np.array([generators.index(name) for name in told], dtype=np.int16),
     )
 
 
@@ -107,39 +166,6 @@ def folder(path: str | Path) -> Path:
     if not str(path) or not root.is_dir():
         raise UserError(f"{path or 'source'}: no such folder; check the path")
     return root
-
-
-def walk(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of the image files under `root`, in an order that does not depend on the disk.
-
-    Hidden files and folders are left out, links are followed. Raises UserError for a link that leads back to
-    a folder above it, and for a folder that cannot be listed.
-    """
-    suffixes = image_suffixes()
-    found: list[str] = []
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while waiting:
-        prefix, above = waiting.pop()
-        here = root / prefix
-        try:
-            state = here.stat()
-            entries = list(os.scandir(here))
-        except OSError as error:
-            raise UserError(
-                f"{here}: cannot be listed ({error.strerror or error}); mend or remove it"
-            ) from None
-        if (state.st_dev, state.st_ino) in above:
-            raise UserError(f"{here}: the link leads back to a folder above it; remove it")
-        inside = above | {(state.st_dev, state.st_ino)}
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            place = f"{prefix}/{entry.name}" if prefix else entry.name
-            if entry.is_dir():
-                waiting.append((place, inside))
-            elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                found.append(place)
-    return iter(sorted(found, key=lambda place: (unicodedata.normalize("NFC", place), place)))
 
 
 def _wanted(layout: Layout, split: str, parts: Mapping[str, str]) -> bool:

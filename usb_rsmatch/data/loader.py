@@ -99,6 +99,8 @@ class HybridDataset(BasicDataset):
     def _item(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
         if self.kind == "ulb":
+            if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel knows no medium view
+                item["x_ulb_m"] = self.views.medium(self._rgb(index))
             item["is_synthetic"] = bool(self.set.is_synthetic[index])
             item["generator"] = int(self.set.generator[index])
         return item
@@ -218,7 +220,7 @@ def build_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: tor
             loaders[name] = DataLoader(
                 datasets[name],
                 batch_size=args.eval_batch_size,
-                num_workers=0,
+                num_workers=0 if isinstance(datasets[name].set.images, np.ndarray) else workers,  # read from files
                 pin_memory=pin,
                 generator=torch.Generator(),
             )

@@ -1,9 +1,10 @@
-"""Hugging Face's imagefolder: a `metadata.csv` or `metadata.jsonl` beside the images tells their classes."""
+"""Hugging Face's imagefolder: a `metadata.csv` or `metadata.jsonl` beside the images tells class and generator."""
 
 from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,10 +12,19 @@ from usb_rsmatch.errors import UserError
 
 FILE_COLUMN = "file_name"
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
+GENERATOR_COLUMN = "generator"
 
 
-def read_metadata(root: Path) -> dict[str, str | None] | None:
-    """Class name (or number, as text) by path relative to `root`; None where no metadata tells classes.
+@dataclass(frozen=True)
+class Entry:
+    """What a line says of its image: class name (or number, as text) and generator, None where it does not."""
+
+    label: str | None
+    generator: str | None = None
+
+
+def read_metadata(root: Path) -> dict[str, Entry] | None:
+    """What is told of each image, by path relative to `root`; None where no metadata tells classes.
 
     The class stands in the first of the columns `LABEL_COLUMNS` that exists. Raises UserError for a file that
     is not valid, lacks `file_name`, names a missing image or one outside of `root`.
@@ -30,7 +40,7 @@ def read_metadata(root: Path) -> dict[str, str | None] | None:
     column = next((name for name in LABEL_COLUMNS if any(name in row for row in rows)), None)
     if column is None:
         return None
-    labels: dict[str, str | None] = {}
+    entries: dict[str, Entry] = {}
     for number, row in enumerate(rows, start=1):
         place = row.get(FILE_COLUMN)
         if not isinstance(place, str) or not place:
@@ -42,9 +52,12 @@ def read_metadata(root: Path) -> dict[str, str | None] | None:
             raise UserError(f"{path}: entry {number} names {place}, which is outside of the folder")
         if not (root / parts).is_file():
             raise UserError(f"{path}: entry {number} names {place}, which does not exist")
-        label = row.get(column)
-        labels[str(parts)] = None if label is None or label == "" else str(label)
-    return dict(sorted(labels.items()))
+        entries[str(parts)] = Entry(_text(row.get(column)), _text(row.get(GENERATOR_COLUMN)))
+    return dict(sorted(entries.items()))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:

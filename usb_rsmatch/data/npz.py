@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -9,34 +11,73 @@ from pathlib import Path
 
 import numpy as np
 
+from usb_rsmatch.data.archive import array_header, large_order, open_large
 from usb_rsmatch.data.hashes import content_order, image_digests
 from usb_rsmatch.data.sources import ArraySource, Source, SourceRequest, register_source
+from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
 
 IMAGE_KEYS = ("images", "image", "x")
 LABEL_KEYS = ("labels", "label", "y")
+LARGE = 256 * 2**20  # bytes
 
 
 def open_npz(argument: str, request: SourceRequest) -> Source:
-    """The images of an npz file, ordered by content so that the order in the file does not matter."""
+    """The images of an npz file, ordered by content so that the order in the file does not matter.
+
+    A folder is one that `usb-rsmatch synthesize --format npz` filled: its files are read together, with classes and
+    the generator's name from its `synthesis.json`.
+    """
     request.reject_options(argument)
+    root = Path(argument).expanduser()
+    if argument and root.is_dir():
+        return _packed(root, request)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
-    order = content_order(image_digests(images))
-    return ArraySource(argument, images[order], numbers[order], (request.generator,))
+    named = (request.generator,)
+    if isinstance(images, StoredImages):
+        order = large_order(images)
+        return ArraySource(argument, images.take(order), numbers[order], named, numbers=order)
+    return _ordered(argument, images, numbers, named)
 
 
-def read_npz(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _ordered(argument: str, images: np.ndarray, numbers: np.ndarray, named: tuple[str, ...]) -> Source:
+    digests = image_digests(images)
+    order = content_order(digests)
+    return ArraySource(argument, images[order], numbers[order], named, digests=digests[order], numbers=order)
+
+
+def _packed(root: Path, request: SourceRequest) -> Source:
+    """A folder of packed synthetic images, with their classes and their generator's name."""
+    files = sorted(root.glob("images-*.npz"))
+    try:
+        run = json.loads((root / "synthesis.json").read_text(encoding="utf-8"))
+        names, generator = run["label_names"], str(run["generator"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root}: has no usable synthesis.json ({error}); name one of its npz files instead") from None
+    if not files:
+        raise UserError(f"{root}: holds no images-*.npz yet; let `usb-rsmatch synthesize` finish")
+    parts = [read_npz(file) for file in files]
+    images = np.concatenate([images[np.arange(len(images))] for images, _ in parts])
+    labels = np.concatenate([np.empty(0, np.int64) if labels is None else labels for _, labels in parts])
+    if len(labels) != len(images) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
+        raise UserError(f"{root}: labels do not belong to the classes of its synthesis.json; make the images again")
+    numbers = request.classes.of_names([names[label] for label in labels], str(root))
+    return _ordered(str(root), images, numbers, (generator,))
+
+
+def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:
     """uint8 [N, H, W, C] and integer labels [N], None where the file has none; see `load_arrays`."""
     return load_arrays(path, IMAGE_KEYS, LABEL_KEYS)
 
 
 def load_arrays(
     path: str | Path, image_keys: Sequence[str], label_keys: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:
     """The first of the named arrays that an npz file has, as uint8 [N, H, W, C], and its integer labels [N].
 
-    The images may be stored as N x H x W x C, N x C x H x W or N x H x W. Raises UserError for a missing or
+    The images may be stored as N x H x W x C, N x C x H x W or N x H x W. Over `LARGE` bytes they stay on disk: an npz
+    file is a zip file, in which NumPy cannot map memory. Raises UserError for a missing or
     damaged file, pickled objects, a wrong dtype or shape.
     """
     file = Path(path).expanduser()
@@ -46,7 +87,7 @@ def load_arrays(
         raise UserError(f"{path}: not an npz file, or a part of one; copy or download it again")
     try:
         with np.load(file, allow_pickle=False) as archive:
-            images = _entry(archive, image_keys)
+            images = _images(path, file, archive, image_keys)
             labels = _entry(archive, label_keys)
             keys = ", ".join(archive.files)
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -57,7 +98,22 @@ def load_arrays(
         raise UserError(f"{path}: {reason}") from None
     if images is None:
         raise UserError(f"{path}: has no array named {' or '.join(image_keys)}, only {keys or 'nothing'}")
-    return _pixels(path, images), None if labels is None else _labels(path, labels, len(images))
+    return images, None if labels is None else _labels(path, labels, len(images))
+
+
+def _images(
+    path: str | Path, file: Path, archive: np.lib.npyio.NpzFile, keys: Sequence[str]
+) -> np.ndarray | StoredImages | None:
+    """The images of the first of the keys that there is, in memory or, where they are large, on disk."""
+    key = next((key for key in keys if key in archive.files), None)
+    if key is None:
+        return None
+    shape, fortran, dtype = array_header(file, key)
+    if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize <= LARGE:
+        return _pixels(path, archive[key])
+    shown = _pixels(path, np.broadcast_to(np.zeros((), dtype), shape))  # raises what is wrong, and reads nothing
+    channels_first = len(shape) == 4 and shown.shape != shape
+    return open_large(file, key, shape[1:] if len(shape) == 4 else (*shape[1:], 1), channels_first)
 
 
 def _entry(archive: np.lib.npyio.NpzFile, keys: Sequence[str]) -> np.ndarray | None:

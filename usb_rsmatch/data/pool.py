@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from types import SimpleNamespace
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from usb_rsmatch.data.hashes import array_sha256, image_digests
+from usb_rsmatch.data.duplicates import found_in, refuse_in_test
+from usb_rsmatch.data.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.real_share import read_real
 from usb_rsmatch.data.records import DataSpec, ImageSet, concatenate
 from usb_rsmatch.data.settings import PoolConfig
@@ -29,7 +30,7 @@ class HybridPool:
 
     `unlabeled` holds the labelled images first (where they are included), then further real ones, then
     synthetic ones. `config` are the keys that it was built from, `sources` what was taken from where,
-    `duplicates` how many real training images also stand in the test set.
+    `duplicates` how many real training images also stand in the test set, `hashes` the parts' SHA-256.
     """
 
     spec: DataSpec
@@ -41,7 +42,7 @@ class HybridPool:
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     duplicates: int = 0
-    names: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any) -> HybridPool:
@@ -53,8 +54,30 @@ class HybridPool:
             config = _read_yaml(config)
         return build_pool(SimpleNamespace(**config) if isinstance(config, Mapping) else config)
 
+    @classmethod
+    def from_manifest(cls, path: str | PathLike[str], **changes: Any) -> HybridPool:
+        """The pool that a manifest describes, built again; `changes` are keys that differ here, such as `data_dir`.
+
+        Raises UserError where a part is not the manifest's, naming it, and whatever `build_pool` finds wrong.
+        """
+        manifest = _read_yaml(path)  # JSON is YAML
+        if not isinstance(manifest.get("config"), Mapping) or not isinstance(manifest.get("parts"), Mapping):
+            raise UserError(f"{path}: is no manifest of a pool; `usb-rsmatch pool --out` writes one")
+        pool = cls.from_config({**manifest["config"], **changes})
+        now = pool.manifest()["parts"]
+        for name in {**manifest["parts"], **now}:
+            before, after = manifest["parts"].get(name), now.get(name)
+            if before is None or after is None or any(before.get(key) != after[key] for key in after):
+                raise UserError(f"{path}: the {name} images are not those of the manifest; restore the sources")
+        return pool
+
     def __len__(self) -> int:
         return len(self.unlabeled)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What messages call each unlabelled image: a path where it is a file."""
+        return self.unlabeled.names or ()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -66,20 +89,25 @@ class HybridPool:
             "by_generator": self.unlabeled.by_generator(),
         }
 
-    def manifest(self) -> dict[str, Any]:
-        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
+    def parts(self) -> dict[str, ImageSet]:
+        """The image sets by name, those that there are."""
         parts = {
             "labeled": self.labeled,
             "unlabeled": self.unlabeled,
             "validation": self.validation,
             "test": self.test,
         }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
         return {
             "config": dict(self.config),
             "seed": self.config.get("seed"),
             "dataset": self.spec.name,
             "classes": list(self.classes),
             "image_shape": list(self.unlabeled.images.shape[1:]),
+            "view": {"mean": list(self.spec.mean), "std": list(self.spec.std), "flip": self.spec.flip},
             "pool": self.provenance,
             "sources": [dict(source) for source in self.sources],
             "duplicates": {"real_train_in_test": self.duplicates},
@@ -88,11 +116,10 @@ class HybridPool:
                     "count": len(part),
                     "by_class": part.by_class(self.classes),
                     "by_generator": part.by_generator(),
-                    "sha256": array_sha256(part.images),
+                    "sha256": self.hashes.get(name) or digests_sha256(part.hashed()),
                     "labels_sha256": array_sha256(part.labels),
                 }
-                for name, part in parts.items()
-                if part is not None
+                for name, part in self.parts().items()
             },
             "versions": {
                 "usb_rsmatch": __version__,
@@ -101,21 +128,20 @@ class HybridPool:
         }
 
 
-def build_pool(args: Any) -> HybridPool:
+def build_pool(args: Any, pack: bool = False) -> HybridPool:
     """The pool that the keys of a namespace describe (see `PoolConfig`); missing keys take their defaults.
+
+    With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
 
     Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
     match, and a synthetic image that is also in the test set.
     """
     config = PoolConfig.read(args)
-    real = read_real(config)
-    drawn = draw_synthetic(config, real)
-    tests = set(image_digests(real.test.images))
-    for name, digest in zip(drawn.names, image_digests(drawn.images.images), strict=True):
-        if digest in tests:
-            raise UserError(f"{name}: the same image is in the test set; remove it from the synthetic source")
+    real = read_real(config, pack)
+    drawn = draw_synthetic(config, real, pack)
+    refuse_in_test(drawn.images, real.test)
     trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
-    return HybridPool(
+    pool = HybridPool(
         spec=real.data.spec,
         classes=real.data.classes,
         labeled=real.labeled,
@@ -124,9 +150,11 @@ def build_pool(args: Any) -> HybridPool:
         test=real.test,
         config=config.as_dict(),
         sources=(real.report, *drawn.reports),
-        duplicates=sum(digest in tests for digest in image_digests(trained.images)),
-        names=real.names + drawn.names,
+        duplicates=int(found_in(trained, real.test).sum()),
     )
+    hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
+    bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
+    return replace(pool, hashes=hashes, **bare)
 
 
 def _versions(*packages: str) -> dict[str, str]:

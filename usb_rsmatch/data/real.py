@@ -13,7 +13,8 @@ from usb_rsmatch.data import keyed
 from usb_rsmatch.data.classes import ClassIndex
 from usb_rsmatch.data.decode import read_image
 from usb_rsmatch.data.idx import find_idx, read_idx
-from usb_rsmatch.data.layouts import Layout, folder, match, walk
+from usb_rsmatch.data.index import file_index
+from usb_rsmatch.data.layouts import Layout, Rows, folder
 from usb_rsmatch.data.npz import read_npz
 from usb_rsmatch.data.records import DataSpec
 from usb_rsmatch.data.sources import ArraySource, FileSource, Source
@@ -30,7 +31,7 @@ class RealData:
     """A real data set before it is split.
 
     `unlabeled` holds further training images that may never be labelled (STL-10's), `aliases` other names of
-    the classes.
+    the classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
     """
 
     spec: DataSpec
@@ -39,6 +40,7 @@ class RealData:
     test: Source
     unlabeled: Source | None = None
     proportional: bool = False
+    all_labeled: bool = False
     aliases: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -57,7 +59,7 @@ def register_dataset(name: str, opener: RealOpener) -> None:
 
 def dataset_names() -> tuple[str, ...]:
     """Every name that `dataset:` takes."""
-    from usb_rsmatch.data import torchvision_sets, usb_sets  # noqa: F401  they register theirs above
+    from usb_rsmatch.data import mnist5k, torchvision_sets, usb_sets  # noqa: F401  they register theirs above
 
     return tuple(sorted(_DATASETS))
 
@@ -182,19 +184,20 @@ def class_folders(
 
     Raises UserError for a missing folder, no images, and a folder that is none of the given classes.
     """
-    layout = Layout((pattern,))
-    rows = [(place, parts["class"]) for place in walk(folder(root)) if (parts := match(layout, place))]
-    if not rows:
+    rows = Rows(file_index(folder(root)), Layout((pattern,)))
+    rows = rows.where([parts is not None for parts in rows.parts])
+    if not len(rows):
         raise UserError(f"{root}: holds no images laid out as {pattern}; check the path")
-    names = tuple(sorted({name for _, name in rows}))
+    found = rows.named("class")
+    names = tuple(sorted({str(found[group]) for group in np.unique(rows.group)}))
     numbers = {name: i for i, name in enumerate(classes or names)}
     strange = [name for name in names if name not in numbers]
     if strange:
         raise UserError(
             f"{root}: the folder {strange[0]!r} is none of the {len(numbers)} training classes; remove it"
         )
-    labels = np.array([numbers[name] for _, name in rows], dtype=np.int64)
-    return FileSource(str(root), [root / place for place, _ in rows], labels), tuple(numbers)
+    labels = rows.labels(lambda names: np.array([numbers[str(name)] for name in names], dtype=np.int64))
+    return FileSource(str(root), rows.files(), labels), tuple(numbers)
 
 
 def _shorter_side(source: FileSource) -> int:

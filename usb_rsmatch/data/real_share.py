@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from usb_rsmatch.data.pack import packed
 from usb_rsmatch.data.pipeline import Pipeline
 from usb_rsmatch.data.real import RealData, open_real
-from usb_rsmatch.data.records import ImageSet, concatenate, real_images
+from usb_rsmatch.data.records import ImageSet, concatenate
 from usb_rsmatch.data.settings import PoolConfig
 from usb_rsmatch.data.sources import JoinedSource
 from usb_rsmatch.data.split import Split, class_counts, split_training
@@ -21,8 +22,7 @@ from usb_rsmatch.errors import UserError
 class RealShare:
     """The real images of a pool.
 
-    `unlabeled` begins with the labelled images where they are included, `names` is what messages call each of
-    its images, `report` goes into the manifest.
+    `unlabeled` begins with the labelled images where they are included, `report` goes into the manifest.
     """
 
     data: RealData
@@ -31,46 +31,41 @@ class RealShare:
     unlabeled: ImageSet
     validation: ImageSet | None
     test: ImageSet
-    names: tuple[str, ...]
     report: Mapping[str, Any]
     held_out: np.ndarray
 
     def training_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """All training images with a class but validation's, uint8 [N, H, W, C] at native size, and labels.
+        """All training images with a class but validation's, uint8 [N, H, W, C] at the pool's size, and labels.
 
         They are what a generator learns from; what it makes of them takes the pool's own pipeline afterwards.
         """
-        train, spec = self.data.train, self.data.spec
+        train = self.data.train
         rows = np.setdiff1d(np.flatnonzero(train.labels >= 0), self.held_out)
-        return train.load(rows, spec.img_size, spec.channels), train.labels[rows]
+        return train.load(rows, self.pipeline.size, self.pipeline.channels), train.labels[rows]
 
 
-def read_real(config: PoolConfig) -> RealShare:
-    """The real share that the configuration describes.
+def read_real(config: PoolConfig, pack: bool = False) -> RealShare:
+    """The real share that the configuration describes; with `pack` its files are packed first.
 
     Raises UserError for missing or damaged files, another number of classes, and too few images.
     """
     data = _opened(config)
     pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
-    source = data.train if data.unlabeled is None else JoinedSource(data.train, data.unlabeled)
+    train, test, further = (packed(part, pipeline, pack) for part in (data.train, data.test, data.unlabeled))
+    source = train if further is None else JoinedSource(train, further)
     split = _split(data, source.labels, config)
-
-    def read(rows: np.ndarray, is_labeled: bool) -> ImageSet:
-        return real_images(pipeline.load(source, rows), source.labels[rows], is_labeled)
-
-    labeled, unlabeled = read(split.labeled, True), read(split.rest, False)
-    rows = split.rest
+    labeled = pipeline.real(source, split.labeled, True)
+    unlabeled = pipeline.real(source, split.rest, False)
     if config.include_lb_to_ulb:
-        unlabeled, rows = concatenate([labeled, unlabeled]), np.concatenate([split.labeled, split.rest])
+        unlabeled = concatenate([labeled, unlabeled])
     parts = [data.train, data.test, *([] if data.unlabeled is None else [data.unlabeled])]
     return RealShare(
         data=data,
         pipeline=pipeline,
         labeled=labeled,
         unlabeled=unlabeled,
-        validation=read(split.validation, False) if config.validation_count else None,
-        test=real_images(pipeline.load(data.test, np.arange(len(data.test))), data.test.labels, False),
-        names=tuple(source.name(int(row)) for row in rows),
+        validation=pipeline.real(source, split.validation, False) if config.validation_count else None,
+        test=pipeline.real(test, np.arange(len(test)), False),
         report={
             "source": config.dataset,
             "provenance": "real",
@@ -82,6 +77,13 @@ def read_real(config: PoolConfig) -> RealShare:
         },
         held_out=split.validation,
     )
+
+
+def read_test(config: PoolConfig) -> ImageSet:
+    """The test set alone, as `read_real` has it. Raises UserError for missing or damaged files."""
+    data = _opened(config)
+    pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
+    return pipeline.real(packed(data.test, pipeline, False), np.arange(len(data.test)), False)
 
 
 def _opened(config: PoolConfig) -> RealData:
@@ -120,8 +122,10 @@ def _split(data: RealData, labels: np.ndarray, config: PoolConfig) -> Split:
 def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[int] | None]:
     """Labelled and further unlabelled images a class; None for all that are left."""
     n = len(data.classes)
-    if data.proportional:
+    if data.proportional or data.all_labeled:
         sizes = np.bincount(data.train.labels, minlength=n)
+        if data.all_labeled:
+            return sizes.tolist(), None
         return [int(size) for size in sizes * config.num_labels // len(data.train)], None
     labeled = class_counts("num_labels", config.num_labels, n, config.lb_imb_ratio)
     if config.ulb_num_labels is not None:

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from usb_rsmatch.data.hashes import image_digests
+from usb_rsmatch.data.names import ImageNames
+from usb_rsmatch.data.pixels import Images, join, take
+
 REAL = "real"
 
 
@@ -34,19 +38,22 @@ class DataSpec:
 class ImageSet:
     """N images of one size, row by row with their class and where they come from.
 
-    `images` is uint8 [N, H, W, C] with C 1 or 3 (it may be a memory map), `labels` int64 [N] with -1 for
-    unknown, `is_synthetic` bool [N], `generator` int16 [N] into `generators` (0 is "real"), and `is_labeled`
-    bool [N]: also among the labelled images, so left out of detection metrics.
+    `images` is uint8 [N, H, W, C] with C 1 or 3, an array or, beyond what memory should hold, read when asked for.
+    `labels` is int64 [N] with -1 for unknown, `is_synthetic` bool [N], `generator` int16 [N] into `generators` (0 is
+    "real"), and `is_labeled` bool [N]: also among the labelled images, so left out of detection metrics. `digests`
+    uint64 [N, 2] tell equal images (made of the pixels where not given), `names` is what messages call each image.
 
     Raises ValueError where shapes or dtypes differ from these.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     is_synthetic: np.ndarray
     generator: np.ndarray
     generators: tuple[str, ...]
     is_labeled: np.ndarray
+    digests: np.ndarray | None = None
+    names: ImageNames | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8 or self.images.shape[-1] not in (1, 3):
@@ -70,12 +77,18 @@ class ImageSet:
         """The rows at `indices` (int64 or bool), in their order."""
         return replace(
             self,
-            images=self.images[indices],
+            images=take(self.images, indices),
             labels=self.labels[indices],
             is_synthetic=self.is_synthetic[indices],
             generator=self.generator[indices],
             is_labeled=self.is_labeled[indices],
+            digests=None if self.digests is None else self.digests[indices],
+            names=None if self.names is None else self.names.take(indices),
         )
+
+    def hashed(self) -> np.ndarray:
+        """The digests uint64 [N, 2]."""
+        return image_digests(self.images[:]) if self.digests is None else self.digests
 
     def by_generator(self) -> dict[str, int]:
         """Number of synthetic images of each generator that has any."""
@@ -89,7 +102,13 @@ class ImageSet:
         return named if counts[0] == 0 else {**named, "unknown": int(counts[0])}
 
 
-def real_images(images: np.ndarray, labels: np.ndarray, is_labeled: bool | np.ndarray) -> ImageSet:
+def real_images(
+    images: Images,
+    labels: np.ndarray,
+    is_labeled: bool | np.ndarray,
+    digests: np.ndarray | None = None,
+    names: ImageNames | None = None,
+) -> ImageSet:
     """Real images [N, H, W, C] with labels [N] as an ImageSet; `is_labeled` is one flag or one for each."""
     n = len(images)
     return ImageSet(
@@ -99,6 +118,8 @@ def real_images(images: np.ndarray, labels: np.ndarray, is_labeled: bool | np.nd
         generator=np.zeros(n, dtype=np.int16),
         generators=(REAL,),
         is_labeled=np.broadcast_to(np.asarray(is_labeled, dtype=np.bool_), (n,)).copy(),
+        digests=digests,
+        names=names,
     )
 
 
@@ -109,11 +130,15 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     """
     generators = tuple(dict.fromkeys(name for part in parts for name in part.generators))
     numbers = [np.array([generators.index(name) for name in part.generators], np.int16) for part in parts]
+    digests = [part.digests for part in parts if part.digests is not None]
+    names = [part.names for part in parts if part.names is not None]
     return ImageSet(
-        images=np.concatenate([part.images for part in parts]),
+        images=join([part.images for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         is_synthetic=np.concatenate([part.is_synthetic for part in parts]),
         generator=np.concatenate([own[part.generator] for own, part in zip(numbers, parts, strict=True)]),
         generators=generators,
         is_labeled=np.concatenate([part.is_labeled for part in parts]),
+        digests=np.concatenate(digests) if len(digests) == len(parts) else None,
+        names=ImageNames.join(names) if len(names) == len(parts) else None,
     )

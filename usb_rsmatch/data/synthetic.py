@@ -11,6 +11,8 @@ import numpy as np
 
 from usb_rsmatch.data.classes import ClassIndex
 from usb_rsmatch.data.compose import draw_order, interleave
+from usb_rsmatch.data.names import ImageNames
+from usb_rsmatch.data.pack import packed
 from usb_rsmatch.data.real_share import RealShare
 from usb_rsmatch.data.records import REAL, ImageSet, concatenate
 from usb_rsmatch.data.settings import PoolConfig
@@ -22,14 +24,13 @@ _ENTRY_KEYS = ("source", "generator", "count", "mapping")
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn synthetic images, what messages call each of them, and a report on each source."""
+    """Drawn synthetic images, and a report on each source."""
 
     images: ImageSet
-    names: tuple[str, ...]
     reports: tuple[Mapping[str, Any], ...]
 
 
-def draw_synthetic(config: PoolConfig, real: RealShare) -> Drawn:
+def draw_synthetic(config: PoolConfig, real: RealShare, pack: bool = False) -> Drawn:
     """Draw as many synthetic images as the configuration wants, through the same pipeline as the real ones.
 
     Smaller draws are prefixes of larger ones. Every prefix holds the sources in proportion to their counts,
@@ -38,7 +39,7 @@ def draw_synthetic(config: PoolConfig, real: RealShare) -> Drawn:
     """
     wanted = config.synthetic_wanted(len(real.unlabeled))
     entries = config.synthetic if wanted != 0 else []
-    sources = [_open(config, entry, wanted, real) for entry in entries]
+    sources = [packed(_open(config, entry, wanted, real), real.pipeline, pack) for entry in entries]
     orders = [_order(source, entry, config.seed) for source, entry in zip(sources, entries, strict=True)]
     available = sum(map(len, orders))
     if wanted is not None and wanted > available:
@@ -49,14 +50,12 @@ def draw_synthetic(config: PoolConfig, real: RealShare) -> Drawn:
     turns = interleave([len(order) for order in orders])[:wanted]
     chosen = [order[: int((turns == number).sum())] for number, order in enumerate(orders)]
     parts = [_read(real, source, rows) for source, rows in zip(sources, chosen, strict=True)]
-    names = [source.name(int(row)) for source, rows in zip(sources, chosen, strict=True) for row in rows]
     place = np.empty(len(turns), dtype=np.int64)
     place[np.argsort(turns, kind="stable")] = np.arange(
         len(turns)
     )  # from one source after the other to turns
     return Drawn(
         concatenate([real.unlabeled.take(np.arange(0)), *parts]).take(place),
-        tuple(names[i] for i in place),
         tuple(
             _report(entry, source, part, real.data.classes)
             for entry, source, part in zip(entries, sources, parts, strict=True)
@@ -108,13 +107,16 @@ def _at_most(count: int | None, available: int, origin: str) -> int:
 
 def _read(real: RealShare, source: Source, rows: np.ndarray) -> ImageSet:
     flags = np.ones(len(rows), dtype=np.bool_)
+    images, digests = real.pipeline.take(source, rows)
     return ImageSet(
-        images=real.pipeline.load(source, rows),
+        images=images,
         labels=source.labels[rows],
         is_synthetic=flags,
         generator=(source.generator[rows] + 1).astype(np.int16),
         generators=(REAL, *source.generators),
         is_labeled=~flags,
+        digests=digests,
+        names=ImageNames.of(source, rows),
     )
 
 

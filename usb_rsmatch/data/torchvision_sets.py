@@ -17,7 +17,7 @@ import numpy as np
 
 from usb_rsmatch.data.real import IMAGENET_MEAN, IMAGENET_STD, RealData, class_folders, register_dataset
 from usb_rsmatch.data.records import DataSpec
-from usb_rsmatch.data.sources import ArraySource, FileSource
+from usb_rsmatch.data.sources import ArraySource
 from usb_rsmatch.errors import UserError
 
 NETWORK_TIMEOUT = 20.0  # seconds without an answer before a download is given up
@@ -99,10 +99,7 @@ def open_eurosat(data_dir: Path) -> RealData:
     for c in range(len(classes)):
         members = np.flatnonzero(everything.labels == c)
         is_test[members[int(0.8 * len(members)) :]] = True
-    train, test = (
-        FileSource(str(root), [everything.files[i] for i in np.flatnonzero(rows)], everything.labels[rows])
-        for rows in (~is_test, is_test)
-    )
+    train, test = (everything.take(np.flatnonzero(rows)) for rows in (~is_test, is_test))
     return RealData(DataSpec("eurosat", (0.5,) * 3, (0.5,) * 3, flip=True, img_size=64), classes, train, test)
 
 

@@ -26,6 +26,7 @@ from usb_rsmatch.usb.processes import gather, own, size
 
 QUEUE_VIEW, QUEUE_DRAW, FAKE_DRAW = 16, 17, 18  # numbers of draws, clear of those that the loaders use
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
+COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (ours)
 MOMENTUM = 0.7  # of a pool image's running score, over its visits (ours)
 MINED_SHARE = 0.3  # of a pseudo-class, those that look most synthetic, enters the queue (ours)
 MINED_PER_LABELED = 3  # mined images in the detector's batch for each labelled one (ours)
@@ -41,8 +42,9 @@ class SyntheticDetectionHook(Hook):
 
     No label says what is synthetic, so the detector starts on labelled images against themselves rebuilt from principal
     components (`pseudo_fakes`). Meanwhile, and from then on, the pool's images that rank highest within their
-    pseudo-class enter the queue; after the first half of `rs_warmup` the detector learns from these, and after
-    all of it what it says identifies. Source of the queue: arXiv 2405.16930; how it is filled is our choice.
+    pseudo-class enter the queue; after `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector
+    learns from these, and after `rs_warmup` of it what it says identifies. Source of the queue: arXiv 2405.16930;
+    how it is filled is our choice.
 
     `scores` float32 [N] is the running probability of synthetic of each image of the pool, over its visits; NaN
     before the first. It, the queue and the ranking live where the batches are, so that no step waits for a GPU (but
@@ -53,6 +55,7 @@ class SyntheticDetectionHook(Hook):
         args = algorithm.args
         self._kind, self._threshold = args.rs_detector.partition(":")[0], args.rs_threshold
         self._warmup_steps, self._seed = int(args.rs_warmup * args.num_train_iter), args.seed
+        self._cold_steps = min(int(COLD_SHARE * args.num_train_iter), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
         self._dataset = dataset
@@ -93,19 +96,24 @@ class SyntheticDetectionHook(Hook):
         self.scores.copy_(state["scores"])
         self.real_share, self._queue_serves = state["real_share"], False
 
+    def acts(self, algorithm: Any) -> bool:
+        """Whether anything is identified at this step: not without a detector, and not before `rs_warmup`."""
+        return self._kind != "none" and algorithm.it >= self._warmup_steps
+
     # called by name within the step -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def identify(self, algorithm: Any, x_ulb_w: Tensor, idx_ulb: Tensor) -> Tensor:
         """s float [uB]: 1 where an image counts as synthetic, from its weak view [uB, 3, H, W] or running score.
 
-        Before `rs_warmup` of the steps are done nothing does; an oracle or external scores act at once.
+        Before `rs_warmup` of the steps are done nothing does.
         """
         if self._kind == "none":
             return torch.zeros(len(idx_ulb), device=x_ulb_w.device)
         self._follow(x_ulb_w.device)
+        active = float(self.acts(algorithm))
         if self._known is not None:
-            return (self._known[idx_ulb] > self._threshold).float()
+            return (self._known[idx_ulb] > self._threshold).float() * active
         detector = algorithm.detector
         if reads_features(detector):  # the features of this step come later: what earlier visits said counts
             score = self.scores[idx_ulb]
@@ -114,7 +122,6 @@ class SyntheticDetectionHook(Hook):
             score = widened(detector(x_ulb_w)).sigmoid()
             detector.train()
             self._remember(idx_ulb, score)
-        active = float(algorithm.it >= self._warmup_steps)
         return (score > self._threshold).float() * active
 
     def detection_loss(
@@ -143,7 +150,7 @@ class SyntheticDetectionHook(Hook):
             logits = widened(detector(torch.cat([inputs, pool])))
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
         self._mine(idx_ulb, pseudo_label)
-        warm = algorithm.it >= self._warmup_steps // 2
+        warm = algorithm.it >= self._cold_steps
         self._queue_serves = self._queue_serves or (warm and len(self.queue) > 0)
         serves = warm and self._queue_serves
         synthetic = self._sample(algorithm, len(x_lb)) if serves else self._pseudo_fakes(algorithm, x_lb)
@@ -190,8 +197,12 @@ class SyntheticDetectionHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         """At evaluations: how well the pool's scores tell provenance; for `pu`, what share of the pool looks real."""
-        due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        if not due or self._kind == "none":
+        if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
+            self.measure(algorithm)
+
+    def measure(self, algorithm: Any) -> None:
+        """Score the pool and publish the detection metrics; for `pu` renew the estimate of the real share."""
+        if self._kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)

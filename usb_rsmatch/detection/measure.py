@@ -39,6 +39,7 @@ def publish_report(algorithm: Any, pool: Any, indices: np.ndarray, scores: np.nd
     """Put the detection metrics of `scores` float [n] into `algorithm.detection_report` and its log line."""
     report = detection_report(scores, pool.is_synthetic[indices], pool.generator[indices], pool.generators)
     algorithm.detection_report = report
+    algorithm._pool_scores = indices, scores  # of this process, for `usb/analysis.py`
     for name in ("auroc", "ap", "fpr95"):
         if report[name] is not None:
             algorithm.log_dict[f"detection/{name}"] = report[name]

@@ -17,10 +17,14 @@ class OutlierHook(Hook):
     """
 
     def after_train_step(self, algorithm: Any) -> None:
-        due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
+        if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
+            self.measure(algorithm)
+
+    def measure(self, algorithm: Any) -> None:
+        """Score the pool and publish the detection metrics."""
         dataset = algorithm.dataset_dict["train_ulb"]
         pool = getattr(dataset, "set", None)
-        if not due or pool is None or not hasattr(algorithm, "averaged_weights"):
+        if pool is None or not hasattr(algorithm, "averaged_weights"):
             return
         indices = measured_indices(pool, algorithm.args.seed)
         scores = score_images(algorithm, dataset, indices, algorithm.outlier_score)

@@ -25,8 +25,8 @@ def best_bin_estimate(
         raise ValueError("an estimate needs scores of real images and of the pool")
     real, pool = real_scores.double().sort().values, pool_scores.double().sort().values
     thresholds = torch.unique(real)  # from one real score up to the next only q_pool grows
-    q_real = torch.searchsorted(real, thresholds, right=True) / n
-    q_pool = torch.searchsorted(pool, thresholds, right=True) / m
+    q_real = torch.searchsorted(real, thresholds, right=True).double() / n
+    q_pool = torch.searchsorted(pool, thresholds, right=True).double() / m
     margin = math.sqrt(math.log(4 / delta) / (2 * n)) + math.sqrt(math.log(4 / delta) / (2 * m))
     best = torch.argmin((q_pool + (1 + gamma) * margin) / q_real)
     return 1.0 - min(1.0, float(q_pool[best] / q_real[best]))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import cache_folder, locked
 from ..errors import UserError
 from ..io import atomic_write
-from .cache import cache_folder, locked
 from .sampler import BATCH, sample
 from .settings import FlowSettings
 from .training import FlowModel, Progress, check_images, fingerprint, train_flow

@@ -6,15 +6,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.keyed import generator
+from ..data.keyed import derive, generator
 from .settings import FlowSettings, autocast, pick_device
 from .training import FlowModel, Progress, build_network
 from .unet import VelocityUNet
 
 BATCH = 128  # images made at once; part of the recipe, because other batch shapes round differently
+NOISE = ("flow", "noise")  # names of the stream that noise is drawn from
 
 
-@torch.inference_mode()
+class Sampler:
+    """Makes batches of images with one network that is built once.
+
+    The noise of the n-th image of a class is keyed by (seed, class, n), and a batch always has the same shape,
+    so that any part of a plan, in any order, has the same bytes on the same machine.
+    Source: Euler's method, or Heun's as in Karras et al. 2206.00364 (algorithm 1); guidance as Ho & Salimans
+    2207.12598 (eq. 6), with 1 + w for our `guidance`.
+    """
+
+    def __init__(
+        self, model: FlowModel, settings: FlowSettings, seed: int, batch: int = BATCH, device: str = "auto"
+    ) -> None:
+        self.model, self.settings, self.seed, self.batch = model, settings, seed, batch
+        self.device = pick_device(device)
+        net = build_network(model.image_shape, model.num_classes, model.settings.width).to(self.device).eval()
+        net.load_state_dict(model.weights[settings.weights])
+        self.net = net
+
+    @torch.inference_mode()
+    def __call__(self, labels: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """Images uint8 [n, H, W, C] of classes `labels` [n] and numbers `ordinals` [n], n at most the batch size."""
+        height, width, channels = self.model.image_shape
+        rows = np.arange(self.batch).clip(max=len(labels) - 1)  # a short batch is filled up
+        keys = [(int(labels[row]), int(ordinals[row])) for row in rows]
+        draws = [
+            generator(self.seed, *NOISE, *key).standard_normal((channels, height, width), np.float32) for key in keys
+        ]
+        noise = torch.from_numpy(np.stack(draws)).to(self.device)
+        classes = torch.from_numpy(labels[rows].astype(np.int64)).to(self.device)
+        with autocast(self.device, self.settings):
+            x = _integrate(self.net, noise, classes, self.model.num_classes, self.settings)
+        images = self.model.levels.snap((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
+        return images[: len(labels)]
+
+
+def noise_seed(seed: int, label: int, ordinal: int) -> int:
+    """The key of an image's own noise, for NumPy's Philox generator."""
+    return derive(seed, *NOISE, label, ordinal)
+
+
 def sample(
     model: FlowModel,
     labels: np.ndarray,
@@ -29,31 +69,14 @@ def sample(
 ) -> np.ndarray:
     """Images uint8 [stop - start, H, W, C] of the plan `labels` (int64 [M]), from `start` up to `stop`.
 
-    The noise of the n-th image of a class is keyed by (seed, class, n), and images are made in whole
-    batches of one grid over the plan, so that any part of it, in any order, has the same bytes on the same
-    machine.
-    Source: Euler's method, or Heun's as in Karras et al. 2206.00364 (algorithm 1); guidance as Ho & Salimans
-    2207.12598 (eq. 6), with 1 + w for our `guidance`.
+    They are made in whole batches of one grid over the plan, see `Sampler`.
     """
     stop = len(labels) if stop is None else stop
-    where = pick_device(device)
-    net = build_network(model.image_shape, model.num_classes, model.settings.width).to(where).eval()
-    net.load_state_dict(model.weights[settings.weights])
-    height, width, channels = model.image_shape
+    sampler = Sampler(model, settings, seed, batch, device)
     ordinals = _ordinals(labels)
-    made = np.empty((max(0, stop - start), height, width, channels), dtype=np.uint8)
+    made = np.empty((max(0, stop - start), *model.image_shape), dtype=np.uint8)
     for first in range(start - start % batch, stop, batch):
-        rows = np.arange(first, first + batch).clip(max=len(labels) - 1)  # a short last batch is filled up
-        keys = [(int(labels[row]), int(ordinals[row])) for row in rows]
-        draws = [
-            generator(seed, "flow", "noise", *key).standard_normal((channels, height, width), np.float32)
-            for key in keys
-        ]
-        noise = torch.from_numpy(np.stack(draws)).to(where)
-        classes = torch.from_numpy(labels[rows].astype(np.int64)).to(where)
-        with autocast(where, settings):
-            x = _integrate(net, noise, classes, model.num_classes, settings)
-        images = model.levels.snap((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
+        images = sampler(labels[first : first + batch], ordinals[first : first + batch])
         begin, end = max(first, start), min(first + batch, stop)
         made[begin - start : end - start] = images[begin - first : end - first]
         if progress is not None:

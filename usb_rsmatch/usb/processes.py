@@ -1,7 +1,7 @@
 """Several processes that torchrun started: who they are, and what they tell each other.
 
-Rank r of R has every R-th image of the whole batch, from the r-th on. BatchNorm takes its statistics from all of them,
-on a GPU by torch's SyncBatchNorm, on a CPU by the same computation here. Gradients are averaged before the update, by
+Rank r of R has every R-th image of the whole batch, from the r-th on. BatchNorm takes its statistics from all of them
+(`whole_norm`). Gradients are averaged before the update, by
 one reduction of all of them: torch's DistributedDataParallel wants every weight to be used within one forward pass of
 one wrapped module, which neither USB's algorithms nor RSMatch's heads do. One process alone does without any of it.
 """
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from usb_rsmatch.data.keyed import derive
 from usb_rsmatch.errors import RunFailed, UserError
+from usb_rsmatch.usb.whole_norm import whole_batch_norm
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # one evaluation of the slowest process
@@ -169,53 +169,12 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def alike(model: nn.Module) -> None:
-    """Start all processes from the first one's weights, and let BatchNorm see the whole batch, on every device."""
+    """Start all processes from the first one's weights, and let BatchNorm see the whole batch."""
     if size() == 1:
         return
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
-    if next(model.parameters()).device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
-    for module in model.modules():
-        kind = type(module)
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and not issubclass(kind, WholeBatchNorm):
-            module.__class__ = type(kind.__name__, (WholeBatchNorm, kind), {"__module__": kind.__module__})
-
-
-class WholeBatchNorm:
-    """Laid over a BatchNorm on a CPU, for which torch's SyncBatchNorm is not made: statistics of all processes."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)  # type: ignore[misc]
-        over = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        count = _sum(torch.tensor([float(x.numel() // x.shape[1])], dtype=wide.dtype))
-        mean = _sum(wide.sum(over)) / count
-        centred = wide - mean.view(shape)
-        variance = _sum(centred.square().sum(over)) / count
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                self.running_mean += share * (mean - self.running_mean)
-                self.running_var += share * (variance * count / (count - 1) - self.running_var)
-        y = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
-
-
-def _sum(part: Tensor) -> Tensor:
-    """The sum over the processes, through which gradients go back to all of them."""
-    return all_reduce(part.contiguous()) if part.requires_grad else _sum_in_place(part.detach().clone())
-
-
-def _sum_in_place(part: Tensor) -> Tensor:
-    dist.all_reduce(part)
-    return part
+    whole_batch_norm(model)
 
 
 def part_generators(seed: int, step: int) -> None:

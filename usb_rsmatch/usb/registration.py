@@ -18,11 +18,11 @@ def register() -> None:
     from usb_rsmatch.usb import compat
 
     mended.extend(compat.mend())
-    from usb_rsmatch.algorithms import iomatch, networks, openmatch, rsmatch, scomatch, uasd
+    from usb_rsmatch.algorithms import iomatch, networks, openmatch, refixmatch, rsmatch, scomatch, sequencematch, uasd
     from usb_rsmatch.usb import notebook
 
     networks.register_networks()
-    for module in (rsmatch, openmatch, iomatch, scomatch, uasd):
+    for module in (rsmatch, openmatch, iomatch, scomatch, uasd, refixmatch, sequencematch):
         module.register()
     notebook.open_to_plugin()
 

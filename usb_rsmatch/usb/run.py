@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 import yaml
 
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, processes
+from usb_rsmatch.usb.analysis import write_analysis
 from usb_rsmatch.usb.folder import is_empty, locked
-from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, read_metrics, replace_hook
+from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
+from usb_rsmatch.usb.network import find_net, try_network
 from usb_rsmatch.usb.stop import Stop
+from usb_rsmatch.usb.trackers import trackers
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import semilearn
-    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS, TBLog
+    from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 
 
 def train(
@@ -79,8 +80,10 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"the checkpoint in {folder} does not fit its configuration: {reason}") from None
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
+    drop_hook(algorithm, "WANDBHook")
     if processes.rank() == 0:
-        replace_hook(algorithm, MetricsHook(folder / "metrics.jsonl"), "MetricsHook", "LOWEST")
+        metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
+        replace_hook(algorithm, metrics, "MetricsHook", "LOWEST")
         replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
@@ -113,10 +116,13 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     finally:
         if "ProgressHook" in algorithm.hooks_dict:
             algorithm.hooks_dict["ProgressHook"].close()
+            algorithm.hooks_dict["MetricsHook"].close()
 
 
 def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
-    """Write the result of a run that has trained to its end; gives its contents."""
+    """Write what a run leaves that has trained to its end; gives its result."""
+    if algorithm.args.analysis:
+        write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
     return result
@@ -134,11 +140,10 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
-        then = before.get(key, config.KEYS[key].default if key in config.KEYS else None)  # older versions lack keys
-        if then != now.get(key):
-            raise UserError(
-                f"{folder} holds a run with {key}: {then!r}, not {now.get(key)!r}; choose another save_name"
-            )
+        default = config.KEYS[key].default if key in config.KEYS else None  # for a run older than the key
+        held, wanted = before.get(key, default), now.get(key)
+        if held != wanted:
+            raise UserError(f"{folder} holds a run with {key}: {held!r}, not {wanted!r}; choose another save_name")
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
@@ -150,8 +155,6 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
         keep_manifest(folder / "manifest.json", args.pool.manifest())
-    if args.use_tensorboard:
-        algorithm.tb_log = TBLog(str(folder), "tensorboard", use_tensorboard=True)
     log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
@@ -177,8 +180,11 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def build(args: Namespace) -> Any:
-    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here."""
+def build(args: Namespace, pool: Any = None) -> Any:
+    """The algorithm of a resolved configuration, seeded, on its device; nothing is written here.
+
+    `pool` stands in for the one that the configuration describes: an outline of it, say.
+    """
     from usb_rsmatch.usb.mixins import lay_over
 
     random.seed(args.seed)
@@ -187,7 +193,7 @@ def build(args: Namespace) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args)
+    complete(args, pool)
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -214,46 +220,14 @@ def build(args: Namespace) -> Any:
     return algorithm
 
 
-def find_net(args: Namespace) -> Any:
-    """The builder of `args.net`; UserError for a name that has none, and for weights that are nowhere."""
-    try:
-        builder = semilearn.get_net_builder(args.net, args.net_from_name)
-    except AttributeError:
-        builder = None
-    if not callable(builder):  # None for a name that torchvision does not know
-        kinds = torchvision.models if args.net_from_name else semilearn.nets
-        names = [name for name, kind in vars(kinds).items() if callable(kind) and name.islower()]
-        raise UserError(f"unknown net {args.net!r}{config.nearest(args.net, names)}")
-    if args.use_pretrain and getattr(args, "pool", None) is not None:
-        path = args.pretrain_path
-        if "://" not in path and not Path(path).is_file():
-            raise UserError(f"use_pretrain: pretrain_path {path!r} is neither a file nor an address of weights")
-    return builder
-
-
-@torch.no_grad()
-def try_network(algorithm: Any) -> None:
-    """One image through the network, before anything is written: whatever it raises tells that the two do not fit."""
-    args = algorithm.args
-    if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
-        return
-    model = algorithm.ema_model
-    was_training = model.training
-    output = model.eval()(torch.zeros(1, 3, args.img_size, args.img_size, device=args.device))
-    model.train(was_training)
-    shape = tuple(output["logits"].shape)
-    if shape != (1, args.num_classes):
-        raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
-
-
-def complete(args: Namespace) -> None:
+def complete(args: Namespace, pool: Any = None) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.loader import describes_pool
     from usb_rsmatch.data.pool import build_pool
     from usb_rsmatch.data.real import dataset_names
 
     if describes_pool(args):
-        args.pool = build_pool(args)
+        args.pool = build_pool(args) if pool is None else pool
         classes = len(args.pool.classes)
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.synthesis.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, locked
 
 
 def test_the_argument_comes_before_the_environment_before_the_platform(
@@ -49,7 +49,7 @@ def test_a_second_holder_waits_for_the_first(tmp_path: Path) -> None:
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from usb_rsmatch.synthesis.cache import locked\n"
+        "from usb_rsmatch.cache import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"

@@ -1,14 +1,17 @@
-"""Where generated images are kept between runs, and a lock that lets parallel runs wait for one another."""
+"""Where what was costly to make is kept between runs, and a lock that lets parallel runs wait for one another."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from usb_rsmatch.errors import UserError
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -21,6 +24,21 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "usb_rsmatch"
+
+
+def room_for(size: int, folder: Path, what: str) -> None:
+    """Make the folder, and raise UserError where it cannot be made or its disk has no room for `size` bytes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"the cache {folder} cannot be used ({why}): set USB_RSMATCH_CACHE to another") from None
+    if free < 1.02 * size:
+        raise UserError(
+            f"{what} takes {size / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} GiB left: make room, "
+            "or set USB_RSMATCH_CACHE to a folder on another disk"
+        )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,39 @@
+"""doctor says what is there, and what is missing for what."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from usb_rsmatch.cli import main
+from usb_rsmatch.usb import doctor
+from usb_rsmatch.version import __version__
+
+
+def test_it_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["usb_rsmatch"].startswith(__version__) and torch.__version__.startswith(lines["torch"])
+    assert lines["semilearn"].endswith("has it") and lines["threads"] == "1"
+    assert "rsmatch" in lines["algorithms"] and "fixmatch" in lines["algorithms"]
+    assert {"python", "mended", "device", "bfloat16", "cache", "timm"} <= lines.keys()
+
+
+def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name in doctor.EXTRAS else there(name, package)
+
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", find)
+    report = doctor.report()
+    for module, (purpose, package) in doctor.EXTRAS.items():
+        assert f"{module}, for {purpose}: pip install '{package}'" in report
+
+
+def test_too_many_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 512)
+    assert "set OMP_NUM_THREADS=" in doctor.report()

@@ -1,0 +1,79 @@
+"""A finished run with a detector, and images in every form that the commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, fake_digits: Path) -> dict[str, Path]:
+    """The run folders of RSMatch and of FixMatch after 30 steps on 200 real and 200 synthetic digits."""
+    from usb_rsmatch.usb.run import train
+
+    root = tmp_path_factory.mktemp("finished")
+    config: dict[str, Any] = {
+        "dataset": "digits",
+        "num_labels": 20,
+        "synthetic": [{"source": f"npz:{fake_digits}", "generator": "blend"}],
+        "real_count": 200,
+        "synthetic_count": 200,
+        "net": "small_wrn_10_1",
+        "batch_size": 8,
+        "uratio": 3,
+        "ema_m": 0.8,
+        "eval_batch_size": 256,
+        "num_workers": 0,
+        "rs_loader": "batched",
+        "num_train_iter": 30,
+        "num_eval_iter": 15,
+        "num_log_iter": 10,
+        "device": "cpu",
+        "save_dir": str(root),
+    }
+    for algorithm in ("rsmatch", "fixmatch"):
+        train({**config, "algorithm": algorithm, "save_name": algorithm}, note=lambda line: None)
+    return {name: root / name for name in ("rsmatch", "fixmatch")}
+
+
+@pytest.fixture(scope="session")
+def runs(finished: dict[str, Path]) -> dict[str, Any]:
+    from usb_rsmatch import load_run
+
+    return {name: load_run(folder, device="cpu") for name, folder in finished.items()}
+
+
+@pytest.fixture(scope="session")
+def digit_files(runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 60 test digits as PNG files in class folders, named by their number in the test set."""
+    root = tmp_path_factory.mktemp("digits")
+    test = runs["fixmatch"].test
+    for number in range(60):
+        folder = root / str(test.labels[number])
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(test.images[number, ..., 0]).save(folder / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run's images are not at hand: reading a pool or a data set fails the test."""
+    from usb_rsmatch.usb import inference, run
+
+    def fail(*_: Any) -> Any:
+        raise AssertionError("the pool was read")
+
+    for module, name in ((inference, "build_pool"), (inference, "read_test"), (inference, "open_real")):
+        monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr("usb_rsmatch.data.pool.build_pool", fail)
+    assert run
+
+
+def noisy(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """uint8 images with noise, as a stand-in for what a detector can find."""
+    rng = np.random.default_rng(seed)
+    return np.clip(images + rng.normal(scale=12, size=images.shape), 0, 255).astype(np.uint8)

@@ -1,0 +1,144 @@
+"""BatchNorm that normalises images identified as synthetic apart from the real ones, as AdvProp does for its own.
+
+Synthetic images have other statistics than real ones. Together in one batch they shift what BatchNorm takes the real
+images for, in training and, through the running averages, at test, where all images are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Group:
+    """Which images of the batch that passes through a network are normalised apart.
+
+    On a CPU a batch is put in order, and `first` is the number of images before those; a GPU is not waited for, so
+    there the batch stays as it is and `apart` float [B] says 1 for each of those. Both None: no images.
+    """
+
+    first: int | None = None
+    apart: Tensor | None = None
+
+    @contextlib.contextmanager
+    def through(self, x: Tensor, apart: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batch [B, C, H, W] as a network is to take it, and the places int64 [B] of its images in the output."""
+        try:
+            if x.device.type == "cpu":
+                order = apart.argsort(stable=True)
+                self.first = len(apart) - int(apart.sum())
+                yield x[order], order.argsort()
+            else:
+                self.apart = apart
+                yield x, None
+        finally:
+            self.first = self.apart = None
+
+
+class NormaliseApart(torch.autograd.Function):
+    """BatchNorm of two groups of images in one pass, with shared weights; no shape depends on who is in which group.
+
+    Two BatchNorms on two parts of the batch, as on a CPU, are quicker, but their sizes would have to be waited for.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, apart: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalised x [B, C, H, W]; mean and variance [2, C] of the groups, and their numbers of images [2, 1].
+
+        `apart` float [B] is 1 for the images of the second group. Statistics are float32, or float64 where x is.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        groups = _groups(apart, wide)
+        images = groups.sum(1, keepdim=True)
+        counted = images.clamp(min=1)
+        # Each channel of each image as a group: the one kernel that gives its statistics in one quick pass.
+        shape = (len(x), x.shape[1], x[0, 0].numel(), x.shape[1])
+        _, mean_of_each, inverse = torch.native_group_norm(x, weight, bias, *shape, eps)  # [B, C]
+        var_of_each = inverse.square().reciprocal() - eps
+        mean = groups @ mean_of_each / counted
+        spread = (mean_of_each - _of_image(mean, apart)).square()
+        var = groups @ (var_of_each + spread) / counted
+        scale = weight * torch.rsqrt(var + eps)
+        shift = bias - mean * scale
+        out = torch.addcmul(_like(_of_image(shift, apart), x), x, _like(_of_image(scale, apart), x))
+        ctx.save_for_backward(x, weight, apart, mean, var, counted)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, images)
+        return out, mean, var, images
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, weight, apart, mean, var, counted = ctx.saved_tensors
+        grad, groups = grads[0], _groups(apart, mean.dtype)
+        values = counted * x[0, 0].numel()  # of a channel, in each group
+        inverse = torch.rsqrt(var + ctx.eps)
+        grad_sum = groups @ grad.sum((2, 3), dtype=mean.dtype)  # [2, C]
+        grad_dot = groups @ (grad * x).sum((2, 3), dtype=mean.dtype) - mean * grad_sum  # with x - mean
+        # dL/dx = weight / std (g - sum g / N - (x - mean) / var sum g (x - mean) / N), gathered by powers of g and x
+        of_grad = weight * inverse
+        of_x = -of_grad * inverse.square() * grad_dot / values
+        constant = -of_grad * grad_sum / values - mean * of_x
+        grad_x = torch.addcmul(_like(_of_image(constant, apart), x), x, _like(_of_image(of_x, apart), x))
+        grad_x = torch.addcmul(grad_x, grad, _like(_of_image(of_grad, apart), x))
+        return grad_x, (grad_dot * inverse).sum(0), grad_sum.sum(0), None, None
+
+
+def _groups(apart: Tensor, dtype: torch.dtype) -> Tensor:
+    """[2, B]: 1 where an image is in the first group, and in the second."""
+    return torch.stack([1 - apart, apart]).to(dtype)
+
+
+def _of_image(of_group: Tensor, apart: Tensor) -> Tensor:
+    """The row of [2, C] that is each image's, [B, C]."""
+    return torch.where(apart[:, None] > 0, of_group[1], of_group[0])
+
+
+def _like(of_channel: Tensor, x: Tensor) -> Tensor:
+    return of_channel[:, :, None, None].to(x.dtype)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that normalises the images of `group` apart while training, and keeps no statistics of them.
+
+    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm, AdvProp, Xie et al. 2020
+    (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
+    """
+
+    group: Group
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float [B, C, H, W], normalised."""
+        first, apart = self.group.first, self.group.apart
+        if not self.training or (first is None and apart is None):
+            return super().forward(input)
+        if apart is None:
+            real, synthetic = input.tensor_split([first])
+            parts = [super().forward(real)] if len(real) else []
+            if len(synthetic):
+                parts.append(F.batch_norm(synthetic, None, None, self.weight, self.bias, training=True, eps=self.eps))
+            return torch.cat(parts)
+        out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            values = images[0] * input[0, 0].numel()
+            share = self.momentum * (images[0] > 0).to(mean.dtype)  # a batch without real images says nothing of them
+            self.running_mean.lerp_(mean[0], share.expand_as(mean[0]))
+            self.running_var.lerp_(var[0] * values / (values - 1).clamp(min=1), share.expand_as(var[0]))
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return out
+
+
+def split_norms(network: nn.Module, group: Group) -> None:
+    """Let every `nn.BatchNorm2d` of a network, weights and names as they are, look at `group`."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
+            module.__class__ = SplitBatchNorm2d
+            module.group = group  # type: ignore[assignment]

@@ -1,0 +1,297 @@
+"""`usb-rsmatch synthesize`: flags to an engine and a plan, then batch after batch into the output folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.decode import fit
+from ..data.real import RealData, open_real
+from ..errors import Interrupted, UserError
+from ..io import write_json
+from ..version import __version__
+from .card import figure, read_quality, write_card
+from .engine import Engine, is_out_of_memory
+from .names import choose_classes, class_words
+from .output import Output
+from .packed import IMAGES_A_FILE, PackedOutput
+from .plan import Item, Plan
+from .progress import Bar
+from .real_part import part_images
+
+FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
+FLOW_SIZES = (8, 64)  # px
+REPORT_IMAGES = 10_000  # of the generated ones at most; the classifier's figures hardly move beyond
+FLOW_FLAGS = {
+    "train_steps": "steps",
+    "train_batch_size": "batch_size",
+    "width": "width",
+    "lr": "lr",
+    "ema": "ema",
+    "p_uncond": "p_uncond",
+    "solver": "solver",
+    "weights": "weights",
+    "steps": "sampler_steps",
+    "guidance": "guidance",
+}
+PIPELINE_FLAGS = ("preset", "model", "revision", "unet", "resolution", "negative_prompt")
+ONLY_DIFFUSERS = (*PIPELINE_FLAGS, "prompt", "prompts", "names", "t5")
+ONLY_FLOW = ("cache", *(flag for flag in FLOW_FLAGS if flag not in ("steps", "guidance")))
+
+
+def run(args: argparse.Namespace) -> str:
+    """Do what the flags of `arguments.py` say; gives the line that tells what is there now.
+
+    Raises UserError for flags, data and models that do not fit, and Interrupted after a request to stop: the same
+    command then goes on.
+    """
+    foreign = ONLY_DIFFUSERS if args.engine == "flow" else ONLY_FLOW
+    if strange := [name for name in foreign if getattr(args, name) is not None]:
+        flag = "--" + strange[0].replace("_", "-")
+        raise UserError(f"{flag} does not go with --engine {args.engine}; leave it out")
+    for name in ("count", "per_class", "batch_size", "steps", "resolution"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    real = open_real(args.dataset, args.data_dir) if args.dataset else None
+    classes, chosen = choose_classes(args.classes, real.classes if real else None)
+    if args.report and real is None:
+        raise UserError("--report needs real images to judge by: give --dataset NAME")
+    count = _count(args, len(chosen))
+    size = _size(args, real)
+    channels = real.spec.channels if real else 3
+    batch = args.batch_size or (FLOW_BATCH if args.engine == "flow" else DIFFUSERS_BATCH)
+    packed = args.format == "npz"
+    plan = Plan(classes, chosen, count, batch, max(1, IMAGES_A_FILE // batch) if packed else 1)
+    groups = plan.mine(args.shard)
+    if args.engine == "flow":
+        engine = _flow(args, real, size, batch)
+    else:
+        engine = _diffusers(args, classes, chosen, size, channels)
+    generator = args.name or engine.generator
+    identity = {
+        "engine": args.engine,
+        "generator": generator,
+        "dataset": args.dataset,
+        "classes": [classes[c] for c in chosen],
+        "label_names": list(classes),
+        "count": count,
+        "seed": args.seed,
+        "size": size,
+        "channels": channels,
+        "format": args.format,
+        "batch_size": batch,
+        "settings": dict(engine.settings),
+        "versions": _versions(args.engine),
+    }
+    output = (PackedOutput if packed else Output)(Path(args.out).expanduser(), plan, identity, generator)
+    for note in output.notes:
+        print(f"note: {note}", file=sys.stderr)
+    try:
+        with _stoppable():
+            made = fill(output, engine, groups)
+            return _close(args, output, real, made)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped with {_progress(output)}; the same command goes on") from None
+    except OSError as error:
+        why = f"{error.strerror or error}, with {_progress(output)}"
+        raise UserError(f"{output.folder}: {why}; make room there, then the same command goes on") from error
+
+
+def fill(output: Output, engine: Engine, groups: Sequence[int]) -> int:
+    """Make the batches of some groups that are not done yet; gives the number of images made.
+
+    Raises UserError where memory does not suffice, saying which batch size does.
+    """
+    plan = output.plan
+    todo = {group: [batch for batch in plan.batches_of(group) if not output.is_done(batch)] for group in groups}
+    total = sum(len(plan.items(batch)) for group in groups for batch in plan.batches_of(group))
+    left = sum(len(plan.items(batch)) for batches in todo.values() for batch in batches)
+    if left:
+        engine.prepare()
+    bar = Bar("making images", total, total - left)
+    try:
+        for group, batches in todo.items():
+            for batch in batches:
+                items = plan.items(batch)
+                made = _make(engine, items)
+                output.save(batch, items, made, engine.texts())
+                bar.advance(len(items))
+            output.close_group(group)
+    finally:
+        bar.close()
+    return left
+
+
+def _make(engine: Engine, items: Sequence[Item]) -> list[Any]:
+    try:
+        return engine.make(items)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    size = len(items)
+    while size > 1:  # outside of the handler, which would keep the failed call's tensors alive
+        size //= 2
+        if _fits(engine, items[:size]):
+            raise UserError(f"out of memory with {len(items)} images at once; {size} fit: give --batch-size {size}")
+    raise UserError("out of memory even with one image at once: give --dtype float16 or bfloat16, or another --device")
+
+
+def _fits(engine: Engine, items: Sequence[Item]) -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        engine.attempt(items)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int) -> str:
+    """Finish the folder where everything is there, and say so."""
+    output.refresh()
+    if not output.complete():
+        return f"shard {args.shard}: {made} images made, {_progress(output)} are in {output.folder}"
+    if made or not (output.folder / "metadata.jsonl").is_file():
+        output.finish()
+    if args.report and real is not None:
+        report(output, real, args.seed, args.device)
+    quality = read_quality(output.folder)
+    write_card(output, quality, "npz" if args.format == "npz" else "folder")
+    kept = len(output.kept())
+    flagged = f", {output.plan.count - kept} left out by the safety checker" if kept < output.plan.count else ""
+    figures = f"\n{_figures(quality)}" if quality and args.report else ""
+    return f"{output.folder}: {kept} images by {output.generator}{flagged}{'' if made else ', already done'}{figures}"
+
+
+def _figures(quality: Mapping[str, float | None]) -> str:
+    accuracy, real_accuracy = figure(quality["class_accuracy"]), figure(quality["real_class_accuracy"])
+    frechet, real_frechet = figure(quality["classifier_frechet"]), figure(quality["real_classifier_frechet"])
+    return (
+        f"accuracy on the intended class {accuracy} (held-out real images {real_accuracy}), "
+        f"classifier Frechet distance {frechet} ({real_frechet}), diversity {figure(quality['diversity'])} (1)"
+    )
+
+
+def report(output: Output, real: RealData, seed: int, device: str) -> None:
+    """Measure the output's quality against the real training images and leave it in `quality.json`."""
+    from .quality import measure
+
+    if (output.folder / "quality.json").is_file():
+        return
+    items = output.kept()[:REPORT_IMAGES]
+    side = min(max(output.run["size"] or real.spec.img_size, FLOW_SIZES[0]), FLOW_SIZES[1])
+    channels = real.spec.channels
+    from PIL import Image
+
+    pictures = (Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in output.load(items))
+    images = np.stack([fit(picture, side, channels) for picture in pictures])
+    labels = np.array([item.label for item in items], dtype=np.int64)
+    real_images, real_labels = part_images(real, "train", seed, side)
+    print("judging the images by a classifier of the real ones", file=sys.stderr)
+    figures = measure(real_images, real_labels, images, labels, len(real.classes), device=device)
+    write_json(output.folder / "quality.json", {k: None if v != v else v for k, v in asdict(figures).items()})
+
+
+def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, batch: int) -> Engine:
+    from .flow_engine import FlowEngine
+    from .settings import FlowSettings
+
+    if real is None:
+        raise UserError("--engine flow learns from real images: give --dataset NAME")
+    if args.dtype == "float16":
+        raise UserError("--dtype float16: the generator trains in float32 or bfloat16")
+    side = size or real.spec.img_size
+    if not FLOW_SIZES[0] <= side <= FLOW_SIZES[1]:
+        raise UserError(f"the generator makes images of 8 to 64 px, not {side}: give --size 64, for one")
+    given = {field: getattr(args, flag) for flag, field in FLOW_FLAGS.items() if getattr(args, flag) is not None}
+    if args.dtype != "auto":
+        given["bf16"] = args.dtype == "bfloat16"
+    images, labels = part_images(real, args.part, args.seed, side)
+    settings = FlowSettings.recommended(side, **given)
+    return FlowEngine(images, labels, len(real.classes), settings, args.seed, batch, args.part, args.device, args.cache)
+
+
+def _diffusers(
+    args: argparse.Namespace, classes: Sequence[str], chosen: Sequence[int], size: int | None, channels: int
+) -> Engine:
+    from . import prompts
+    from .diffusion import DiffusionEngine, DiffusionSettings
+
+    ways = [flag for flag in ("prompt", "prompts", "t5") if getattr(args, flag) is not None]
+    if len(ways) > 1:
+        raise UserError(f"--{ways[0]} and --{ways[1]} are both given; keep one of them")
+    words = class_words([classes[c] for c in chosen], args.names)
+    told: Mapping[str, str] = {}
+    if args.t5:
+        made, told = prompts.from_t5(args.t5, args.t5_input, args.sentences, words, args.seed)
+    elif args.prompts:
+        made = prompts.from_file(args.prompts, words)
+    else:
+        made = prompts.from_templates(args.prompt or prompts.TEMPLATES, words)
+    names = (*PIPELINE_FLAGS, "steps", "guidance", "device", "dtype")
+    asked = DiffusionSettings(**{name: getattr(args, name) for name in names})
+    engine = DiffusionEngine(asked, made, size, channels, args.seed)
+    engine.settings = {**engine.settings, **told}
+    return engine
+
+
+def _count(args: argparse.Namespace, classes: int) -> int:
+    if (args.count is None) == (args.per_class is None):
+        raise UserError("how many images? give either --count N or --per-class N")
+    return args.count or args.per_class * classes
+
+
+def _size(args: argparse.Namespace, real: RealData | None) -> int | None:
+    """The side that is asked for, else the data set's; None for images as they are made."""
+    if args.size == "full" and args.engine == "flow":
+        raise UserError("--size full goes with --engine diffusers; give a side in pixels")
+    if args.size == "full" or (args.size is None and real is None):
+        return None
+    if args.size is None:
+        return real.spec.img_size if real else None
+    if not args.size.isdigit() or int(args.size) < 4:
+        raise UserError(f"--size {args.size}: must be a side in pixels, at least 4, or full")
+    return int(args.size)
+
+
+def _progress(output: Output) -> str:
+    output.refresh()
+    plan = output.plan
+    done = sum(len(plan.items(batch)) for batch in range(len(plan)) if output.is_done(batch))
+    return f"{done} of {plan.count} images"
+
+
+def _versions(engine: str) -> dict[str, str]:
+    packages = ("torch", "numpy", "pillow", *(("diffusers", "transformers") if engine == "diffusers" else ()))
+    return {"usb_rsmatch": __version__, **{name: metadata.version(name) for name in packages}}
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that temporary files are tidied up."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,282 @@
+"""The engine `diffusers` of `usb-rsmatch synthesize`: any text-to-image pipeline that the package diffusers loads."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.decode import fit
+from ..data.keyed import derive
+from ..device import has_bfloat16
+from ..errors import UserError
+from .engine import Made
+from .hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly
+from .plan import Item
+from .prompts import Prompts, digest, prompt_of
+from .settings import pick_device
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model as its authors run it. `unets` are files "repository:file" by number of steps."""
+
+    model: str
+    steps: int
+    guidance: float
+    unets: Mapping[int, str] = field(default_factory=dict)
+    scheduler: str | None = None  # None: the one that comes with the model
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: Mapping[str, Preset] = {
+    # Rombach et al. 2112.10752; steps and guidance of the model card, with the PNDM scheduler that it ships.
+    "sd14": Preset("CompVis/stable-diffusion-v1-4", steps=50, guidance=7.5),
+    # Lin et al. 2402.13929; the model card: the UNet of as many steps, Euler with trailing timesteps, no guidance.
+    "sdxl-lightning": Preset(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        steps=4,
+        guidance=0.0,
+        unets={n: f"ByteDance/SDXL-Lightning:sdxl_lightning_{n}step_unet.safetensors" for n in (2, 4, 8)},
+        scheduler="EulerDiscreteScheduler",
+        scheduler_options={"timestep_spacing": "trailing"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """What the user asked for; None is the preset's value, and without a preset the pipeline's own."""
+
+    preset: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    unet: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    resolution: int | None = None
+    negative_prompt: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+class DiffusionEngine:
+    """A pipeline and its prompts. Images come as `size` x `size` with `channels`, or as made where `size` is None.
+
+    The n-th image of a class starts from noise of a generator of its own, seeded by (seed, class, n), on the CPU
+    whatever the device. The safety checker of a pipeline that has one stays on.
+    Raises UserError where packages or models are missing, and for settings that the pipeline does not take.
+    """
+
+    def __init__(self, asked: DiffusionSettings, prompts: Prompts, size: int | None, channels: int, seed: int) -> None:
+        try:
+            import diffusers
+        except ImportError as error:
+            raise missing_extra("--engine diffusers", error) from None
+        preset = PRESETS[asked.preset] if asked.preset else None
+        name = asked.model or (preset.model if preset else None)
+        if name is None:
+            raise UserError(f"--engine diffusers needs --preset ({', '.join(PRESETS)}) or --model NAME or FOLDER")
+        self.prompts, self.size, self.channels, self.seed = prompts, size, channels, seed
+        self.device = pick_device(asked.device)
+        self.dtype = _dtype(asked.dtype, self.device)
+        called = model_name(name)
+        self.generator = asked.preset or called.rpartition("/")[2]
+        steps = asked.steps or (preset.steps if preset else None)
+        unet = asked.unet or (_unet_of(preset, steps) if preset and preset.unets else None)
+        with quiet():
+            folder, revision = _pipeline_folder(diffusers, name, asked, self.dtype, own_unet=unet is None)
+            self.pipeline, unet_revision = _load(diffusers, folder, name, unet, self.dtype)
+            if preset and preset.scheduler:
+                scheduler = getattr(diffusers, preset.scheduler)
+                self.pipeline.scheduler = scheduler.from_config(
+                    self.pipeline.scheduler.config, **preset.scheduler_options
+                )
+            self.pipeline.to(self.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._takes = inspect.signature(self.pipeline.__call__).parameters
+        self._check(name)
+        self.call: dict[str, Any] = {
+            "num_inference_steps": self._value("--steps", "num_inference_steps", steps, asked.steps),
+            "guidance_scale": self._value(
+                "--guidance", "guidance_scale", asked.guidance, preset.guidance if preset else None
+            ),
+            "negative_prompt": self._value("--negative-prompt", "negative_prompt", asked.negative_prompt),
+            "height": self._value("--resolution", "height", asked.resolution),
+            "width": self._value("--resolution", "width", asked.resolution),
+        }
+        self.settings: Mapping[str, Any] = {
+            "model": called,
+            "revision": revision,
+            "unet": unet and model_name(unet),
+            "unet_revision": unet_revision,
+            "pipeline": type(self.pipeline).__name__,
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "steps": self.call["num_inference_steps"],
+            "guidance": self.call["guidance_scale"],
+            "negative_prompt": asked.negative_prompt,
+            "resolution": asked.resolution,
+            "safety_checker": getattr(self.pipeline, "safety_checker", None) is not None,
+            "watermark": getattr(self.pipeline, "watermark", None) is not None,
+            "prompts": digest(prompts),
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def prepare(self) -> None:
+        """Nothing: the pipeline is loaded already."""
+
+    def make(self, items: Sequence[Item]) -> list[Made]:
+        prompts = [prompt_of(self.prompts, item.name, item.ordinal) for item in items]
+        seeds = [derive(self.seed, "diffusers", item.name, item.ordinal) for item in items]
+        call = {key: value for key, value in self.call.items() if value is not None}
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(items)
+        with (
+            quiet(),
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        ):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            output = self.pipeline(prompt=prompts, generator=generators, output_type="pil", **call)
+        hits = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
+        return [
+            Made(self._pixels(image), {**self._facts, "prompt": prompt, "seed": seed}, bool(hit))
+            for image, prompt, seed, hit in zip(
+                output.images, prompts, seeds, hits or [False] * len(items), strict=True
+            )
+        ]
+
+    def attempt(self, items: Sequence[Item]) -> None:
+        self.make(items)
+
+    def texts(self) -> Mapping[str, str]:
+        return {"prompts.json": json.dumps(self.prompts, indent=2, ensure_ascii=False) + "\n"}
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        keys = ("model", "revision", "guidance", "steps", "negative_prompt")
+        return {"engine": "diffusers", **{key: self.settings[key] for key in keys}}
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        if self.size is not None:
+            return fit(image, self.size, self.channels)
+        return np.atleast_3d(np.asarray(image.convert("L" if self.channels == 1 else "RGB"), dtype=np.uint8))
+
+    def _value(self, flag: str, parameter: str, *values: Any) -> Any:
+        """The first value given, else the pipeline's default. Raises UserError for one that it does not take."""
+        given = next((value for value in values if value is not None), None)
+        if parameter not in self._takes:
+            if given is not None:
+                raise UserError(f"{flag}: {type(self.pipeline).__name__} takes no {parameter}; leave it out")
+            return None
+        default = self._takes[parameter].default
+        return given if given is not None or default is inspect.Parameter.empty else default
+
+    def _check(self, name: str) -> None:
+        """Raise UserError unless the pipeline makes images from nothing but prompts."""
+        needed = [
+            key
+            for key, parameter in self._takes.items()
+            if parameter.default is inspect.Parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        if "prompt" not in self._takes or "generator" not in self._takes or set(needed) - {"prompt"}:
+            kind = type(self.pipeline).__name__
+            raise UserError(f"{name}: {kind} is no text-to-image pipeline; give another --model")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """The numbers to compute in: half precision on a GPU, bfloat16 on a processor that has it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def _unet_of(preset: Preset, steps: int | None) -> str:
+    if steps is None or steps not in preset.unets:
+        known = ", ".join(map(str, preset.unets))
+        raise UserError(
+            f"--steps {steps}: the preset has UNets for {known} steps; take one of them, or give --unet FILE"
+        )
+    return preset.unets[steps]
+
+
+def _pipeline_folder(
+    diffusers: Any, name: str, asked: DiffusionSettings, dtype: torch.dtype, own_unet: bool
+) -> tuple[Path, str]:
+    """The pipeline's folder, downloaded where it is no local one, and its revision."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"{name}: has no model_index.json, so it is no pipeline saved by diffusers; check the path")
+        return folder, fingerprint(folder)
+    options: dict[str, Any] = {} if own_unet else {"unet": True}  # a UNet of one's own is not downloaded in vain
+    variants = ["fp16", None] if dtype == torch.float16 else [None]
+    for variant in variants:
+        try:
+            path = diffusers.DiffusionPipeline.download(name, revision=asked.revision, variant=variant, **options)
+            return Path(path), Path(path).name
+        except Exception as error:  # of the hub, of the network, of a name that cannot be one
+            if variant is None:
+                raise not_there(name, "--model", error) from None
+    raise AssertionError("unreachable")
+
+
+def _load(diffusers: Any, folder: Path, name: str, unet: str | None, dtype: torch.dtype) -> tuple[Any, str | None]:
+    """The pipeline of a folder, with the weights of `unet` where one is given, and that file's fingerprint."""
+    options: dict[str, Any] = {}
+    variant = "fp16" if list(folder.glob("*/*.fp16.safetensors")) and dtype == torch.float16 else None
+    revision = None
+    if unet is not None:
+        file = _unet_file(unet)
+        options["unet"], revision = _unet(diffusers, folder, name, file, dtype), fingerprint(file)
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(folder), torch_dtype=dtype, variant=variant, local_files_only=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(f"{name}: is no complete pipeline ({shortly(error)}); copy or download it again") from None
+    return pipeline, revision
+
+
+def _unet_file(unet: str) -> Path:
+    """A local file, or "repository:file" of the hub."""
+    path = Path(unet).expanduser()
+    if path.is_file():
+        return path
+    repository, _, file = unet.partition(":")
+    if not file:
+        raise UserError(f"--unet {unet}: no such file; check the path, or give REPOSITORY:FILE of the hub")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # of the hub, of the network, of a name that cannot be one
+        raise not_there(unet, "--unet", error) from None
+
+
+def _unet(diffusers: Any, folder: Path, name: str, file: Path, dtype: torch.dtype) -> Any:
+    """A UNet with the configuration of the folder's own and the weights of a file."""
+    from safetensors.torch import load_file
+
+    try:
+        config = folder / "unet" / "config.json"
+        if not config.is_file():  # not downloaded with the rest
+            from huggingface_hub import hf_hub_download
+
+            config = Path(hf_hub_download(name, "unet/config.json", revision=folder.name))
+        network = diffusers.UNet2DConditionModel.from_config(json.loads(config.read_text(encoding="utf-8")))
+        network.load_state_dict(load_file(file))
+    except Exception as error:  # a damaged file, of another network, or no safetensors at all
+        reason = shortly(error)
+        raise UserError(f"--unet {file}: does not fit the UNet of {name} ({reason}); give another file") from None
+    return network.to(dtype)

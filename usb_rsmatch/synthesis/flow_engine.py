@@ -1,0 +1,128 @@
+"""The engine `flow` of `usb-rsmatch synthesize`: trains the small generator on real images, then samples it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .cache import cache_folder, locked
+from .engine import Made, is_out_of_memory
+from .plan import Item
+from .progress import Bar
+from .sampler import Sampler, noise_seed
+from .settings import FlowSettings, pick_device, uses_bf16
+from .training import FlowModel, check_images, fingerprint, train_flow
+
+
+class FlowEngine:
+    """A generator of the real images (uint8 [N, H, W, C], classes int64 [N]), trained when it is first needed.
+
+    Its checkpoint is kept in the cache by a fingerprint of images and settings: a run that was stopped in training
+    goes on there, and runs that need the same generator share it.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        settings: FlowSettings,
+        seed: int,
+        batch: int,
+        part: str = "train",
+        device: str = "auto",
+        cache: str | None = None,
+    ) -> None:
+        check_images(images, labels, num_classes)
+        self.images, self.labels, self.num_classes = images, labels, num_classes
+        self.flow, self.seed, self.batch, self.cache = settings, seed, batch, cache
+        self.device = pick_device(device)
+        self.key = fingerprint(images, labels, num_classes, settings, seed)
+        self.generator = "flow"
+        self.settings: Mapping[str, Any] = {
+            "model": f"flow-{self.key}",
+            "part": part,
+            "trained_on_images": len(images),
+            "device": self.device.type,
+            "dtype": "bfloat16" if uses_bf16(self.device, settings) else "float32",
+            **{f"train_{name}": value for name, value in settings.stage("train").items() if name != "bf16"},
+            **settings.stage("sample"),
+        }
+        self._sampler: Sampler | None = None
+
+    def prepare(self) -> None:
+        self._sampler = Sampler(self.train(), self.flow, self.seed, self.batch, str(self.device))
+
+    def make(self, items: Sequence[Item]) -> list[Made]:
+        if self._sampler is None:
+            self.prepare()
+        assert self._sampler is not None
+        labels, ordinals = (np.array([getattr(item, key) for item in items]) for key in ("label", "ordinal"))
+        images = self._sampler(labels, ordinals)
+        return [
+            Made(image, {**self._facts, "seed": noise_seed(self.seed, item.label, item.ordinal)})
+            for image, item in zip(images, items, strict=True)
+        ]
+
+    def attempt(self, items: Sequence[Item]) -> None:
+        assert self._sampler is not None
+        smaller = copy(self._sampler)
+        smaller.batch = len(items)
+        smaller(np.array([item.label for item in items]), np.array([item.ordinal for item in items]))
+
+    def texts(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "engine": "flow",
+            "model": self.settings["model"],
+            "revision": self.key,
+            "guidance": self.flow.guidance,
+            "steps": self.flow.sampler_steps,
+            "prompt": None,
+        }
+
+    def train(self) -> FlowModel:
+        """The trained generator, from its checkpoint where there is one."""
+        folder = cache_folder(self.cache)
+        bar: Bar | None = None
+
+        def tell(title: str, done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = Bar(title, total, done - 1, "step")
+            bar.advance(1)
+
+        try:
+            with locked(folder / f"flow-{self.key}.lock"):
+                checkpoint = Path(folder / f"flow-{self.key}.pt")
+                return train_flow(
+                    self.images,
+                    self.labels,
+                    self.num_classes,
+                    self.flow,
+                    self.seed,
+                    tell,
+                    checkpoint,
+                    device=str(self.device),
+                )
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"the cache {folder} cannot be used ({why}): give another by --cache DIR") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            half = max(1, self.flow.batch_size // 2)
+            raise UserError(
+                f"out of memory in training with {self.flow.batch_size} images a step: give --train-batch-size {half}"
+            ) from error
+        finally:
+            if bar is not None:
+                bar.close()

@@ -1,0 +1,95 @@
+"""Models of the Hugging Face hub or on disk: a local folder, which revision it is, one line where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import UserError
+
+ENDS = 1 << 20  # bytes of a file's beginning and end that stand for the rest
+WHAT_A_TEXT_MODEL_NEEDS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+
+def missing_extra(what: str, error: ImportError) -> UserError:
+    """What to say where a package of the extra is not installed."""
+    return UserError(f"{what} needs packages that are not installed ({error}): pip install 'usb-rsmatch[synthesis]'")
+
+
+def model_name(name: str) -> str:
+    """What records call a model: its name on the hub, or that of the folder or file, wherever it lies."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def local_folder(name: str, revision: str | None, flag: str) -> tuple[Path, str]:
+    """The folder of a text model, downloaded where it is no local one, and its revision. Raises UserError."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, fingerprint(folder)
+    from huggingface_hub import snapshot_download
+
+    with quiet():
+        try:
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=WHAT_A_TEXT_MODEL_NEEDS))
+            if not list(path.glob("*.safetensors")):  # older models have torch's own files alone
+                snapshot_download(name, revision=path.name, allow_patterns=["pytorch_model*.bin"])
+        except Exception as error:  # of the hub, of the network, of a name that cannot be one
+            raise not_there(name, flag, error) from None
+    return path, path.name
+
+
+def not_there(name: str, flag: str, error: BaseException) -> UserError:
+    """What to say where a model is neither on disk nor to be had from the hub."""
+    reason = shortly(error)
+    return UserError(
+        f"{flag} {name}: is neither here nor in the Hugging Face cache, and the hub does not give it ({reason}); "
+        f"copy the model to this machine and give {flag} its path"
+    )
+
+
+def shortly(error: BaseException) -> str:
+    """The beginning of an error's text."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def fingerprint(path: Path) -> str:
+    """16 hexadecimal digits for a model on disk: names, sizes, beginnings and ends of its files."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    whole = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        whole.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        with open(file, "rb") as content:
+            whole.update(content.read(ENDS))
+            content.seek(max(0, size - ENDS))
+            whole.update(content.read(ENDS))
+    return whole.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what diffusers, transformers and the hub tell in passing out of the user's own lines; not errors.
+
+    Downloads keep their bars: they can be of many gigabytes.
+    """
+    for package in ("diffusers", "transformers"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"{package}.utils.logging").disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

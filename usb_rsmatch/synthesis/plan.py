@@ -1,0 +1,95 @@
+"""Which image is made when: classes in turn, images numbered within their class, batches of one fixed grid."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+
+RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the plan: its class, by name and number, and which one of its class it is."""
+
+    name: str
+    label: int
+    ordinal: int
+    file: str  # relative POSIX path in the imagefolder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`count` images of the classes numbered `chosen` among `classes`, in turn, `batch` at a time.
+
+    Batches go in groups of `group`, which is what a shard I/N shares out. Nothing here depends on what is done
+    already, so every batch holds the same images however a run is cut.
+    """
+
+    classes: tuple[str, ...]
+    chosen: tuple[int, ...]
+    count: int
+    batch: int
+    group: int = 1
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-self.count // self.batch)
+
+    @property
+    def groups(self) -> int:
+        return -(-len(self) // self.group)
+
+    def batches_of(self, group: int) -> range:
+        """The batches of a group."""
+        return range(group * self.group, min((group + 1) * self.group, len(self)))
+
+    def items(self, batch: int) -> list[Item]:
+        """The images of a batch; the last one may be shorter."""
+        folders = folder_names(self.classes)
+        rows = range(batch * self.batch, min((batch + 1) * self.batch, self.count))
+        items = []
+        for row in rows:
+            ordinal, turn = divmod(row, len(self.chosen))
+            label = self.chosen[turn]
+            items.append(Item(self.classes[label], label, ordinal, f"{folders[label]}/{ordinal}.png"))
+        return items
+
+    def labels(self) -> np.ndarray:
+        """Class numbers of all images, int64 [count]."""
+        return np.asarray(self.chosen, dtype=np.int64)[np.arange(self.count) % len(self.chosen)]
+
+    def mine(self, shard: str | None) -> range:
+        """The groups of shard "I/N", all without one. Raises UserError for anything else."""
+        if shard is None:
+            return range(self.groups)
+        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= part <= parts:
+            raise UserError(f"--shard {shard}: must be I/N with I from 1 to N, such as 1/4")
+        return range(part - 1, self.groups, parts)
+
+
+@functools.lru_cache(maxsize=8)
+def folder_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A folder for each class: its name as far as all file systems take it, and never the same one twice.
+
+    Case is folded for the comparison, because some file systems do not tell "cat" from "Cat".
+    """
+    taken: set[str] = set()
+    names = []
+    for number, name in enumerate(classes):
+        folder = re.sub(r"[^\w .,+-]", "_", unicodedata.normalize("NFC", name))[:80].strip(" .")
+        if not folder or folder.startswith(("_", ".")) or folder.casefold() in RESERVED:
+            folder = f"class_{number}"
+        while folder.casefold() in taken:
+            folder = f"{folder}_{number}"
+        taken.add(folder.casefold())
+        names.append(folder)
+    return tuple(names)

@@ -1,0 +1,139 @@
+"""Class names turned into prompts: by templates, by the user's own list, or by a T5 that writes sentences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.classes import plain
+from ..data.keyed import derive, keyed_globals
+from ..errors import UserError
+from .hub import local_folder, missing_extra, model_name, quiet, shortly
+from .names import Words, nearest, read_object
+
+# Our choice: plain descriptions of one object, after CLIP's (Radford et al. 2103.00020, section 3.1.4).
+TEMPLATES = (
+    "a photo of a {name}",
+    "a photo of the {name}",
+    "a close-up photo of a {name}",
+    "a bright photo of a {name}",
+    "a dark photo of a {name}",
+    "a photo of one {name} from the side",
+    "a photo of a {name} in its usual surroundings",
+    "a photo of a {name} on a plain background",
+)
+FIELDS = "{name} and {definition}"
+MAX_TOKENS = 32  # of a T5's sentence
+
+Prompts = Mapping[str, Sequence[str]]  # by class
+
+
+def prompt_of(prompts: Prompts, name: str, ordinal: int) -> str:
+    """The prompt of a class's n-th image: its prompts in turn."""
+    return prompts[name][ordinal % len(prompts[name])]
+
+
+def from_templates(templates: Sequence[str], words: Mapping[str, Words]) -> dict[str, list[str]]:
+    """Every template for every class. Raises UserError for a template with other fields or without the name."""
+    if not templates:
+        raise UserError("no prompt: give a template such as 'a photo of a {name}'")
+    return {
+        name: list(dict.fromkeys(_filled(template, meaning) for template in templates))
+        for name, meaning in words.items()
+    }
+
+
+def from_file(path: str, words: Mapping[str, Words]) -> dict[str, list[str]]:
+    """Templates, one a line, or from a `.json` file a list of prompts (or one) for each class.
+
+    Raises UserError for a file that is missing or something else, and for a class without prompts.
+    """
+    if not path.endswith(".json"):
+        try:
+            lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {path}: cannot be read ({error}); check the path") from None
+        return from_templates([line.strip() for line in lines if line.strip()], words)
+    content = read_object(path, '{"cat": ["a cat on a mat", "a sleeping cat"]}')
+    known = {plain(name): name for name in words}
+    prompts: dict[str, list[str]] = {}
+    for key, value in content.items():
+        if plain(str(key)) not in known:
+            raise UserError(f"{path}: {key!r} is none of the classes to make{nearest(str(key), list(words))}")
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f"{path}: {key!r} needs a list of prompts, got {value!r}")
+        prompts[known[plain(str(key))]] = texts
+    if missing := [name for name in words if name not in prompts]:
+        raise UserError(f"{path}: has no prompts for {missing[0]!r}")
+    return prompts
+
+
+def from_t5(
+    model: str, template: str, sentences: int, words: Mapping[str, Words], seed: int, revision: str | None = None
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """`sentences` that a T5 writes for each class, and which model wrote them.
+
+    The T5 is a name on the hub or a local folder; it is given `template` with the class's words and drawn from with
+    top-p 0.95 (our choice), on the CPU, by the seed alone. A sentence that does not hold the class's name gets it in
+    front (our choice), and equal ones are kept once. Raises UserError where model or packages are missing.
+    Source of the idea: He et al. 2210.07574 (section 3.1, language enhancement).
+    """
+    if sentences < 1:
+        raise UserError(f"--sentences {sentences}: must be at least 1")
+    try:
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("--t5", error) from None
+    folder, commit = local_folder(model, revision, "--t5")
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"--t5 {model}: is no model that turns text into text ({shortly(error)})") from None
+        prompts = {
+            name: _sentences(network, tokenizer, _filled(template, meaning), meaning.name, sentences, seed)
+            for name, meaning in words.items()
+        }
+    return prompts, {"t5": model_name(model), "t5_revision": commit}
+
+
+def digest(prompts: Prompts) -> str:
+    """12 hexadecimal digits that stand for all prompts."""
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _sentences(network: Any, tokenizer: Any, text: str, name: str, count: int, seed: int) -> list[str]:
+    import torch
+
+    inputs = tokenizer(text, return_tensors="pt")
+    with keyed_globals(derive(seed, "sentences", text), 0, 0), torch.inference_mode():
+        written = network.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            do_sample=True,
+            top_p=0.95,
+            max_new_tokens=MAX_TOKENS,
+            num_return_sequences=count,
+        )
+    found = [" ".join(sentence.split()) for sentence in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    holds = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)  # also the plural
+    named = [s if holds.search(s) else f"{name}, {s}" if s else name for s in found]
+    return list(dict.fromkeys(named))
+
+
+def _filled(template: str, words: Words) -> str:
+    """The template with a class's words. Raises UserError for fields that there are not, and where none is used."""
+    try:
+        text = template.format(name=words.name, definition=words.definition or words.name)
+        plain_text = template.format(name="", definition="")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise UserError(f"prompt {template!r}: may hold {FIELDS}; write other braces twice") from None
+    if text == plain_text:
+        raise UserError(f"prompt {template!r}: must hold {{name}} or {{definition}}, to tell classes apart")
+    return text

@@ -1,0 +1,129 @@
+"""What goes beside an exported network: its description as JSON, and a model card to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from usb_rsmatch.version import __version__
+
+
+def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
+    """Everything that a user of the exported file needs, as plain JSON values: in, out, preprocessing, provenance."""
+    spec, size = run.spec, run.size
+    outputs = {"logits": ["batch", len(run.classes)], "probabilities": ["batch", len(run.classes)]}
+    if network.detector is not None:
+        outputs["synthetic"] = ["batch"]
+    return {
+        "format": format,
+        "made_by": f"usb_rsmatch {__version__}",
+        "input": {"name": "images", "dtype": "uint8", "shape": ["batch", spec.channels, size, size]},
+        "outputs": outputs,
+        "classes": list(run.classes),
+        "preprocessing": {
+            "before": {  # what the caller does
+                "decode": "first frame, upright by EXIF, 8 bits, transparency on white",
+                "colour": "grey by ITU-R 601 luma" if spec.channels == 1 else "RGB, grey repeated",
+                "crop": "centre square",
+                "resize": f"{size} x {size}, antialiased bilinear; an image of that size stays as it is",
+                "jpeg": run.pipeline.jpeg,
+            },
+            "inside": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std)},
+        },
+        "detector": None if network.detector is None else run.config.rs_detector_input,
+        "config": {key: value for key, value in sorted(vars(run.config).items()) if key != "device"},
+        "data": _read(run.folder / "manifest.json", "dataset", "pool", "sources", "image_shape"),
+        "result": _read(run.folder / "result.json", "accuracy", "detection", "iterations", "versions", "finished"),
+    }
+
+
+def card(description: Mapping[str, Any], file: str) -> str:
+    """The model card, Markdown with the header that Hugging Face's cards have."""
+    config, result, data = description["config"], description["result"], description["data"]
+    accuracy, detection = result.get("accuracy") or {}, result.get("detection") or {}
+    pool = data.get("pool") or {}
+    made = ", ".join(f"{count} by {name}" for name, count in (pool.get("by_generator") or {}).items())
+    before = description["preprocessing"]["before"]
+    lines = [
+        "---",
+        "library_name: usb_rsmatch",
+        "pipeline_tag: image-classification",
+        f"tags: [semi-supervised-learning, {config['algorithm']}, synthetic-image-detection]",
+        "---",
+        "",
+        f"# {config['algorithm']} on {config['dataset']}, {config['num_labels']} labels",
+        "",
+        f"`{file}` ({description['format']}) takes uint8 images {description['input']['shape']} and gives "
+        f"{', '.join(f'`{name}` {shape}' for name, shape in description['outputs'].items())}. Classes, in order: "
+        f"{', '.join(map(_code, description['classes'][:20]))}{' ...' if len(description['classes']) > 20 else ''}.",
+        "",
+        "## Preprocessing",
+        "",
+        f"Before: {before['decode']}; {before['colour']}; {before['crop']}; {before['resize']}"
+        + (f"; JPEG of quality {before['jpeg']} and back" if before["jpeg"] else "")
+        + ". Scaling and normalisation are inside the network.",
+        "",
+        "## Data",
+        "",
+        f"- Labelled: {config['num_labels']} real images of {config['dataset']}.",
+        f"- Unlabelled: {pool.get('real', 'unknown')} real and {pool.get('synthetic', 'unknown')} synthetic images"
+        + (f" ({made})." if made else "."),
+        f"- Test: the data set's own test images, {description['input']['shape'][2]} px.",
+        "",
+        "## Training",
+        "",
+        f"{result.get('iterations', config['num_train_iter'])} steps of {config['batch_size']} labelled and "
+        f"{config['batch_size'] * config['uratio']} unlabelled images, network {config['net']}, {config['optim']} at "
+        f"{config['lr']}, seed {config['seed']}; the averaged weights (momentum {config['ema_m']}) are exported. "
+        f"Every key stands in `{file}.json`.",
+        "",
+        "## Results",
+        "",
+    ]
+    lines += _results(accuracy, detection, description["detector"] is not None)
+    lines += ["", "## Limits", ""]
+    lines += _limits(description, pool)
+    return "\n".join(lines) + "\n"
+
+
+def _results(accuracy: Mapping[str, Any], detection: Mapping[str, Any], has_detector: bool) -> list[str]:
+    lines = []
+    if accuracy.get("last") is not None:
+        lines.append(f"- Test accuracy {100 * accuracy['last']:.2f} % at the last step.")
+    if accuracy.get("validation") is not None:
+        lines.append(f"- Validation accuracy {100 * accuracy['validation']:.2f} %.")
+    if has_detector and detection.get("auroc") is not None:
+        by_generator = detection.get("by_generator") or {}
+        each = ", ".join(f"{_code(name)} {m['auroc']:.3f}" for name, m in by_generator.items() if m.get("auroc"))
+        lines.append(
+            f"- Detector's AUROC on the unlabelled pool {detection['auroc']:.3f}{f' ({each})' if each else ''}."
+        )
+    return lines or ["No result was written yet: the run had not ended when this was exported."]
+
+
+def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "- One seed, one split of labels: repeat the run before drawing conclusions from its accuracy.",
+        "- Every image is given one of the classes above, whatever it shows; confidences are not calibrated.",
+        "- Accuracy was measured on images of the training data's own kind; others, and other decoders, may do worse.",
+    ]
+    if description["detector"] is not None:
+        known = ", ".join(map(_code, pool.get("by_generator") or {})) or "the pool's"
+        lines += [
+            f"- The detector learnt from the pool alone ({known}): other generators may pass it unseen.",
+            "- `synthetic` ranks images; it is no verdict on one image, and 0.5 is no calibrated threshold.",
+        ]
+    return lines
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if "`" not in name else f"`` {name} ``"
+
+
+def _read(path: Any, *keys: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: content[key] for key in keys if key in content} if isinstance(content, dict) else {}
