@@ -198,6 +198,17 @@ def test_the_report_judges_the_images_by_the_real_ones(
     assert "no Inception FID" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_every_command_that_is_shown_has_flags_that_there_are() -> None:
+    from usb_rsmatch.cli import _parser
+    from usb_rsmatch.synthesis.arguments import EPILOG
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    shown = [line.split() for line in (EPILOG + page).splitlines() if line.strip().startswith("usb-rsmatch synthesize")]
+    assert len(shown) >= 7
+    for line in shown:
+        assert _parser().parse_args(line[1:]).command == "synthesize"
+
+
 # mistakes -------------------------------------------------------------------------------------------------------------
 
 
