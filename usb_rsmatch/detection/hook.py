@@ -171,7 +171,7 @@ class SyntheticDetectionHook(Hook):
         """Weak views [n, 3, H, W] of mined images, drawn by the step's position."""
         n = MINED_PER_LABELED * num_labeled
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        draws = uniforms(self._seed, torch.from_numpy(positions), QUEUE_DRAW, 2)
+        draws = uniforms(self._seed, positions, QUEUE_DRAW, 2)
         views = self._dataset.weak_views(self.queue.sample(n, draws), positions, QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True)
 
@@ -183,7 +183,7 @@ class SyntheticDetectionHook(Hook):
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
         n = len(x_lb)
-        positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
+        positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
         draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
         return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 
