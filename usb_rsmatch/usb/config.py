@@ -62,7 +62,7 @@ _OURS = [
     Key("rs_detector_input", "str", "residual", "what the detector sees: residual, npr, feature, a plugin's", "ours"),
     Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
     Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
-    Key("rs_synthetic_to", "dummy|main|both|drop", "dummy", "head that learns from images identified as synthetic", "paper"),
+    Key("rs_synthetic_to", "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"),
     Key("rs_threshold", "float", 0.5, "probability of synthetic from which an image counts as one", "ours", 0, 1),
     Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
     Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),
@@ -70,6 +70,7 @@ _OURS = [
     Key("rs_lambda_det", "float", 1.0, "weight of the detector's loss (lambda_d)", "ours", 0),
     Key("rs_loader", "pil|batched", "pil", "views one image at a time as USB, or of whole batches", "ours"),
     Key("rs_fast", "bool", False, "every fast switch at once; off is USB's exact arithmetic", "ours"),
+    Key("rs_on_nan", "stop|skip", "stop", "a loss that is no number stops the run, or its step is left out", "ours"),
     Key("rs_compile", "bool", False, "with rs_fast, torch.compile the network: slow to start", "ours"),
 ]
 
