@@ -7,11 +7,12 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.io import atomic_write, write_json, write_text
+from usb_rsmatch.io import atomic_write, remove_leftovers, write_json, write_text
 
 
 def test_a_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -45,6 +46,56 @@ with atomic_write({str(path)!r}) as temporary:
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
     assert path.read_text() == "before"
+    (tmp_path / ".hidden.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden.tmp", "note.txt"]
+
+
+def test_the_file_before_is_kept_under_another_name(tmp_path: Path) -> None:
+    path, kept = tmp_path / "note.txt", tmp_path / "before.txt"
+    for text in ("1", "2", "3"):
+        with atomic_write(path, keep=kept) as temporary:
+            temporary.write_text(text)
+    assert (path.read_text(), kept.read_text()) == ("3", "2")
+    assert sorted(os.listdir(tmp_path)) == ["before.txt", "note.txt"]
+
+
+@pytest.mark.parametrize("call", ["link", "replace", "fsync", "chmod"])
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_write_that_stops_at_any_call_leaves_a_whole_file(
+    call: str, kill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every system call of a write fails, or is the process's last, in turn; the next write finds nothing amiss."""
+    path, kept = tmp_path / "note.txt", tmp_path / "before.txt"
+    for text in ("1", "2"):
+        with atomic_write(path, keep=kept) as temporary:
+            temporary.write_text(text)
+    real = getattr(os, call)
+    for number in range(1, 4):
+        pid = os.fork()
+        if pid == 0:
+            calls = iter(range(1, 9))
+
+            def stop(*given: object, calls: Iterator[int] = calls, number: int = number) -> None:
+                if next(calls) == number:
+                    if kill:
+                        os._exit(9)
+                    raise OSError(5, "Input/output error")
+                real(*given)
+
+            setattr(os, call, stop)
+            try:
+                with atomic_write(path, keep=kept) as temporary:
+                    temporary.write_text("3")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert path.read_text() in ("2", "3") and kept.read_text() in ("1", "2")
+        remove_leftovers(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == ["before.txt", "note.txt"]
+        with atomic_write(path, keep=kept) as temporary:
+            temporary.write_text("2")
+        assert path.read_text() == "2"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [{"a": float("-inf")}]])

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {rest[0]!r} (see usb-rsmatch {args.command} --help)")
         return args.run(args, rest) or 0
     except (UserError, RunFailed, Interrupted) as error:
-        print(f"usb-rsmatch: {error}", file=sys.stderr)
+        process = os.environ.get("RANK", "0")  # set by torchrun
+        print(f"usb-rsmatch{f' (process {process})' if process != '0' else ''}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("usb-rsmatch: interrupted", file=sys.stderr)
@@ -147,7 +148,8 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.device is not None:
         overrides["device"] = args.device
     result = train(args.c, overrides, max_minutes=args.max_minutes)
-    print(config_line(result))
+    if os.environ.get("RANK", "0") == "0":
+        print(config_line(result))
     return 0
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # what `atomic_write` calls a file that is not whole yet
+
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], flush: bool = True) -> Iterator[Path]:
+def atomic_write(
+    path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None, flush: bool = True
+) -> Iterator[Path]:
     """Give a temporary path in the target's folder; on success flush it to disk and rename it to `path`.
 
-    Without `flush` a power failure, but nothing less, can leave an empty file: for many small ones that can be remade.
+    With `keep`, a path of the same folder, the file that stood at `path` stands there afterwards. Without `flush` a
+    power failure, but nothing less, can leave an empty file: for many small ones that can be remade.
     Errors: whatever the body raises; the temporary file is removed and the target is left as it was.
     """
     target = Path(path)
@@ -29,11 +35,50 @@ def atomic_write(path: str | os.PathLike[str], flush: bool = True) -> Iterator[P
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if keep is not None and target.exists():
+            _keep(target, Path(keep))
         os.replace(temporary, target)
+        if flush:
+            _flush_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _keep(target: Path, kept: Path) -> None:
+    """Let `kept` name the file of `target`, which keeps its own name: at no moment is there no whole file."""
+    link = target.with_name(f".{target.name}.previous.tmp")  # always the same name: a crash leaves one at most
+    try:
+        link.unlink(missing_ok=True)
+        os.link(target, link)
+    except OSError:  # a file system without hard links: for a moment `kept` alone is there
+        os.replace(target, kept)
+        return
+    os.replace(link, kept)
+    link.unlink(missing_ok=True)  # renaming a file onto another name of its own does nothing
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the folder's names to disk, so that a power cut does not undo a rename; not every system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what `atomic_write` leaves where its process is killed."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`; the caller knows that no other one writes there."""
+    for path in folder.iterdir():
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

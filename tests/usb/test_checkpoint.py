@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,26 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.read(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_would_unfold_to_any_size_is_refused(tmp_path: Path) -> None:
+    """A thousandth of the size, and a tensor of few numbers that claims a terabyte."""
+    torch.save({"model": {"weight": torch.zeros(10**6)}}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="it is compressed"):
+        checkpoint.read(tmp_path / "bomb.pth")
+    torch.save({"model": {"weight": torch.zeros(1).expand(1 << 38)}}, tmp_path / "claim.pth")
+    with pytest.raises(UserError, match="claims more numbers"):
+        checkpoint.read(tmp_path / "claim.pth")
+
+
+@pytest.mark.parametrize("content", [{"model": {}, checkpoint.KEY: 3}, {"model": {}, checkpoint.KEY: {"digest": []}}])
+def test_a_part_of_ours_that_is_none_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.read(tmp_path / "odd.pth")
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:

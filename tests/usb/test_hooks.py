@@ -15,7 +15,7 @@ from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.usb import checkpoint, run
 from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, plain, read_metrics, summary
 from usb_rsmatch.usb.run import train
-from usb_rsmatch.usb.state import capture
+from usb_rsmatch.usb.state import capture, pack
 
 
 def silent(line: str) -> None:
@@ -29,7 +29,7 @@ def steps(path: Path) -> list[int]:
 def stop_after(step: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter(range(step - 1, -1, -1))
     with monkeypatch.context() as patch:
-        patch.setattr(run._Stop, "__call__", lambda self: next(left) == 0)
+        patch.setattr(run.Stop, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=silent)
 
@@ -149,7 +149,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
         return algorithm
 
     monkeypatch.setattr(run, "build", poisoned)
-    with pytest.raises(RunFailed, match=f"the loss is nan at step {at + at % 2}; .*lower lr"):
+    told = rf"the loss is nan at step {at} \(sup_loss nan, .*; the weights are finite; lr 0\..*lower lr"
+    with pytest.raises(RunFailed, match=told):
         train(tiny, note=silent)
     folder = Path(tiny["save_dir"]) / "run"
     content, note = checkpoint.read_latest(folder)
@@ -161,6 +162,56 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
     assert not (folder / "result.json").exists()
     poison[0] = False  # the cause was mended: the run goes on from there
     assert train(tiny, note=silent)["iterations"] == 12
+
+
+@pytest.mark.parametrize("algorithm", ["rsmatch", "freematch", "flexmatch"])
+def test_a_step_without_a_loss_can_be_left_out(
+    algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes no weight, statistic, queue or threshold, and a run that is stopped later ends the same."""
+    build = run.build
+    tiny |= {"algorithm": algorithm, "rs_on_nan": "skip", "rs_loader": "batched", "rs_warmup": 0.0, "ema_m": 0.0}
+    states: dict[str, Any] = {}
+
+    def state(algorithm: Any) -> Any:
+        kept = {name: capture(hook) for name, hook in algorithm.hooks_dict.items()}
+        del kept["TimerHook"], kept["ParamUpdateHook"]
+        return pack({"hooks": kept, "model": dict(algorithm.model.state_dict())})
+
+    def poisoned(*args: Any) -> Any:
+        algorithm = build(*args)
+        forward, update = algorithm.ce_loss, algorithm.hooks_dict["ParamUpdateHook"]
+        after = update.after_train_step
+
+        def loss(*given: Any, **options: Any) -> Any:
+            return forward(*given, **options) * (float("nan") if algorithm.it == 4 else 1.0)
+
+        def around(algorithm: Any) -> None:
+            if algorithm.it == 4:
+                states["spoilt"] = state(algorithm)
+            after(algorithm)
+            states[algorithm.it] = state(algorithm)
+
+        algorithm.ce_loss, update.after_train_step = loss, around
+        return algorithm
+
+    monkeypatch.setattr(run, "build", poisoned)
+    train({**tiny, "save_name": "whole"}, note=silent)
+    assert checkpoint.digest(states[3]) == checkpoint.digest(states[4]) != checkpoint.digest(states["spoilt"])
+    lines = read_metrics(Path(tiny["save_dir"]) / "whole" / "metrics.jsonl")
+    assert [line.get("train/skipped_steps") for line in lines] == [None, None, 1, 1, 1, 1]
+    stop_after(5, tiny, monkeypatch)
+    train(tiny, note=silent)
+    folders = [Path(tiny["save_dir"]) / name for name in ("whole", "run")]
+    whole, stopped = (checkpoint.read(folder / "latest_model.pth") for folder in folders)
+    assert checkpoint.digest(whole["model"]) == checkpoint.digest(stopped["model"])
+    assert whole[checkpoint.KEY]["hooks"]["ParamUpdateHook"]["skipped"] == 1
+
+
+def test_a_run_whose_every_step_would_be_left_out_stops(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usb_rsmatch.usb.update.MOST_SKIPPED", 3)
+    with pytest.raises(RunFailed, match=r"the loss is (nan|inf) .*3 steps left out in a row"):
+        train({**tiny, "rs_on_nan": "skip", "lr": 1e30}, note=silent)
 
 
 @pytest.mark.parametrize("at", [6, 12])

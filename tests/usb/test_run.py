@@ -47,7 +47,7 @@ def interrupted_at(config: dict[str, Any], step: int, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         stop = StopAfter(step)
-        patch.setattr(run._Stop, "__call__", lambda self: stop())
+        patch.setattr(run.Stop, "__call__", lambda self: stop())
         with pytest.raises(Interrupted, match=f"after step {step} of 12"):
             train(config, note=silent)
 

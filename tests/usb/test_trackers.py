@@ -44,22 +44,9 @@ def stop_and_go_on(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> P
     """A run that stops after step 7 of 12, past its checkpoint at 6, and goes on."""
     from usb_rsmatch.usb import run
 
-    class StopAt:
-        def __init__(self, step: int) -> None:
-            self.left = step
-
-        def __enter__(self) -> StopAt:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-        def __call__(self) -> bool:
-            self.left -= 1
-            return self.left == 0
-
+    left = iter(range(6, -1, -1))
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_Stop", lambda _: StopAt(7))
+        patched.setattr(run.Stop, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=quiet)
     train(config, note=quiet)

@@ -129,10 +129,12 @@ class RSMatch(HeadsOnBackbone):
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
 
-    def _normalised_apart(self, *views: Tensor) -> contextlib.AbstractContextManager[None]:
+    def _normalised_apart(
+        self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
+    ) -> contextlib.AbstractContextManager[None]:
         """Until identification acts, the step is the base rule's own to the bit."""
         if self.args.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
-            return self.network.synthetic_apart(*views, self.synthetic)
+            return self.network.synthetic_apart(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
     # the step ---------------------------------------------------------------------------------------------------

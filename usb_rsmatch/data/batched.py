@@ -13,6 +13,8 @@ from usb_rsmatch.data.keyed import LABELED_VIEW, QUARTER_TURN, UNLABELED, Order,
 from usb_rsmatch.data.records import DataSpec, ImageSet
 
 Steps = Callable[[], range]
+Share = tuple[int, int]  # of several processes: this one's rank, and how many there are
+WHOLE: Share = (0, 1)
 
 # What USB's data set gives each algorithm, by name (datasets/cv_datasets/datasetbase.py:96-116); the rest take DEFAULT.
 WEAK, MEDIUM, STRONG = augment.weak, augment.medium, augment.strong
@@ -101,13 +103,26 @@ def rotate(images: Tensor, quarter: Tensor) -> Tensor:
     return turned
 
 
+def positions_of(step: int, batch_size: int, share: Share = WHOLE) -> np.ndarray:
+    """Positions int64 of a step's batch; of several processes the part that `share` (rank, processes) names."""
+    rank, size = share
+    return np.arange(step * batch_size + rank, (step + 1) * batch_size, size)
+
+
 class BatchedTraining:
-    """A training loader: the batches of the steps that are left of an epoch."""
+    """A training loader: the batches of the steps that are left of an epoch, or a process's share of each."""
 
     def __init__(
-        self, images: BatchedImages, name: str, kind: str, batch_size: int, steps: Steps, per_epoch: int
+        self,
+        images: BatchedImages,
+        name: str,
+        kind: str,
+        batch_size: int,
+        steps: Steps,
+        per_epoch: int,
+        share: Share = WHOLE,
     ) -> None:
-        self.images, self.name, self.kind = images, name, kind
+        self.images, self.name, self.kind, self.share = images, name, kind, share
         self.batch_size, self.steps, self.per_epoch = batch_size, steps, per_epoch
         self.order = Order(images.seed, "labeled" if kind == "lb" else "unlabeled", len(images))
 
@@ -117,7 +132,7 @@ class BatchedTraining:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         make = self.images.labeled_batch if self.kind == "lb" else self.images.unlabeled_batch
         for step in self.steps():
-            positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            positions = positions_of(step, self.batch_size, self.share)
             yield make(self.name, positions, self.order.index(positions))
 
 

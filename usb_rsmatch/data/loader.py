@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
-from usb_rsmatch.data.batched import WEAK, BatchedEvaluation, BatchedImages, BatchedTraining, Steps
+from usb_rsmatch.data.batched import (
+    WEAK,
+    WHOLE,
+    BatchedEvaluation,
+    BatchedImages,
+    BatchedTraining,
+    Share,
+    Steps,
+    positions_of,
+)
 from usb_rsmatch.data.keyed import LABELED_VIEW, UNLABELED, Order, keyed_globals
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet
 from usb_rsmatch.data.sources import is_known_dataset
@@ -112,19 +122,29 @@ class HybridDataset(BasicDataset):
         return torch.stack([self.views.plain(self._rgb(index)) for index in indices.tolist()])
 
 
-class KeyedSampler(Sampler[tuple[int, int]]):
-    """`(position, index)` for each sample of the steps that are left of an epoch."""
+def own_session(worker: int) -> None:
+    """A worker process apart from its parent's group: Ctrl-C is for the run alone, which ends its workers itself."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
-    def __init__(self, order: Order, batch_size: int, steps: Steps, per_epoch: int) -> None:
+
+class KeyedSampler(Sampler[tuple[int, int]]):
+    """`(position, index)` for each sample of the steps that are left of an epoch.
+
+    Of several processes each has its `share` (rank, number of processes): every so-many-th position of a batch.
+    """
+
+    def __init__(self, order: Order, batch_size: int, steps: Steps, per_epoch: int, share: Share = WHOLE) -> None:
         self.order, self.batch_size, self.steps, self.per_epoch = order, batch_size, steps, per_epoch
+        self.share = share
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for step in self.steps():
-            positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            positions = positions_of(step, self.batch_size, self.share)
             yield from zip(positions.tolist(), self.order.index(positions).tolist(), strict=True)
 
     def __len__(self) -> int:
-        return self.per_epoch * self.batch_size
+        return self.per_epoch * self.batch_size // self.share[1]
 
 
 def build_datasets(pool: HybridPool, args: Any) -> dict[str, Any]:
@@ -148,17 +168,22 @@ def build_datasets(pool: HybridPool, args: Any) -> dict[str, Any]:
     return datasets
 
 
+def share_of(args: Any) -> Share:
+    """Which part of every batch this process has."""
+    return getattr(args, "rank", 0), max(getattr(args, "world_size", 1), 1)
+
+
 def build_batched_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: torch.device) -> dict[str, Any]:
     """The loaders of `rs_loader: batched`; the data sets then view whole batches too."""
     crop_ratio = getattr(args, "crop_ratio", 0.875)
     for dataset in datasets.values():
         if dataset is not None and dataset.batched is None:
             dataset.batched = BatchedImages(dataset.set, dataset.spec, dataset.seed, crop_ratio, device)
-    per_epoch = args.num_train_iter // args.epoch
+    per_epoch, share = args.num_train_iter // args.epoch, share_of(args)
     loaders: dict[str, Any] = {}
     for kind, size in (("lb", args.batch_size), ("ulb", args.batch_size * args.uratio)):
         images = datasets[f"train_{kind}"].batched
-        loaders[f"train_{kind}"] = BatchedTraining(images, view_name(args), kind, size, steps, per_epoch)
+        loaders[f"train_{kind}"] = BatchedTraining(images, view_name(args), kind, size, steps, per_epoch, share)
     for name in ("eval", "validation", "test"):
         if datasets.get(name) is not None:
             loaders[name] = BatchedEvaluation(datasets[name].batched, args.eval_batch_size)
@@ -170,17 +195,18 @@ def build_loaders(datasets: dict[str, Any], args: Any, steps: Steps, device: tor
     if getattr(args, "rs_loader", "pil") == "batched":
         return build_batched_loaders(datasets, args, steps, device)
     workers = int(args.num_workers)
-    per_epoch = args.num_train_iter // args.epoch
+    per_epoch, share = args.num_train_iter // args.epoch, share_of(args)
     pin = device.type == "cuda"
 
     def training(dataset: HybridDataset, stream: str, batch_size: int, workers: int) -> DataLoader[Any]:
         order = Order(dataset.seed, stream, len(dataset))
         return DataLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=KeyedSampler(order, batch_size, steps, per_epoch),
+            batch_size=batch_size // share[1],
+            sampler=KeyedSampler(order, batch_size, steps, per_epoch, share),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=own_session,
             pin_memory=pin,
             generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
         )

@@ -22,6 +22,7 @@ from usb_rsmatch.detection.mining import ClasswiseRanking
 from usb_rsmatch.detection.prior import best_bin_estimate, nnpu_loss
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
+from usb_rsmatch.usb.processes import gather, own, size
 
 QUEUE_VIEW, QUEUE_DRAW, FAKE_DRAW = 16, 17, 18  # numbers of draws, clear of those that the loaders use
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
@@ -29,6 +30,11 @@ COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (
 MOMENTUM = 0.7  # of a pool image's running score, over its visits (ours)
 MINED_SHARE = 0.3  # of a pseudo-class, those that look most synthetic, enters the queue (ours)
 MINED_PER_LABELED = 3  # mined images in the detector's batch for each labelled one (ours)
+
+
+def widened(value: Tensor) -> Tensor:
+    """A tensor in float32 where it has fewer bits."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 class SyntheticDetectionHook(Hook):
@@ -53,18 +59,18 @@ class SyntheticDetectionHook(Hook):
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
         self._dataset = dataset
-        size = 0 if self._dataset is None else len(self._dataset)
+        length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
         if self._kind == "oracle":
             self._known = torch.from_numpy(dataset.set.is_synthetic.astype(np.float32))
         elif self._kind == "random":
-            self._known = torch.from_numpy(generator(self._seed, "random detector").random(size, dtype=np.float32))
+            self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
         elif self._kind == "scores":
-            self._known = torch.from_numpy(read_scores(args.rs_detector.removeprefix("scores:"), size))
+            self._known = torch.from_numpy(read_scores(args.rs_detector.removeprefix("scores:"), length))
         classwise = args.rs_queue == "classwise"
         self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, args.rs_queue_length, classwise)
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
-        self.scores = torch.full((size,), float("nan"))
+        self.scores = torch.full((length,), float("nan"))
         self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
         self._queue_serves = False  # once anything is queued, something always is
 
@@ -113,7 +119,7 @@ class SyntheticDetectionHook(Hook):
             score = self.scores[idx_ulb]
         else:
             detector.eval()  # a score depends on its image alone, not on who shares the batch
-            score = detector(x_ulb_w).float().sigmoid()
+            score = widened(detector(x_ulb_w)).sigmoid()
             detector.train()
             self._remember(idx_ulb, score)
         return (score > self._threshold).float() * active
@@ -139,9 +145,9 @@ class SyntheticDetectionHook(Hook):
         pool = feat["x_ulb_w"].detach() if reads_features(detector) else x_ulb_w
         if reads_features(detector):
             with torch.no_grad():
-                self._remember(idx_ulb, detector(pool).float().sigmoid())
+                self._remember(idx_ulb, widened(detector(pool)).sigmoid())
         if self._kind == "pu":
-            logits = detector(torch.cat([inputs, pool])).float()
+            logits = widened(detector(torch.cat([inputs, pool])))
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
         self._mine(idx_ulb, pseudo_label)
         warm = algorithm.it >= self._cold_steps
@@ -151,39 +157,39 @@ class SyntheticDetectionHook(Hook):
         if reads_features(detector):
             with torch.no_grad():
                 synthetic = algorithm.network(synthetic, only_feat=True)
-        logits = detector(torch.cat([inputs, synthetic])).float()
+        logits = widened(detector(torch.cat([inputs, synthetic])))
         logits_real, logits_synthetic = logits[: len(inputs)], logits[len(inputs) :]
         return F.softplus(logits_real).mean() + F.softplus(-logits_synthetic).mean()
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
+        idx_ulb, score = gather(idx_ulb), gather(score).to(self.scores.dtype)
         before = self.scores[idx_ulb]
         self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
         """The images of the batch that rank highest within their pseudo-class enter its queue."""
         classes = pseudo_label.detach()
-        classes = classes.argmax(1) if classes.ndim == 2 else classes
+        idx_ulb, classes = gather(idx_ulb), gather(classes.argmax(1) if classes.ndim == 2 else classes)
         scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
         self.queue.push(idx_ulb, classes, scores, top)
 
     def _sample(self, algorithm: Any, num_labeled: int) -> Tensor:
-        """Weak views [n, 3, H, W] of mined images, drawn by the step's position."""
-        n = MINED_PER_LABELED * num_labeled
+        """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's."""
+        n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
         draws = uniforms(self._seed, torch.from_numpy(positions), QUEUE_DRAW, 2)
-        views = self._dataset.weak_views(self.queue.sample(n, draws), positions, QUEUE_VIEW)
+        views = self._dataset.weak_views(own(self.queue.sample(n, draws)), own(positions), QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True)
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
         """The labelled views [B, 3, H, W], rebuilt from principal components of the pool."""
         if self._components is None:  # a pure function of the seed and the pool, so no checkpoint holds it
-            size = len(self._dataset)
-            chosen = generator(self._seed, "components").permutation(size)[:COMPONENTS_FROM]
+            chosen = generator(self._seed, "components").permutation(len(self._dataset))[:COMPONENTS_FROM]
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
-        n = len(x_lb)
-        positions = torch.arange(algorithm.it * n, (algorithm.it + 1) * n)
+        n = len(x_lb) * size()
+        positions = own(torch.arange(algorithm.it * n, (algorithm.it + 1) * n))
         draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
         return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 

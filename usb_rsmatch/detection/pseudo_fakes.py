@@ -33,6 +33,8 @@ class PrincipalComponents:
     def rebuild(self, images: Tensor, draws: Tensor) -> Tensor:
         """Images float [B, C, H, W] rebuilt from as many components as `draws` float [B] in [0, 1) say."""
         count = self.fewest + (draws * (self.most - self.fewest + 1)).long()
-        weights = (images.flatten(1).float() - self.mean) @ self.basis
-        weights = weights * (torch.arange(self.basis.shape[1], device=images.device) < count[:, None])
-        return (weights @ self.basis.T + self.mean).view_as(images).clamp(self.low, self.high)
+        precision = torch.promote_types(images.dtype, torch.float32)
+        mean, basis = self.mean.to(precision), self.basis.to(precision)
+        weights = (images.flatten(1).to(precision) - mean) @ basis
+        weights = weights * (torch.arange(basis.shape[1], device=images.device) < count[:, None])
+        return (weights @ basis.T + mean).view_as(images).clamp(self.low, self.high)

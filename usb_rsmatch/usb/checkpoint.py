@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import os
 import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from usb_rsmatch.io import atomic_write
 from usb_rsmatch.usb.state import pack, unpack
 
 KEY = "usb_rsmatch"  # our part of a checkpoint, beside the keys that USB reads
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a nested checkpoint."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
 
 
 def digest(value: Any) -> str:
@@ -44,13 +54,20 @@ def digest(value: Any) -> str:
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Save `content` with its digest; an older `latest_model.pth` becomes `previous_model.pth`."""
+    """Save `content` with its digest; an older `latest_model.pth` becomes `previous_model.pth`.
+
+    Errors: OSError where the disk is full or fails; the files that were there stay.
+    """
     content[KEY].pop("digest", None)
     content[KEY]["digest"] = digest(content)
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
-        if path.name == "latest_model.pth" and path.exists():
-            os.replace(path, path.with_name("previous_model.pth"))
+    before = path.with_name("previous_model.pth") if path.name == "latest_model.pth" else None
+    with atomic_write(path, keep=before) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # as which torch's writer tells that the file took less than it gave
+            if "inline_container" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "not all of a checkpoint could be written: is the disk full?", path) from error
 
 
 def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
@@ -66,11 +83,19 @@ def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or USB's); UserError for a file that is damaged or would need code to load."""
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not compare them
-                if archive.testzip() is not None:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, as torch's are not, and might unfold to any size")
+                if archive.testzip() is not None:  # torch writes checksums, and does not compare them
                     raise ValueError("its contents do not match their checksums")
         with numpy_scalars_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in tensors(content)):
+            raise ValueError("a tensor of it claims more numbers than are there")
+        if isinstance(content, dict) and KEY in content:
+            expected = content[KEY].pop("digest", None)
+            if digest(content) != expected:
+                raise ValueError("it is damaged: its contents do not match its digest")
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except Exception as error:
@@ -78,10 +103,6 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path} is not a checkpoint of USB: it has no key 'model'")
-    if KEY in content:
-        expected = content[KEY].pop("digest", None)
-        if digest(content) != expected:
-            raise UserError(f"checkpoint {path} is damaged: its contents do not match its digest")
     return content
 
 

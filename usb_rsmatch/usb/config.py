@@ -70,6 +70,7 @@ _OURS = [
     Key("rs_lambda_det", "float", 1.0, "weight of the detector's loss (lambda_d)", "ours", 0),
     Key("rs_loader", "pil|batched", "pil", "views one image at a time as USB, or of whole batches", "ours"),
     Key("rs_fast", "bool", False, "every fast switch at once; off is USB's exact arithmetic", "ours"),
+    Key("rs_on_nan", "stop|skip", "stop", "a loss that is no number stops the run, or its step is left out", "ours"),
     Key("rs_compile", "bool", False, "with rs_fast, torch.compile the network: slow to start", "ours"),
 ]
 

@@ -17,7 +17,9 @@ from semilearn.core.hooks import Hook
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import write_text
+from usb_rsmatch.usb import processes
 from usb_rsmatch.usb.trackers import Tracker
+from usb_rsmatch.usb.update import nonfinite
 
 
 def drop_hook(algorithm: Any, name: str) -> None:
@@ -39,13 +41,6 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def finite(model: torch.nn.Module) -> bool:
-    """Whether every weight is a number: one pass over them, waited for once."""
-    with torch.no_grad():
-        sums = torch._foreach_norm([parameter.detach() for parameter in model.parameters()], 1)
-        return bool(torch.stack([total.float() for total in sums]).isfinite().all())
 
 
 class TimerHook(Hook):
@@ -89,25 +84,20 @@ class CheckpointHook(Hook):
     """Saves after every other hook has had its say; a request to stop becomes a checkpoint and an `Interrupted`."""
 
     def after_train_step(self, algorithm: Any) -> None:
-        loss = algorithm.out_dict["loss"]
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        stop = algorithm.stop_requested()
-        if (due or stop or self.every_n_iters(algorithm, algorithm.num_log_iter)) and not torch.isfinite(loss):
-            raise RunFailed(
-                f"the loss is {float(loss.detach())} at step {algorithm.it + 1}; the checkpoint before it is kept: "
-                "lower lr, or set clip_grad"
-            )
-        if not (due or stop):
-            return
-        if not finite(algorithm.model):  # the update of this very step can make them so, from a loss that was a number
-            raise RunFailed(
-                f"the weights are no numbers after step {algorithm.it + 1}; the checkpoint before it is kept: lower "
-                "lr, or set clip_grad"
-            )
-        folder = os.path.join(algorithm.save_dir, algorithm.save_name)
-        algorithm.save_model("latest_model.pth", folder)
-        if due and algorithm.it == algorithm.best_it:
-            algorithm.save_model("model_best.pth", folder)
+        stop = processes.agree(algorithm.stop_requested())
+        if due or stop:
+            bad = nonfinite(algorithm.model)
+            if bad:  # the update of this very step can make them so, from a loss that was a number
+                raise RunFailed(
+                    f"the weights are no numbers after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; "
+                    "the checkpoint before it is kept: lower lr, or set clip_grad"
+                )
+            folder = os.path.join(algorithm.save_dir, algorithm.save_name)
+            if due and algorithm.it == algorithm.best_it:  # first: who is stopped between the two makes both again
+                algorithm.save_model("model_best.pth", folder)
+            algorithm.save_model("latest_model.pth", folder)
+        algorithm.whole_after(algorithm.it + 1)
         if stop and not self.is_last_iter(algorithm):
             raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
 
@@ -129,6 +119,7 @@ class ResumeHook(Hook):
             algorithm.call_hook("after_train_epoch")
 
     def before_train_step(self, algorithm: Any) -> None:
+        algorithm.whole_after(None)
         algorithm.restore_state()
 
 

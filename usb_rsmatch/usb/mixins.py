@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usb_rsmatch.data.loader import HybridDataset, build_loaders
-from usb_rsmatch.usb import checkpoint
+from usb_rsmatch.data.loader import HybridDataset, build_loaders, share_of
+from usb_rsmatch.usb import checkpoint, processes
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 from usb_rsmatch.usb.hooks import CheckpointHook, EvaluationHook, ResumeHook, TimerHook, replace_hook
 from usb_rsmatch.usb.rotation import RotatedBatches, own_rotation_loader_left_out
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
+from usb_rsmatch.usb.update import RememberHook, UpdateHook
 
 
 class CoreMixin:
@@ -54,7 +55,7 @@ class CoreMixin:
         for name in ("train_lb", "train_ulb"):
             vars(loaders[name]).setdefault("sampler", None)  # Dash's warm-up asks which one it is
         if getattr(self, "use_rot", False):
-            rotated = RotatedBatches(datasets["train_ulb"], self.args.batch_size, lambda: self.it)
+            rotated = RotatedBatches(datasets["train_ulb"], self.args.batch_size, lambda: self.it, share_of(self.args))
             loaders["train_ulb_rot"] = loaders["train_ulb_rot_iter"] = rotated
         return loaders
 
@@ -125,13 +126,16 @@ class RunMixin:
     def __init__(self, args: Any, net_builder: Any, **kwargs: Any) -> None:
         self.checkpoint_state: dict[str, Any] | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
+        self._whole_after: int | None = None
         with cuda_calls_stay_on_cpu():  # by name, as some imbalanced algorithms take nothing but `args` by place
             super().__init__(args, net_builder=net_builder, **kwargs)  # type: ignore[call-arg]
 
     def set_hooks(self) -> None:
         """USB's hooks, with those replaced that need a GPU or would save too early."""
         super().set_hooks()  # type: ignore[misc]
+        replace_hook(self, UpdateHook(getattr(self.args, "rs_on_nan", "stop")), "ParamUpdateHook", "HIGHEST")
         replace_hook(self, ResumeHook(), "ResumeHook", "LOWEST")
+        replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is put back
         replace_hook(self, TimerHook(), "TimerHook", "LOW")
         replace_hook(self, EvaluationHook(), "EvaluationHook", "HIGH")
         replace_hook(self, CheckpointHook(), "CheckpointHook", "LOWEST")
@@ -154,6 +158,21 @@ class RunMixin:
         """Steps done, seen from a hook after the step (USB counts the step only after its hooks)."""
         return min(self.it + 1, self.num_train_iter)  # type: ignore[attr-defined]
 
+    def whole_after(self, step: int | None) -> None:
+        """Note that everything is as `step` steps leave it; None while a step is under way."""
+        self._whole_after = step
+
+    def save_between_steps(self) -> bool:
+        """Save what is done after a mishap between two steps; says whether it could.
+
+        Not at an epoch's end, where hooks may have heard of it or not.
+        """
+        if self._whole_after != self.it or self.it % self.num_iter_per_epoch == 0:  # type: ignore[attr-defined]
+            return False
+        self.completed_steps = lambda: self.it  # type: ignore[method-assign]
+        self.save_model("latest_model.pth", str(Path(self.args.save_dir) / self.args.save_name))
+        return True
+
     def get_save_dict(self) -> dict[str, Any]:
         """USB's checkpoint, and beside it the state of every hook, attribute and generator."""
         content = super().get_save_dict()  # type: ignore[misc]
@@ -165,12 +184,15 @@ class RunMixin:
             "hooks": {name: capture(hook) for name, hook in self.hooks_dict.items()},
             "random": checkpoint.random_state(),
         }
+        if processes.size() > 1:
+            content[checkpoint.KEY]["random_of_processes"] = processes.each(checkpoint.random_state())
         return content
 
     def save_model(self, save_name: str, save_path: str) -> None:
-        """Write a checkpoint, atomically."""
-        path = Path(save_path) / save_name
-        checkpoint.write(self.get_save_dict(), path)
+        """Write a checkpoint, atomically; of several processes all call, and the first one writes."""
+        path, content = Path(save_path) / save_name, self.get_save_dict()
+        if processes.rank() == 0:
+            checkpoint.write(content, path)
         self.print_fn(f"model saved: {path}")  # type: ignore[attr-defined]
 
     def load_model(self, load_path: str) -> dict[str, Any]:
@@ -210,7 +232,12 @@ class RunMixin:
         for name, hook_state in state["hooks"].items():
             if name in self.hooks_dict:
                 restore(self.hooks_dict[name], hook_state, device)
-        checkpoint.set_random_state(state["random"])
+        states = state.get("random_of_processes", [state["random"]])
+        if len(states) == processes.size():
+            checkpoint.set_random_state(states[processes.rank()])
+        else:  # saved by another number of processes
+            checkpoint.set_random_state(state["random"])
+            processes.part_generators(self.args.seed, self.it)
 
 
 def lay_over(core: type, imbalanced: type | None = None, fast: bool = False) -> type:

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from usb_rsmatch.data.batched import WHOLE, Share, positions_of
 from usb_rsmatch.data.keyed import ROTATION_VIEW, Order
 
 
@@ -20,18 +20,18 @@ class RotatedBatches:
     as CRMatch's own loader gives them (`algorithms/crmatch/crmatch.py:33-62`).
     """
 
-    def __init__(self, dataset: Any, batch_size: int, step: Callable[[], int]) -> None:
-        self.dataset, self.batch_size, self.step = dataset, batch_size, step
+    def __init__(self, dataset: Any, batch_size: int, step: Callable[[], int], share: Share = WHOLE) -> None:
+        self.dataset, self.batch_size, self.step, self.share = dataset, batch_size, step, share
         self.order = Order(dataset.seed, "rotation", len(dataset))
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         return self
 
     def __next__(self) -> list[Tensor]:
-        positions = np.arange(self.step() * self.batch_size, (self.step() + 1) * self.batch_size)
+        positions = positions_of(self.step(), self.batch_size, self.share)
         views = self.dataset.weak_views(self.order.index(positions), positions, ROTATION_VIEW)
         turned = [views.rot90(quarters, (2, 3)) for quarters in range(4)]
-        return [*turned, torch.arange(4).expand(self.batch_size, 4)]
+        return [*turned, torch.arange(4).expand(len(positions), 4)]
 
 
 @contextlib.contextmanager

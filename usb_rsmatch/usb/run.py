@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
+import os
 import random
-import signal
 import sys
-import threading
-import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -23,10 +22,12 @@ import yaml
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import write_json, write_text
-from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.usb import checkpoint, config, processes
 from usb_rsmatch.usb.analysis import write_analysis
+from usb_rsmatch.usb.folder import is_empty, locked
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
 from usb_rsmatch.usb.network import find_net, try_network
+from usb_rsmatch.usb.stop import Stop
 from usb_rsmatch.usb.trackers import trackers
 from usb_rsmatch.version import __version__
 
@@ -49,46 +50,78 @@ def train(
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"--max-minutes takes a number of at least 0, not {max_minutes:g}")
     args, notes = config.resolve(source, overrides)
-    for line in notes:
-        note(f"note: {line}")
     args.save_name = args.save_name or config.default_save_name(args)
     args.device = choose_device(args.device)
     folder = Path(args.save_dir) / args.save_name
-    done = check_folder(folder, args)
-    if done is not None:
-        note(f"{folder} is done: {config_line(done)}")
-        return done
+    with processes.joined(args.device), Stop(max_minutes) as stop, contextlib.ExitStack() as held:
+        note = note if processes.rank() == 0 else lambda line: None
+        for line in notes:
+            note(f"note: {line}")
+        done = processes.by_first(check_folder, folder, args)
+        if done is not None:
+            note(f"{folder} is done: {config_line(done)}")
+            return done
+        algorithm = build(args)
+        processes.by_first(lambda: held.enter_context(locked(folder)))
+        done = processes.by_first(check_folder, folder, algorithm.config)  # again: another may have been here meanwhile
+        return done if done is not None else _train(algorithm, folder, stop, note)
 
-    algorithm = build(args)
-    state, damage = checkpoint.read_latest(folder) if folder.is_dir() else (None, None)
-    prepare_folder(folder, args, algorithm)
+
+def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
+    """Train to the end and write the result, in a run folder that this process or the first one holds."""
+    state, damage = processes.by_first(checkpoint.read_latest, folder)
+    processes.by_first(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
     if state is not None:
-        algorithm.load_checkpoint(state)
+        try:
+            algorithm.load_checkpoint(state)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"the checkpoint in {folder} does not fit its configuration: {reason}") from None
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
     drop_hook(algorithm, "WANDBHook")
-    metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
-    replace_hook(algorithm, metrics, "MetricsHook", "LOWEST")
-    replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
+    if processes.rank() == 0:
+        metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
+        replace_hook(algorithm, metrics, "MetricsHook", "LOWEST")
+        replace_hook(algorithm, ProgressHook(), "ProgressHook", "LOWEST")
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
-    with _Stop(max_minutes) as stop:
-        algorithm.stop_requested = stop
+    algorithm.stop_requested = stop
+    stop.begin()
+    try:
+        if algorithm.it == 0 and hasattr(algorithm, "warmup"):
+            algorithm.warmup()
+        algorithm.train()
+        if hasattr(algorithm, "finetune"):
+            algorithm.finetune()
+        return processes.by_first(finish, algorithm, folder)
+    except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{folder.name}: {type(error).__name__}: {error}".split())
+        if isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker" in str(error):
+            reason += " (a worker process of the loader has ended; the system kills them where memory is short)"
+        if processes.size() > 1:
+            who = f"process {processes.rank()} of {processes.size()}"
+            raise RunFailed(f"{who}: {reason}; the last checkpoint is kept (has another process ended?)") from error
         try:
-            if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-                algorithm.warmup()
-            algorithm.train()
-            if hasattr(algorithm, "finetune"):
-                algorithm.finetune()
-        except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise RunFailed(f"{folder.name}: {type(error).__name__}: {error}") from error
-        finally:
+            saved = algorithm.save_between_steps()
+        except Exception as again:  # a full disk takes no checkpoint either
+            raise RunFailed(f"{reason}; {again}; the checkpoint before it is kept") from error
+        if saved and stop():  # the signal reached the worker processes too
+            raise Interrupted(f"stopped after step {algorithm.it} of {algorithm.num_train_iter}; saved") from error
+        then = f"; saved after step {algorithm.it}, the same command goes on" if saved else ""
+        raise RunFailed(reason + then) from error
+    finally:
+        if "ProgressHook" in algorithm.hooks_dict:
             algorithm.hooks_dict["ProgressHook"].close()
-            metrics.close()
-    if args.analysis:
+            algorithm.hooks_dict["MetricsHook"].close()
+
+
+def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
+    """Write what a run leaves that has trained to its end; gives its result."""
+    if algorithm.args.analysis:
         write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
@@ -102,7 +135,7 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
     """The result of a finished run, None for one to start or go on; UserError for a folder of another configuration."""
     path = folder / "config.yaml"
     if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} exists and is no run folder: choose another save_name")
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
@@ -138,7 +171,7 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["parts"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: move the run folder away and start anew") from None
+        raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
     for name in sorted(before.keys() | manifest["parts"].keys()):
         if before.get(name) != manifest["parts"].get(name):
             raise UserError(
@@ -175,6 +208,10 @@ def build(args: Namespace, pool: Any = None) -> Any:
             model.to(args.device)
             model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
         try_network(algorithm)
+        processes.alike(algorithm.model)
+        processes.gather_in_hooks(algorithm)
+        processes.part_generators(args.seed, 0)
+        algorithm.ngpus_per_node = max(args.world_size, 1)  # USB's logs then are the first process's, also without GPUs
     except UserError:
         raise
     except Exception as error:  # USB's constructors say by any exception what does not go together
@@ -200,8 +237,17 @@ def complete(args: Namespace, pool: Any = None) -> None:
         near = config.nearest(args.dataset, dataset_names())
         raise UserError(f"unknown dataset {args.dataset!r}{near} (one that USB alone reads needs num_classes)")
     args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
-    args.gpu = 0 if args.device == "cuda" else None
-    args.rank, args.world_size, args.distributed, args.multiprocessing_distributed = 0, 1, False, False
+    args.gpu = int(os.environ.get("LOCAL_RANK", "0")) * (processes.size() > 1) if args.device == "cuda" else None
+    args.rank, args.world_size = processes.rank(), processes.size()
+    args.distributed = args.multiprocessing_distributed = args.world_size > 1
+    if args.distributed and getattr(args, "pool", None) is None:
+        raise UserError(f"several processes train on a pool of ours, not on USB's own loaders of {args.dataset!r}")
+    if args.distributed and args.algorithm in ("scomatch", "uasd"):
+        raise UserError(f"{args.algorithm} remembers the pool in one process alone: start it without torchrun")
+    if args.batch_size % args.world_size:
+        raise UserError(f"batch_size {args.batch_size} does not divide by {args.world_size} processes")
+    if args.rank > 0:
+        args.use_tensorboard = args.use_wandb = args.use_aim = False
     args.resume, args.load_path = False, None
     if not hasattr(args, "use_epass"):
         args.use_epass = False  # simmatch and comatch read it, no parser of USB's head sets it
@@ -213,8 +259,8 @@ def complete(args: Namespace, pool: Any = None) -> None:
 def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
     """The contents of `result.json`, from the metrics of the whole run."""
     args, lines = algorithm.args, read_metrics(folder / "metrics.jsonl")
-    last = next((line for line in reversed(lines) if "eval/top-1-acc" in line), None)
-    if last is None:  # the file was removed after the last step
+    last = lines[-1] if lines else {}
+    if last.get("it") != args.num_train_iter or "eval/top-1-acc" not in last:  # the file was removed, or a power cut
         last = algorithm.evaluate()
     pool = getattr(args, "pool", None)
     seconds = algorithm.hooks_dict["TimerHook"].seconds
@@ -284,33 +330,3 @@ def peak_memory_mib(device: str) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-# stopping ---------------------------------------------------------------------------------------------------------
-
-
-class _Stop:
-    """Whether the run shall stop after this step: a signal came (a second one stops at once), or the time is over."""
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.signalled = False
-        self.previous: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""Commands as forked processes, to be killed and starved: they start at once, as this one has imported everything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HUNG = -1000  # exit code of a victim that had to be killed because it did not end
+
+
+class Victim:
+    """`usb-rsmatch ARGV` in a child process of its own session, its output in a file.
+
+    `prepare` runs in the child first, to set limits. As a context it ends with the child gone.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, prepare: Callable[[], object] | None = None) -> None:
+        self.log = log
+        self.code: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(argv, log, prepare)
+
+    @staticmethod
+    def _run(argv: Sequence[str], log: Path, prepare: Callable[[], object] | None) -> None:
+        """What the child does; it never comes back."""
+        code = 70
+        try:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM):  # a handler of the parent's is none of the command's
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  pytest's stand-ins are no files
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+            if prepare is not None:
+                prepare()
+            from usb_rsmatch.cli import main
+
+            code = main(list(argv))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def wait(self, seconds: float = 120.0) -> int:
+        """The exit code; a victim that takes longer is killed and gives `HUNG`."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.code = HUNG
+                break
+            time.sleep(0.005)
+        assert self.code is not None
+        return self.code
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+        """Wait until `condition` holds; False where the victim ended or the time was over before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """What it has written so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def __enter__(self) -> Victim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()

@@ -1,0 +1,77 @@
+"""One process at a time in a run folder, by a lock of the operating system's that ends with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import is_leftover, remove_leftovers
+
+LOCK = ".lock"
+_held: dict[Path, int] = {}  # by which process of ours: the system would give its lock to the same one twice
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is made if need be, and clear it of what a killed process left half-written.
+
+    The file `.lock` stays and names the last holder. A file system without locks gives none: then two runs in one
+    folder are not found. Errors: UserError where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / LOCK).resolve()
+    if _held.get(path) == os.getpid():
+        raise UserError(_taken(folder, "this process"))
+    with open(path, "a+", encoding="utf-8") as file:
+        if not _try_lock(file):
+            file.seek(0)
+            raise UserError(_taken(folder, file.read(200).strip() or "another process"))
+        _held[path] = os.getpid()
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            remove_leftovers(folder)
+            yield
+        finally:
+            del _held[path]  # closing the file gives the lock back
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing but a lock and half-written files is in a folder, which then can become a run folder."""
+    return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
+
+
+def _taken(folder: Path, holder: str) -> str:
+    return f"{folder} is in use: {holder} trains in it; wait for its end, or choose another save_name"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[str]) -> bool:
+        file.seek(1 << 20)  # past the text, which stays readable
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[str]) -> bool:
+        """A record lock, which a loader's worker processes do not inherit: they may outlive a killed run."""
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            return True
+        return True

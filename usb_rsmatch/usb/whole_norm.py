@@ -1,0 +1,82 @@
+"""BatchNorm over the batches of all processes: what one process would compute from the whole batch, on any device.
+
+torch's SyncBatchNorm is made for GPUs alone and knows no groups of images that are normalised apart (`split_norm`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class WholeBatchNorm:
+    """Laid over the class of a BatchNorm; in evaluation, and where it keeps weights and names, it is that class."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Float [B, C, ...], normalised by the statistics of all images, or of those of an image's group."""
+        if not self.training:
+            return super().forward(x)  # type: ignore[misc]
+        space = list(range(2, x.ndim))
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        apart = _apart(self, wide)
+        groups = torch.stack([1 - apart, apart])  # [2, B]
+        images = _sum(groups.sum(1, keepdim=True))  # [2, 1]
+        values = (images * (wide[0, 0].numel())).clamp(min=1)
+        mean = _sum(groups @ _over(wide, space)) / values  # [2, C]
+        centred = wide - _each(mean, apart, x.ndim)
+        variance = _sum(groups @ _over(centred.square(), space)) / values
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                share = share * (images[0] > 0).to(mean.dtype)  # the second group leaves nothing behind
+                self.running_mean += share * (mean[0] - self.running_mean)
+                unbiased = variance[0] * values[0] / (values[0] - 1).clamp(min=1)
+                self.running_var += share * (unbiased - self.running_var)
+        y = centred * _each((variance + self.eps).rsqrt(), apart, x.ndim)
+        if self.affine:
+            shape = [1, -1, *[1] * len(space)]
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+
+def _apart(module: Any, x: Tensor) -> Tensor:
+    """1 for each image [B] of the second group; a plain BatchNorm has none."""
+    group = getattr(module, "group", None)
+    apart = x.new_zeros(len(x))
+    if group is not None and group.first is not None:
+        apart[group.first :] = 1
+    elif group is not None and group.apart is not None:
+        apart = group.apart.to(x.dtype)
+    return apart
+
+
+def _over(x: Tensor, space: list[int]) -> Tensor:
+    """Sums [B, C] over the places of each image."""
+    return x.sum(space) if space else x
+
+
+def _each(of_group: Tensor, apart: Tensor, ndim: int) -> Tensor:
+    """The row of [2, C] that is each image's, [B, C, 1, ...]."""
+    return torch.where(apart[:, None] > 0, of_group[1], of_group[0])[(..., *[None] * (ndim - 2))]
+
+
+def _sum(part: Tensor) -> Tensor:
+    """The sum over the processes, through which gradients go back to all of them."""
+    if part.requires_grad:
+        return all_reduce(part.contiguous())
+    total = part.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def whole_batch_norm(model: nn.Module) -> None:
+    """Lay `WholeBatchNorm` over every BatchNorm of a network; weights and their names stay."""
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and not issubclass(kind, WholeBatchNorm):
+            module.__class__ = type(kind.__name__, (WholeBatchNorm, kind), {"__module__": kind.__module__})
