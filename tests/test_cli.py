@@ -43,7 +43,7 @@ def config(tiny: dict[str, Any], tmp_path: Path) -> Path:
 # help and mistakes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["synthesize", "--help"]])
 def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import sys

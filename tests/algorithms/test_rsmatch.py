@@ -14,6 +14,7 @@ from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.run import build
 
+SHARED = {"rs_norm": "shared"}  # one BatchNorm for all images, as in the base rule
 BASES = ["fixmatch", "flexmatch", "freematch", "softmatch", "uda", "adamatch"]
 
 
@@ -44,16 +45,20 @@ def test_without_a_detector_the_losses_are_those_of_the_base_rule(base: str, tin
 def test_main_with_known_provenance_is_the_base_rule(base: str, tiny: dict[str, Any]) -> None:
     """`main` sends everything to the main head, and an oracle trains no detector: nothing is left to differ."""
     plain = losses(algorithm(tiny, algorithm=base))
-    assert (
-        losses(algorithm(tiny, algorithm="rsmatch", rs_base=base, rs_detector="oracle", rs_synthetic_to="main"))
-        == plain
-    )
+    main = {"rs_detector": "oracle", "rs_synthetic_to": "main", **SHARED}
+    assert losses(algorithm(tiny, algorithm="rsmatch", rs_base=base, **main)) == plain
+
+
+def test_until_identification_acts_it_is_the_base_rule(tiny: dict[str, Any]) -> None:
+    """With heads, norms and an oracle at their defaults, all of training being warm-up."""
+    plain = losses(algorithm(tiny, algorithm="fixmatch"))
+    assert losses(algorithm(tiny, algorithm="rsmatch", rs_detector="oracle", rs_warmup=1.0)) == plain
 
 
 def test_main_with_a_mining_detector_leaves_the_base_rules_weights(tiny: dict[str, Any]) -> None:
     """A residual detector shares no weight with the classifier: its loss changes none of the classifier's updates."""
     plain = algorithm(tiny, algorithm="fixmatch")
-    layered = algorithm(tiny, algorithm="rsmatch", rs_synthetic_to="main")
+    layered = algorithm(tiny, algorithm="rsmatch", rs_synthetic_to="main", **SHARED)
     losses(plain)
     losses(layered)
     backbone = layered.model.backbone.state_dict()
@@ -72,33 +77,48 @@ def one_step(alg: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     return out_dict, log_dict, {**lb, **ulb}
 
 
-def test_step_equals_the_equations(tiny: dict[str, Any]) -> None:
-    alg = algorithm(tiny, algorithm="rsmatch", rs_detector="oracle", rs_lambda_syn=0.7, ulb_loss_ratio=0.9)
-    reference = algorithm(tiny, algorithm="rsmatch", rs_detector="oracle")
+@pytest.mark.parametrize("norm", ["split", "shared"])
+@pytest.mark.parametrize("to", ["dummy", "main", "both", "drop"])
+def test_step_equals_the_equations(to: str, norm: str, tiny: dict[str, Any]) -> None:
+    changes = {"rs_detector": "oracle", "rs_synthetic_to": to, "rs_norm": norm}
+    alg = algorithm(tiny, algorithm="rsmatch", rs_lambda_syn=0.7, ulb_loss_ratio=0.9, **changes)
+    reference = algorithm(tiny, algorithm="rsmatch", **changes)
     reference.model.load_state_dict(alg.model.state_dict())
     out_dict, log_dict, batch = one_step(alg)
 
     s = batch["is_synthetic"].float()
     assert 0 < s.sum() < len(s)
     network = reference.model.train()
-    inputs = torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]])
-    output, n, u = network(inputs), len(batch["x_lb"]), len(s)
-    logits_lb, logits_w, logits_s = output["logits"].split([n, u, u])
+    inputs, n, u = torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]), len(batch["x_lb"]), len(s)
+    if norm == "split":  # real and synthetic images as two batches
+        apart = torch.cat([torch.zeros(n), s, s]).bool()
+        logits, feat = torch.empty(len(inputs), 10), torch.empty(len(inputs), network.num_features)
+        for part in (~apart, apart):
+            output = network(inputs[part])
+            logits[part], feat[part] = output["logits"], output["feat"]
+    else:
+        output = network(inputs)
+        logits, feat = output["logits"], output["feat"]
+    logits_lb, logits_w, logits_s = logits.split([n, u, u])
     confidence, q = logits_w.softmax(1).max(1)
     m = (confidence >= 0.11).float()
+    to_main = m if to in ("main", "both") else m * (1 - s)
     l_sup = F.cross_entropy(logits_lb, batch["y_lb"])
-    l_real = (m * (1 - s) * F.cross_entropy(logits_s, q, reduction="none")).mean()
-    dummy = network.dummy_head(output["feat"][n + u :])
-    l_syn = (m * s * F.cross_entropy(dummy, q, reduction="none")).mean()
+    l_real = (to_main * F.cross_entropy(logits_s, q, reduction="none")).mean()
+    l_syn = (m * s * F.cross_entropy(network.dummy_head(feat[n + u :]), q, reduction="none")).mean()
     assert l_real > 0 and l_syn > 0
-    torch.testing.assert_close(out_dict["loss"], l_sup + 0.9 * l_real + 0.7 * l_syn)
-    torch.testing.assert_close(torch.as_tensor(log_dict["train/syn_loss"]), l_syn.detach())
+    with_dummy = to in ("dummy", "both")
+    torch.testing.assert_close(out_dict["loss"], l_sup + 0.9 * l_real + 0.7 * with_dummy * l_syn)
+    assert ("train/syn_loss" in log_dict) == with_dummy
+    if with_dummy:
+        torch.testing.assert_close(torch.as_tensor(log_dict["train/syn_loss"]), l_syn.detach())
 
 
 @pytest.mark.parametrize("base", ["fixmatch", "freematch"])
 def test_main_head_gets_no_gradient_from_images_identified_as_synthetic(base: str, tiny: dict[str, Any]) -> None:
     """With every image identified, the main head learns from the labelled images alone."""
-    alg = algorithm(tiny, algorithm="rsmatch", rs_base=base, rs_detector="oracle", num_labels=20)
+    dummy = {"rs_detector": "oracle", "rs_synthetic_to": "dummy", **SHARED}
+    alg = algorithm(tiny, algorithm="rsmatch", rs_base=base, num_labels=20, **dummy)
     alg.hooks_dict["SyntheticDetectionHook"]._known.fill_(1.0)
     out_dict, _, batch = one_step(alg)
     gradient = torch.autograd.grad(out_dict["loss"], alg.model.backbone.classifier.weight, retain_graph=True)[0]

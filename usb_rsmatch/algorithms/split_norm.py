@@ -74,7 +74,7 @@ class NormaliseApart(torch.autograd.Function):
         return out, mean, var, images
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, apart, mean, var, counted = ctx.saved_tensors
         grad, groups = grads[0], _groups(apart, mean.dtype)
         values = counted * x[0, 0].numel()  # of a channel, in each group
@@ -107,8 +107,8 @@ def _like(of_channel: Tensor, x: Tensor) -> Tensor:
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that normalises the images of `group` apart while training, and keeps no statistics of them.
 
-    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm, AdvProp, Xie et al. 2020
-    (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
+    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm of AdvProp, Xie et al.
+    2020 (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
     """
 
     group: Group
@@ -118,12 +118,13 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         first, apart = self.group.first, self.group.apart
         if not self.training or (first is None and apart is None):
             return super().forward(input)
-        if apart is None:
+        if first is not None:
             real, synthetic = input.tensor_split([first])
             parts = [super().forward(real)] if len(real) else []
             if len(synthetic):
                 parts.append(F.batch_norm(synthetic, None, None, self.weight, self.bias, training=True, eps=self.eps))
             return torch.cat(parts)
+        assert apart is not None
         out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None

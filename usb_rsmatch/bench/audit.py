@@ -37,7 +37,7 @@ from usb_rsmatch.io import write_json
 from usb_rsmatch.synthesis.flow import FlowSettings, make_images
 from usb_rsmatch.usb import run
 from usb_rsmatch.use.audit import Audit, audit_with_real
-from usb_rsmatch.use.images import ImageList, open_images
+from usb_rsmatch.use.images import ArrayImage, ImageList, open_images
 
 SHARES = (0.0, 0.05, 0.2, 0.5, 0.8)
 GOAL = 0.05  # between share and estimate

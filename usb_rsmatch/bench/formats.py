@@ -121,7 +121,7 @@ def figures_csv(table: Table) -> str:
 
 
 def usb_csv(table: Table) -> str:
-    """USB's own layout: a row an arm, a column a setting, error rate in percent as `mean±deviation`."""
+    """USB's own layout: a row an arm, a column a setting, error rate in percent as `mean±deviation` (several seeds)."""
     columns = []
     for setting, cells in zip(table.settings, table.cells, strict=True):
         result = next(iter(cells.values())).records[0].result
@@ -132,10 +132,15 @@ def usb_csv(table: Table) -> str:
     rows: list[list[Any]] = [["", *columns]]
     for arm in table.arms:
         shown = [cells[arm].accuracy if arm in cells else None for cells in table.cells]
-        rows.append(
-            [arm, *("None" if one is None else f"{100 - one.mean:.2f}±{one.std or 0:.2f}" for one in shown)]
-        )
+        rows.append([arm, *map(_error_rate, shown)])
     return _csv(rows)
+
+
+def _error_rate(accuracy: Estimate | None) -> str:
+    if accuracy is None:
+        return "None"
+    mean = f"{100 - accuracy.mean:.2f}"
+    return mean if accuracy.std is None else f"{mean}±{accuracy.std:.2f}"
 
 
 def _parts(shown: Estimate | None) -> list[float | None]:

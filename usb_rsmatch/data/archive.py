@@ -67,7 +67,7 @@ def _lying(
             stream.seek(_data_offset(stream, member) if in_place else 0)
             shape, _, _ = read_header(stream)
             if len(digests) == shape[0]:
-                return StoredImages(file, stream.tell(), shape[0], stored, channels_first, digests=digests)
+                return StoredImages(file, stream.tell(), shape[0], stored, channels_first, digests=_digests_of(key))
     return None
 
 
@@ -114,14 +114,12 @@ def _read_once(
 
 def large_order(images: StoredImages) -> np.ndarray:
     """The order of content int32 [N] of what `open_large` gave, which was found at the first reading."""
-    digests = images.digests
-    if isinstance(digests, np.memmap) and digests.filename is not None:
-        with contextlib.suppress(OSError, ValueError):
-            order = np.load(_order_of(Path(digests.filename)), allow_pickle=False)
-            if len(order) == len(images):
-                return order
-    assert digests is not None
-    return content_order(digests)
+    assert images.digests is not None
+    with contextlib.suppress(OSError, ValueError):
+        order = np.load(_order_of(images.digests), allow_pickle=False)
+        if len(order) == len(images):
+            return order
+    return content_order(np.load(images.digests, allow_pickle=False))
 
 
 def _digests_of(key: Path) -> Path:

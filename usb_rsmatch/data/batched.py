@@ -59,7 +59,10 @@ class BatchedImages:
         if self.resident is not None:
             return self.resident.index_select(0, torch.as_tensor(indices).to(self.device, non_blocking=True))
         on_host = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
-        return self._channels_first(self.set.images[on_host]).to(self.device, non_blocking=True)
+        images = self._channels_first(self.set.images[on_host])
+        if self.device.type == "cuda":  # a copy from pageable memory would be waited for
+            images = images.contiguous().pin_memory()
+        return images.to(self.device, non_blocking=True)
 
     def view(self, kind: Callable[..., Tensor], images: Tensor, positions: Tensor, view: int) -> Tensor:
         """Normalised float32 [n, 3, H, W] views of gathered images."""

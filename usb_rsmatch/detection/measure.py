@@ -27,12 +27,12 @@ def measured_indices(pool: Any, seed: int) -> np.ndarray:
 @torch.no_grad()
 def score_images(algorithm: Any, dataset: Any, indices: np.ndarray, score: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Scores float32 [n] of images of the pool, by the averaged weights on unaugmented images [b, 3, H, W]."""
-    parts = [np.empty(0, dtype=np.float32)]
+    parts = [torch.empty(0, device=algorithm.device)]
     with algorithm.averaged_weights():
         for start in range(0, len(indices), BATCH):
             x = dataset.plain_views(indices[start : start + BATCH]).to(algorithm.device)
-            parts.append(score(x).float().cpu().numpy())
-    return np.concatenate(parts)
+            parts.append(score(x).float())
+    return torch.cat(parts).cpu().numpy()
 
 
 def publish_report(algorithm: Any, pool: Any, indices: np.ndarray, scores: np.ndarray) -> None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="numbers to compute in")
 
     add = parser.add_argument_group("engine flow: a small class-conditional generator, 8 to 64 px").add_argument
-    add("--part", default="train", metavar="PART", help="train, train[:50%%], train[100:600] or labeled:N")
+    add("--part", metavar="PART", help="train (default), train[:50%%], train[100:600] or labeled:N")
     add("--cache", metavar="DIR", help="where the trained generator is kept; default: USB_RSMATCH_CACHE or the user's")
     add("--train-steps", type=int, metavar="N", help="training steps")
     add("--train-batch-size", type=int, metavar="N", help="images in a training step")

@@ -46,7 +46,7 @@ FLOW_FLAGS = {
 }
 PIPELINE_FLAGS = ("preset", "model", "revision", "unet", "resolution", "negative_prompt")
 ONLY_DIFFUSERS = (*PIPELINE_FLAGS, "prompt", "prompts", "names", "t5")
-ONLY_FLOW = ("cache", *(flag for flag in FLOW_FLAGS if flag not in ("steps", "guidance")))
+ONLY_FLOW = ("part", "cache", *(flag for flag in FLOW_FLAGS if flag not in ("steps", "guidance")))
 
 
 def run(args: argparse.Namespace) -> str:
@@ -220,9 +220,10 @@ def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, bat
     given = {field: getattr(args, flag) for flag, field in FLOW_FLAGS.items() if getattr(args, flag) is not None}
     if args.dtype != "auto":
         given["bf16"] = args.dtype == "bfloat16"
-    images, labels = part_images(real, args.part, args.seed, side)
+    part = args.part or "train"
+    images, labels = part_images(real, part, args.seed, side)
     settings = FlowSettings.recommended(side, **given)
-    return FlowEngine(images, labels, len(real.classes), settings, args.seed, batch, args.part, args.device, args.cache)
+    return FlowEngine(images, labels, len(real.classes), settings, args.seed, batch, part, args.device, args.cache)
 
 
 def _diffusers(

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..cache import cache_folder, locked
 from ..data.keyed import Order, derive
 from ..errors import UserError
 from ..io import atomic_write
-from .cache import cache_folder, locked
 from .levels import Levels
 from .training import Progress, check_images
 
@@ -175,7 +175,12 @@ def _networks(
 
 
 def _fit_vae(
-    images: np.ndarray, labels: np.ndarray, classes: int, settings: DecoderSettings, seed: int, progress: Progress | None
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    settings: DecoderSettings,
+    seed: int,
+    progress: Progress | None,
 ) -> Decoder:
     """A conditional VAE: Kingma & Welling 1312.6114 (eq. 10), Sohn et al. 2015; Gaussian pixels of deviation 0.25."""
     decoder, encoder = _networks(images, classes, settings, seed, 2 * LATENT, lipschitz=False)
@@ -193,7 +198,12 @@ def _fit_vae(
 
 
 def _fit_gan(
-    images: np.ndarray, labels: np.ndarray, classes: int, settings: DecoderSettings, seed: int, progress: Progress | None
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    settings: DecoderSettings,
+    seed: int,
+    progress: Progress | None,
 ) -> Decoder:
     """A conditional GAN: hinge loss and projection as Miyato & Koyama 1802.05637, spectral norm as 1802.05957."""
     decoder, critic = _networks(images, classes, settings, seed, 1, lipschitz=True)

@@ -145,7 +145,10 @@ class DiffusionEngine:
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         ):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            output = self.pipeline(prompt=prompts, generator=generators, output_type="pil", **call)
+            try:
+                output = self.pipeline(prompt=prompts, generator=generators, output_type="pil", **call)
+            except ValueError as error:  # the pipeline's own check of what it is given, such as a side of 33 px
+                raise UserError(f"{type(self.pipeline).__name__} refuses its settings: {shortly(error)}") from error
         hits = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
         return [
             Made(self._pixels(image), {**self._facts, "prompt": prompt, "seed": seed}, bool(hit))

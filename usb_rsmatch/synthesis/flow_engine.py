@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..cache import cache_folder, locked
 from ..errors import UserError
-from .cache import cache_folder, locked
 from .engine import Made, is_out_of_memory
 from .plan import Item
 from .progress import Bar

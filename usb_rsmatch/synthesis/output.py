@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..cache import locked
 from ..data.decode import read_image
 from ..errors import UserError
 from ..io import atomic_write, write_json, write_text
-from .cache import locked
 from .engine import Made
 from .plan import Item, Plan
 

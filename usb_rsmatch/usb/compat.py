@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from usb_rsmatch.usb.put_off import let_go_of_trackers, put_off_trackers
+
 
 def mend_timm_layers() -> bool:
     """`semilearn/nets/vit/vit.py:13` imports `timm.models.layers.helpers`, which current timm has not.
@@ -241,8 +243,9 @@ def cuda_calls_stay_on_cpu() -> Iterator[None]:
 
 
 # What runs before semilearn is imported, and what after; `usb_rsmatch.usb.doctor` lists them from here.
-BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (mend_timm_layers,)
+BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (put_off_trackers, mend_timm_layers)
 AFTER_IMPORT: tuple[Callable[[], bool], ...] = (
+    let_go_of_trackers,
     mend_yaml,
     mend_get_config,
     mend_gather,

@@ -62,7 +62,7 @@ _OURS = [
     Key("rs_detector_input", "str", "residual", "what the detector sees: residual, npr, feature, a plugin's", "ours"),
     Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
     Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
-    Key("rs_synthetic_to", "dummy|main|both|drop", "dummy", "head that learns from images identified as synthetic", "paper"),
+    Key("rs_synthetic_to", "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"),
     Key("rs_threshold", "float", 0.5, "probability of synthetic from which an image counts as one", "ours", 0, 1),
     Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
     Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),

@@ -160,6 +160,25 @@ class CountingFlexMatchHook(FlexMatchThresholdingHook):
     selected_label: Tensor
 
     @torch.no_grad()
+    def masking(
+        self, algorithm: Any, logits_x_ulb: Tensor, idx_ulb: Tensor, softmax_x_ulb: bool = True, *_: Any, **__: Any
+    ) -> Tensor:
+        """The mask [uB] of logits or probabilities [uB, K]; the confident images' labels are remembered.
+
+        USB picks these images out, for whose number a GPU is waited for; here the others' go to a place past the last.
+        """
+        device, last = logits_x_ulb.device, len(self.selected_label)
+        self.selected_label, self.classwise_acc = self.selected_label.to(device), self.classwise_acc.to(device)
+        logits = logits_x_ulb.detach()
+        confidence, label = (self.compute_prob(logits) if softmax_x_ulb else logits).max(-1)
+        learnt = self.classwise_acc[label]
+        mask = confidence.ge(algorithm.p_cutoff * (learnt / (2.0 - learnt))).to(confidence.dtype)
+        place = torch.where(confidence.ge(algorithm.p_cutoff), idx_ulb, last)
+        self.selected_label = torch.cat([self.selected_label, label[:1]]).scatter_(0, place, label)[:last]
+        self.update()
+        return mask
+
+    @torch.no_grad()
     def update(self, *args: Any, **kwargs: Any) -> None:
         """The share of each class among the pool's selected labels, int64 [N] with -1 for none."""
         counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=self.selected_label.device)

@@ -200,7 +200,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args, pool)
+    complete(args, *([] if pool is None else [pool]))
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
