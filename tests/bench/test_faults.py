@@ -1,4 +1,4 @@
-"""The fault campaign itself, in small: it kills, starves and fuzzes real commands, counts, and goes on where it stopped."""
+"""The fault campaign, in small: it kills, starves and fuzzes real commands, counts, and goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     assert found.hangs and found.writes_outside
 
 
-@pytest.mark.parametrize("text", [fuzz.BOMB, "[" * 5000, "- " * 5000, "{a: " * 3000, "!!python/object/apply:os.mkdir [x]"])
+@pytest.mark.parametrize(
+    "text", [fuzz.BOMB, "[" * 5000, "- " * 5000, "{a: " * 3000, "!!python/object/apply:os.mkdir [x]"]
+)
 def test_bombs_of_yaml_are_refused_at_once(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
@@ -84,12 +86,18 @@ def test_bombs_of_yaml_are_refused_at_once(text: str, tmp_path: Path) -> None:
 
 def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "faults.json"
-    monkeypatch.setattr(faults, "mishap_list", lambda quick: {"nothing": lambda yard: "", "loss": lambda yard: "silent: x"})
+    monkeypatch.setattr(
+        faults, "mishap_list", lambda quick: {"nothing": lambda yard: "", "loss": lambda yard: "silent: x"}
+    )
     command = ["--out", str(out), "--kills", "0", "--soak-minutes", "0", "--fuzz"]
     assert faults.main([*command, "12"]) == 1
     first = json.loads(out.read_text())
     assert first["fuzz_cases"] == 12 and first["mishaps"] == {"nothing": "passed", "loss": "silent: x"}
-    assert first["silent_wrong"] == 1 and first["resume_bitwise_equal"] is False and first["findings"] == ["loss: silent: x"]
+    assert (
+        first["silent_wrong"] == 1
+        and first["resume_bitwise_equal"] is False
+        and first["findings"] == ["loss: silent: x"]
+    )
     assert faults.main([*command, "24"]) == 1
     again = json.loads(out.read_text())
     assert again["fuzz_cases"] == 24 and again["silent_wrong"] == 1 and again["command"].endswith("--fuzz 24")
