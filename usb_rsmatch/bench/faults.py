@@ -40,6 +40,7 @@ FLUSHES = 24  # a run of the yard flushes fewer files than this before its first
 
 START: dict[str, Any] = {
     "kills": 0,
+    "killed_runs": 0,
     "lost": 0,
     "silent_wrong": 0,
     "resume_bitwise_equal": True,
@@ -139,8 +140,9 @@ def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> 
         print(f"{name}: {problem or 'passed'}", flush=True)
         campaign.save()
     while values["kills"] < kills and not campaign.over(0.65):
-        rng = np.random.default_rng(values["kills"])
-        variant = values["kills"] % len(mishaps.VARIANTS)
+        values["killed_runs"] += 1  # also those that were over before their first kill
+        rng = np.random.default_rng(values["killed_runs"])
+        variant = values["killed_runs"] % len(mishaps.VARIANTS)
         done, problem = mishaps.kill_until_done(yard, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
         values["kills"] += done
         campaign.note(f"kill -9, variant {variant}", problem)

@@ -141,7 +141,7 @@ def kill_until_done(yard: Yard, variant: int, rng: np.random.Generator, most: in
     folder, kills = yard.folder(config), 0
     while kills < most:
         with yard.start(config) as victim:
-            victim.wait_for(lambda: False, float(rng.uniform(0.05, seconds)))
+            victim.wait_for(lambda: False, float(rng.uniform(0.02, 0.9) * seconds))
             if rng.random() < 0.5:
                 victim.wait_for(lambda: any(folder.glob(".*_model.pth.*.tmp")), seconds)
                 time.sleep(float(rng.uniform(0, 0.004)))
