@@ -21,6 +21,7 @@ from usb_rsmatch.usb.config import DEAD, KEYS, Key
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "quickstart.json"
 SPEED = ROOT / "results" / "speed.json"
+SAME_RESULT = ROOT / "results" / "same_result.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
 
@@ -184,6 +185,10 @@ def wanted() -> dict[Path, str]:
         readme = fill(readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
     if SPEED.exists():
         readme = fill(readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
+    if SAME_RESULT.exists():
+        from usb_rsmatch.bench.same_result import table
+
+        readme = fill(readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
     return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 

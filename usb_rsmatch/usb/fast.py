@@ -170,7 +170,7 @@ class CountingFlexMatchHook(FlexMatchThresholdingHook):
         device, last = logits_x_ulb.device, len(self.selected_label)
         self.selected_label, self.classwise_acc = self.selected_label.to(device), self.classwise_acc.to(device)
         logits = logits_x_ulb.detach()
-        confidence, label = (self.compute_prob(logits) if softmax_x_ulb else logits).max(-1)
+        confidence, label = (logits.softmax(-1) if softmax_x_ulb else logits).max(-1)
         learnt = self.classwise_acc[label]
         mask = confidence.ge(algorithm.p_cutoff * (learnt / (2.0 - learnt))).to(confidence.dtype)
         place = torch.where(confidence.ge(algorithm.p_cutoff), idx_ulb, last)
