@@ -58,8 +58,9 @@ START: dict[str, Any] = {
 class Campaign:
     """The state of a campaign, in memory and in its file."""
 
-    def __init__(self, out: Path, command: str, deadline: float) -> None:
-        self.out, self.command, self.deadline = out, command, deadline
+    def __init__(self, out: Path, command: str, minutes: float) -> None:
+        self.out, self.command = out, command
+        self.begun, self.seconds = time.monotonic(), 60 * minutes
         self.values: dict[str, Any] = json.loads(json.dumps(START))
         if out.exists():
             try:
@@ -67,9 +68,9 @@ class Campaign:
             except ValueError:
                 raise UserError(f"{out} is no result of this command: move it away, or choose another --out") from None
 
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.deadline
+    def over(self, share: float) -> bool:
+        """Whether that share of the time is over: of a short campaign each part gets some."""
+        return time.monotonic() >= self.begun + share * self.seconds
 
     def note(self, what: str, problem: str) -> None:
         """Count what went wrong, by the first word of `problem`; nothing for ""."""
@@ -128,7 +129,7 @@ def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> 
     """All mishaps once, and kills up to their number."""
     values = campaign.values
     for name, mishap in mishap_list(quick).items():
-        if name in values["mishaps"] or campaign.over:
+        if name in values["mishaps"] or campaign.over(0.4):
             continue
         problem = mishap(yard)
         if problem == "done":  # the run had no such write any more
@@ -137,7 +138,7 @@ def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> 
         campaign.note(name, problem)
         print(f"{name}: {problem or 'passed'}", flush=True)
         campaign.save()
-    while values["kills"] < kills and not campaign.over:
+    while values["kills"] < kills and not campaign.over(0.65):
         rng = np.random.default_rng(values["kills"])
         variant = values["kills"] % len(mishaps.VARIANTS)
         done, problem = mishaps.kill_until_done(yard, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
@@ -156,7 +157,7 @@ def feed(campaign: Campaign, cases: int) -> None:
     values, total = campaign.values, sum(SHARES.values())
     targets = {reader: cases * share // total for reader, share in SHARES.items()}
     targets["config"] += cases - sum(targets.values())
-    while not campaign.over:
+    while not campaign.over(0.9):
         left = {name: target - values["fuzzed"].get(name, 0) for name, target in targets.items()}
         reader = max(left, key=lambda name: left[name] / targets[name] if targets[name] else 0)
         if left[reader] <= 0:
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = ["python", "-m", "usb_rsmatch.bench.faults", *(sys.argv[1:] if argv is None else argv)]
     torch.set_num_threads(1)  # results are equal bit for bit for a fixed number of threads
     try:
-        campaign = Campaign(Path(args.out), shlex.join(words), time.monotonic() + 60 * args.minutes)
+        campaign = Campaign(Path(args.out), shlex.join(words), args.minutes)
         carry_out(campaign, args)
     except UserError as error:
         print(f"usb-rsmatch: {error}", file=sys.stderr)
@@ -204,8 +205,9 @@ def carry_out(campaign: Campaign, args: argparse.Namespace) -> None:
         yard = mishaps.Yard(Path(folder) / "yard")
         disturb(campaign, yard, args.kills, args.quick)
         feed(campaign, args.fuzz)
-        if campaign.values["soak_minutes"] < args.soak_minutes and not campaign.over:
-            campaign.values |= soak(yard, args.soak_minutes)
+        if campaign.values["soak_minutes"] < args.soak_minutes and not campaign.over(1.0):
+            left = (campaign.begun + campaign.seconds - time.monotonic()) / 60
+            campaign.values |= soak(yard, min(args.soak_minutes, left))
             campaign.save()
 
 
