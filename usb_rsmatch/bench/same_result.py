@@ -97,8 +97,8 @@ def table(summary: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{summary['num_labels']} labels, a pool of {summary['pool']}, {summary['iterations']} steps; mean and "
-        f"deviation over seeds, differences paired by seed; {summary['date']}, {summary['threads']} thread(s) a run, {versions}; "
-        f"`{summary['command']}`.",
+        f"deviation over seeds, differences paired by seed; {summary['date']}, {summary['threads']} thread(s) a run, "
+        f"{versions}; `{summary['command']}`.",
     ]
     return "\n".join(lines)
 
