@@ -72,6 +72,7 @@ RSMATCH = Method(
         "rs_loader": "pil",
         "rs_fast": False,
         "rs_compile": False,
+        "rs_on_nan": "stop",
     },
 )
 # CIFAR-10 settings of the authors' repositories: VisionLearningGroup/OP_Match, nukezil/IOMatch, komejisatori/SCOMatch,

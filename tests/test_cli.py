@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from usb_rsmatch.cli import main
 from usb_rsmatch.usb import checkpoint
@@ -43,7 +45,7 @@ def config(tiny: dict[str, Any], tmp_path: Path) -> Path:
 # help and mistakes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["synthesize", "--help"]])
 def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import sys
@@ -233,6 +235,27 @@ def test_pool_tells_and_writes_what_a_configuration_holds(config: Path, capsys: 
     written = out_file.read_bytes()
     code, _, err = told(capsys, "pool", "--c", str(config), "--out", str(out_file))
     assert code == 2 and "nothing is overwritten" in err and out_file.read_bytes() == written
+
+
+def test_pool_packs_image_files_into_the_cache_and_gives_the_same_pool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USB_RSMATCH_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / ("test" if number % 3 == 0 else "train") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    keys = {"dataset": "folder", "data_dir": str(tmp_path), "num_labels": 4}
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(keys))
+    told_of = [
+        told(capsys, "pool", "--c", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / f"{name}.json"), *flags)
+        for name, flags in (("plain", ()), ("packed", ("--pack",)), ("again", ()))
+    ]
+    assert [code for code, _, _ in told_of] == [0, 0, 0]
+    manifests = [(tmp_path / f"{name}.json").read_bytes() for name in ("plain", "packed", "again")]
+    assert len(set(manifests)) == 1
+    assert len([path for path in (tmp_path / "cache" / "packs").glob("*x3.npy")]) == 2  # train and test
 
 
 def test_compare_goes_on_where_it_stopped_and_reports(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,8 @@ def convert(key: Key, value: Any, where: str) -> Any:
         return value
     if isinstance(value, (dict, list)):
         raise refuse("one word")
+    if "\0" in str(value):
+        raise refuse("text without a null character")
     return str(value)
 
 

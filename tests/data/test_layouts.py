@@ -191,6 +191,23 @@ def test_metadata_jsonl_with_class_numbers(tmp_path: Path) -> None:
     assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [2, 0, -1]
 
 
+def test_metadata_tells_the_generators(tmp_path: Path) -> None:
+    for i in range(3):
+        paint(tmp_path / f"{i}.png", i)
+    told = ("sd14", "glide", None)
+    lines = [{"file_name": f"{i}.png", "label": "cat", "generator": name} for i, name in enumerate(told)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = open_source(f"folder:{tmp_path}", request())
+    names = [source.generators[number] for number in source.generator]
+    assert names == ["sd14", "glide", request().generator]
+
+
+def test_packed_images_are_no_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "images-00000.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="npz:"):
+        open_source(f"folder:{tmp_path}", request())
+
+
 def test_metadata_without_classes_leaves_the_folders(tmp_path: Path) -> None:
     paint(tmp_path / "dog" / "0.png", 0)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "dog/0.png", "text": "a dog"}\n')

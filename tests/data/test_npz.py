@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,19 @@ def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
         open_source(f"npz:{tmp_path / 'a.npy'}", request())
     with pytest.raises(UserError, match="no such file"):
         open_source("npz:gone.npz", request())
+
+
+def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) -> None:
+    """As `usb-rsmatch synthesize --format npz` writes it, whose own test reads a whole one."""
+    images = np.arange(5 * 64, dtype=np.int64).reshape(5, 8, 8, 1).astype(np.uint8)
+    np.savez(tmp_path / "images-00000.npz", images=images[:3], labels=np.array([0, 1, 0]))
+    np.savez(tmp_path / "images-00001.npz", images=images[3:], labels=np.array([1, 1]))
+    with pytest.raises(UserError, match=r"synthesis\.json"):
+        open_source(f"npz:{tmp_path}", request())
+    run = {"generator": "sd14", "label_names": [request().classes.classes[1], "a class that nobody knows"]}
+    (tmp_path / "synthesis.json").write_text(json.dumps(run))
+    source = open_source(f"npz:{tmp_path}", request())
+    assert source.generators == ("sd14",) and sorted(source.labels.tolist()) == [-1, -1, -1, 1, 1]
+    (tmp_path / "synthesis.json").write_text(json.dumps({**run, "label_names": ["cat"]}))
+    with pytest.raises(UserError, match="do not belong"):
+        open_source(f"npz:{tmp_path}", request())

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from usb_rsmatch.data import real
 from usb_rsmatch.data.idx import read_idx
+from usb_rsmatch.data.pool import HybridPool
 from usb_rsmatch.data.real import RealData, open_real
 from usb_rsmatch.data.sources import Source
 from usb_rsmatch.errors import UserError
@@ -309,3 +310,27 @@ def test_unknown_names_and_users_own() -> None:
     assert len(open_real("mine-test", ".").test) == 359
     with pytest.raises(ValueError, match="taken by"):
         real.register_dataset("mine-test", real.open_folder)
+
+
+def test_semi_inat_sets_label_all_their_training_images(tmp_path: Path) -> None:
+    root = tmp_path / "semi_fgvc" / "semi_aves"
+    for part, lines in {
+        "l_train_val": [("a 1.png", 0), ("b.png", 1), ("c.png", 1), ("d.png", 2)],
+        "test": [("e.png", 0), ("f.png", 2)],
+        "u_train_in": [("g.png", 0), ("h.png", 1)],
+        "u_train_out": [("i.png", 7)],
+    }.items():
+        for number, (name, _) in enumerate(lines):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 16), (40 * number, len(part), 0)).save(root / part / name)
+        (root / f"{part}.txt").write_text("".join(f"{part}/{name} {label}\n" for name, label in lines))
+    keys = {"data_dir": str(tmp_path), "img_size": 16, "num_labels": 3959}
+    pool = HybridPool.from_config({"dataset": "semi_aves", **keys})
+    assert len(pool.classes) == 3 and sorted(pool.labeled.labels.tolist()) == [0, 1, 1, 2]
+    assert len(pool) == 6 and sorted(pool.unlabeled.labels.tolist()) == [-1, -1, 0, 1, 1, 2] and len(pool.test) == 2
+    assert len(HybridPool.from_config({"dataset": "semi_aves_out", **keys, "data_dir": str(root.parent.parent)})) == 5
+    (root / "test.txt").write_text("no number\n")
+    with pytest.raises(UserError, match=r"test\.txt: must hold a file and a class number"):
+        HybridPool.from_config({"dataset": "semi_aves", **keys})
+    with pytest.raises(UserError, match=r"semi_inat: no l_train_val\.txt in"):
+        HybridPool.from_config({"dataset": "semi_inat", **keys})

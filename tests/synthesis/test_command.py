@@ -135,7 +135,7 @@ def test_an_image_that_got_lost_is_made_again(whole: Path, tmp_path: Path, cache
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
-    many = ["--count", "900", "--steps", "8", "--batch-size", "30"]
+    many = ["--count", "900", "--steps", "3", "--batch-size", "30"]
     line = [sys.executable, "-m", "usb_rsmatch", *words(tmp_path / "stopped", cache, *many)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -198,6 +198,17 @@ def test_the_report_judges_the_images_by_the_real_ones(
     assert "no Inception FID" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_every_command_that_is_shown_has_flags_that_there_are() -> None:
+    from usb_rsmatch.cli import _parser
+    from usb_rsmatch.synthesis.arguments import EPILOG
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    shown = [line.split() for line in (EPILOG + page).splitlines() if line.strip().startswith("usb-rsmatch synthesize")]
+    assert len(shown) >= 7
+    for line in shown:
+        assert _parser().parse_args(line[1:]).command == "synthesize"
+
+
 # mistakes -------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +239,7 @@ def refused(capsys: Capture, line: list[str]) -> str:
         (["--dtype", "float16"], "float32 or bfloat16"),
         (["--dataset", "digit"], "digit"),
         (["--ema", "2"], "ema"),
-        (["--device", "cuda"], "torch sees no CUDA device"),
+        (["--device", "cuda"], "no CUDA device"),
         (["--engine", "glide"], "--engine"),
         (["--stepps", "3"], "--stepps"),
     ],

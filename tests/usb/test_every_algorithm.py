@@ -68,6 +68,19 @@ def test_trains_stops_and_goes_on(
     assert_stopping_changes_nothing({**short, "algorithm": algorithm, "rs_loader": loader}, STOP, monkeypatch)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
+@pytest.mark.parametrize("loader", ["pil", "batched"])
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS.keys()) - TEXT))
+def test_goes_on_from_any_step(
+    algorithm: str, loader: str, fast: bool, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**short, "algorithm": algorithm, "rs_loader": loader, "rs_fast": fast}
+    for stop in range(1, STEPS):
+        root = f"{short['save_dir']}/{stop}"
+        assert_stopping_changes_nothing({**config, "save_dir": root}, stop, monkeypatch)
+
+
 @pytest.mark.parametrize("algorithm", sorted(set(IMB_ALGORITHMS.keys()) - set(NOT_ON_A_POOL)))
 def test_imbalanced_algorithm_trains_stops_and_goes_on(
     algorithm: str, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch

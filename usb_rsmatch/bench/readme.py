@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "quickstart.json"
 SPEED = ROOT / "results" / "speed.json"
 SAME_RESULT = ROOT / "results" / "same_result.json"
+FAULTS = ROOT / "results" / "faults.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
 
@@ -172,6 +173,37 @@ def speed_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def faults_table(results: dict[str, Any]) -> str:
+    """The README's table of what is broken on purpose: promise, how it is tested, what was last measured."""
+    done = results["mishaps"]
+    passed = sum(outcome == "passed" for outcome in done.values())
+    fuzzed = ", ".join(f"{count:,} {name}" for name, count in results["fuzzed"].items())
+    slope = results["memory_slope_mib_per_hour"]
+    soaked = "not yet" if slope is None else f"{results['soak_minutes']:g} minutes: {slope:+.1f} MiB an hour"
+    lines = [row("promise", "how it is tested", "last measured"), "|---|---|---|"]
+    lines += [
+        row(
+            "a killed run loses nothing but the steps since its checkpoint",
+            "kill -9 at random moments and while a checkpoint is written, then the same weights bit for bit",
+            f"{results['kills']} kills: {results['lost']} lost, {results['silent_wrong']} silently wrong",
+        ),
+        row(
+            "so does one that is starved or stopped",
+            "disk full at each write, read-only folder, lost data, dead workers, damaged checkpoints, signals, NaN, "
+            "two runs in one folder",
+            f"{passed} of {len(done)} mishaps passed",
+        ),
+        row(
+            "hostile files are refused in one line",
+            "fuzzed readers of configurations, checkpoints, metadata and pools",
+            f"{results['fuzz_cases']:,} cases ({fuzzed}): {results['tracebacks']} tracebacks, "
+            f"{results['hangs']} hangs, {results['writes_outside']} writes outside",
+        ),
+        row("memory does not grow", "a long run, sampled each second", soaked),
+    ]
+    return "\n".join([*lines, "", f"{results['date'][:10]}, `{results['command']}`."])
+
+
 def fill(text: str, marker: str, body: str) -> str:
     """`text` with what stands between `<!-- marker -->` and `<!-- end -->` replaced by `body`."""
     start = text.index(f"<!-- {marker} -->") + len(f"<!-- {marker} -->")
@@ -189,6 +221,8 @@ def wanted() -> dict[Path, str]:
         from usb_rsmatch.bench.same_result import table
 
         readme = fill(readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8"))))
+    if FAULTS.exists():
+        readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
     return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 

@@ -35,7 +35,7 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
         return None
     try:
         rows = readers[path](path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None
     column = next((name for name in LABEL_COLUMNS if any(name in row for row in rows)), None)
     if column is None:

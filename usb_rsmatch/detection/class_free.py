@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usb_rsmatch.data.augment import ViewSpec, normalise, weak
-from usb_rsmatch.data.keyed import derive, generator, uniforms
+from usb_rsmatch.data.keyed import AUDIT_FAKE_DRAW, AUDITED_VIEW, TRUSTED_VIEW, derive, generator, uniforms
 from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
 from usb_rsmatch.detection.metrics import auroc
 from usb_rsmatch.detection.prior import best_bin_estimate
@@ -35,7 +35,7 @@ MINED = (0.05, 0.3)  # bounds of the share of the pool that is mined
 RANKED = 4096  # images of the pool that are ranked at a check
 COMPONENTS_FROM = 512
 WIDTH, LEARNING_RATE, WEIGHT_DECAY = 8, 3e-3, 1e-2
-SHIFT, REAL_VIEW, POOL_VIEW, FAKE_DRAW = 1, 32, 33, 34  # pixels of a weak view; numbers of draws
+SHIFT = 1  # pixels of a weak view
 
 Tell = Callable[[int], None]
 
@@ -132,12 +132,12 @@ def _train(real: Tensor, pool: Tensor, look: Look, seed: int, device: str, tell:
                 mined = _mine(detector, held_real, held_pool, pool, look, derive(seed, "ranked", step))
         positions = torch.arange(step * BATCH, (step + 1) * BATCH)
         detector.train()
-        x_real = look(weak(_draw(real, seed, step, "real"), seed, positions, REAL_VIEW, spec).to(device))
+        x_real = look(weak(_draw(real, seed, step, "real"), seed, positions, TRUSTED_VIEW, spec).to(device))
         if step < COLD:
-            shown = look(weak(_draw(real, seed, step, "fake"), seed, positions, POOL_VIEW, spec).to(device))
-            x_synthetic = components.rebuild(shown, uniforms(seed, positions, FAKE_DRAW, 1)[:, 0])
+            shown = look(weak(_draw(real, seed, step, "fake"), seed, positions, AUDITED_VIEW, spec).to(device))
+            x_synthetic = components.rebuild(shown, uniforms(seed, positions, AUDIT_FAKE_DRAW, 1)[:, 0])
         else:
-            x_synthetic = look(weak(_draw(mined, seed, step, "pool"), seed, positions, POOL_VIEW, spec).to(device))
+            x_synthetic = look(weak(_draw(mined, seed, step, "pool"), seed, positions, AUDITED_VIEW, spec).to(device))
         out = detector(torch.cat([x_real, x_synthetic])).float()
         loss = F.softplus(out[: len(x_real)]).mean() + F.softplus(-out[len(x_real) :]).mean()
         optimiser.zero_grad()

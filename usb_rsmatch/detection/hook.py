@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from semilearn.core.hooks import Hook
 from torch import Tensor
 
-from usb_rsmatch.data.keyed import generator, uniforms
+from usb_rsmatch.data.keyed import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
 from usb_rsmatch.detection.detector import reads_features
 from usb_rsmatch.detection.external import read_scores
 from usb_rsmatch.detection.measure import measured_indices, publish_report, score_images
@@ -24,7 +24,6 @@ from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.usb.processes import gather, own, size
 
-QUEUE_VIEW, QUEUE_DRAW, FAKE_DRAW = 16, 17, 18  # numbers of draws, clear of those that the loaders use
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
 COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (ours)
 MOMENTUM = 0.7  # of a pool image's running score, over its visits (ours)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from semilearn.core.hooks import ParamUpdateHook
 from torch import Tensor
 
 from usb_rsmatch.data.loader import HybridDataset, build_loaders, share_of
@@ -133,9 +134,10 @@ class RunMixin:
     def set_hooks(self) -> None:
         """USB's hooks, with those replaced that need a GPU or would save too early."""
         super().set_hooks()  # type: ignore[misc]
-        replace_hook(self, UpdateHook(getattr(self.args, "rs_on_nan", "stop")), "ParamUpdateHook", "HIGHEST")
         replace_hook(self, ResumeHook(), "ResumeHook", "LOWEST")
-        replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is put back
+        if type(self.hooks_dict["ParamUpdateHook"]) is ParamUpdateHook:  # CoSSL's does more than update
+            replace_hook(self, UpdateHook(getattr(self.args, "rs_on_nan", "stop")), "ParamUpdateHook", "HIGHEST")
+            replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is put back
         replace_hook(self, TimerHook(), "TimerHook", "LOW")
         replace_hook(self, EvaluationHook(), "EvaluationHook", "HIGH")
         replace_hook(self, CheckpointHook(), "CheckpointHook", "LOWEST")

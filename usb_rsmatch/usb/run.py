@@ -155,9 +155,16 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
         keep_manifest(folder / "manifest.json", args.pool.manifest())
-    log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    log = RunLog(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
+
+
+class RunLog(logging.FileHandler):
+    """The log of a run; a disk that takes no line of it stops the run, as one that takes no checkpoint does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
 
 
 def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
@@ -170,7 +177,7 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
     for name in sorted(before.keys() | manifest["parts"].keys()):
         if before.get(name) != manifest["parts"].get(name):
@@ -193,7 +200,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args, pool)
+    complete(args, *([] if pool is None else [pool]))
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -296,7 +303,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished run; UserError for a file that is cut off."""
     try:
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise UserError(f"{folder / 'result.json'} is cut off or not JSON: move it away and run again") from None
 
 

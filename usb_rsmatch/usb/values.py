@@ -14,12 +14,31 @@ import yaml
 from usb_rsmatch.errors import UserError
 
 MOST_VALUES = 100_000  # a configuration's; aliases of aliases would unfold to billions
+LONGEST = 2_000_000  # bytes of a configuration file
 DEEPEST = 50  # lists in lists; an alias to what holds it would never end
+
+
+class _Shallow(yaml.SafeLoader):
+    """PyYAML's safe loader, whose time grows with the square of the depth, up to a depth that nobody writes."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        self._refuse_if(self.flow_level)
+        super().fetch_flow_collection_start(token)
+
+    def add_indent(self, column: int) -> bool:
+        self._refuse_if(len(self.indents))
+        return super().add_indent(column)
+
+    def _refuse_if(self, depth: int) -> None:
+        if depth > DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"lists or mappings more than {DEEPEST} deep", self.get_mark())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration file as a mapping; UserError for what is no YAML mapping of plain values."""
     try:
+        if path.stat().st_size > LONGEST:
+            raise UserError(f"{path} has more than {LONGEST:,} bytes: it is no configuration")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -34,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse(text: str, where: str) -> Any:
     """The plain value of a YAML text; UserError that names `where` and the line."""
     try:
-        return plain(yaml.safe_load(text), where)
+        return plain(yaml.load(text, _Shallow), where)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
