@@ -57,7 +57,7 @@ def summarise(folder: str) -> dict[str, Any]:
     sides = by_side(folder)
     rows = []
     for algorithm, results in sides.items():
-        last = {side: {seed: 100 * r.last for seed, r in results[side].items()} for side in SIDES}
+        last = {side: {seed: 100 * result.last for seed, result in results[side].items()} for side in SIDES}
         difference = paired_difference(last["fast"], last["exact"])
         assert difference is not None and difference.low is not None  # `by_side` saw to it
         row: dict[str, Any] = {"algorithm": algorithm, "seeds": sorted(last["fast"])}
@@ -66,8 +66,8 @@ def summarise(folder: str) -> dict[str, Any]:
             row[side] = {"mean": mean.mean, "std": mean.std, "by_seed": [last[side][seed] for seed in row["seeds"]]}
         row["difference"] = {"mean": difference.mean, "low": difference.low, "high": difference.high, "level": 0.95}
         rows.append(row)
-    results = [r for both in sides.values() for seeds in both.values() for r in seeds.values()]
-    first = results[0]
+    everything = [result for both in sides.values() for seeds in both.values() for result in seeds.values()]
+    first = everything[0]
     return {
         "command": f"usb-rsmatch compare --c {GRID}",
         "pool": first.describe_pool(),
@@ -76,8 +76,8 @@ def summarise(folder: str) -> dict[str, Any]:
         "versions": first.versions,
         "threads": int(first.threads) if first.threads.isdigit() else first.threads,
         "device": first.device,
-        "date": max(result.finished for result in results)[:10],
-        "seconds": round(sum(result.train_seconds for result in results), 1),
+        "date": max(result.finished for result in everything)[:10],
+        "seconds": round(sum(result.train_seconds for result in everything), 1),
         "rows": rows,
     }
 

@@ -9,13 +9,17 @@ Each switch of `Switches`, where it acts, and how far its results lie from the e
 - `fused`, where torch has the optimiser fused for the device: 1e-6, relative. SGD on a CPU is equal bit for bit, but
   for the last numbers of a tensor that fill no vector register.
 - `foreach_ema`, everywhere: another rounding of the same averages, 1e-6, relative; the buffers are equal.
-- `counts`, for FlexMatch: equal bit for bit.
+- `counts`, for FlexMatch and what stands on it: equal bit for bit.
 - `lazy_logs`, on GPUs: logged values are equal; SoftMatch, which computes with `.item()`, 1e-6, relative.
 
 On a CPU a stopped and resumed run ends in the weights of the uninterrupted one bit for bit, as without `rs_fast`.
 Nothing is left to do for gradients, which torch sets to None by default, and for views that a baseline does not use,
-which `rs_loader: batched` does not make. Batches are not prefetched in a thread: on a CPU it takes the cores that the
-network needs and gained nothing measurable, and on a GPU the views are launched without waiting for it.
+which `rs_loader: batched` does not make. `rs_compile` compiles the network, not RSMatch's detector beside it.
+
+Data: `rs_loader: pil` keeps its worker processes from epoch to epoch and pins their batches for a GPU. `batched` has no
+prefetching thread: on a CPU it would take the cores that the network needs and gained nothing measurable; on a GPU the
+pool lies there, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a
+step of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch waits, too.
 """
 
 from __future__ import annotations
