@@ -104,3 +104,14 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
         pool(**keys)
     p = pool(**keys, on_error="skip")
     assert len(p) == 299 and list(p.manifest()["sources"][0]["skipped"]) == [str(bad)]
+
+
+def test_a_pool_larger_than_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 2.16 TiB")
+
+    monkeypatch.setattr("usb_rsmatch.data.pool.read_real", too_large)
+    with pytest.raises(UserError, match=r"does not fit into memory \(Unable to allocate 2.16 TiB\); lower img_size"):
+        HybridPool.from_config({"dataset": "digits", "num_labels": 20})
+    with pytest.raises(UserError, match="img_size takes a number of at least 8 and at most 4096"):
+        HybridPool.from_config({"dataset": "digits", "num_labels": 20, "img_size": 1540985})

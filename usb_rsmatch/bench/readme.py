@@ -2,7 +2,7 @@
 
 python -m usb_rsmatch.bench.readme            # write what differs
 python -m usb_rsmatch.bench.readme --check    # write nothing; exit code 1 where something would change
-python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart --out results/quickstart.json
+python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart --out results/quickstart.json  # or fashionmnist
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from usb_rsmatch.usb.config import DEAD, KEYS, Key
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "quickstart.json"
 SPEED = ROOT / "results" / "speed.json"
+SAME_RESULT = ROOT / "results" / "same_result.json"
 FAULTS = ROOT / "results" / "faults.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
@@ -124,6 +125,7 @@ def summarise(folder: str) -> dict[str, Any]:
     from usb_rsmatch.bench.statistics import estimate
 
     records = collect(folder, False)
+    name = records.name  # of the grid, as shipped: quickstart/grid, fashionmnist/grid
     arms: dict[str, list[Any]] = {}
     for record in records.records:
         arms.setdefault(record.arm, []).append(record.result)
@@ -140,13 +142,13 @@ def summarise(folder: str) -> dict[str, Any]:
             }
         )
     everything = [result for results in arms.values() for result in results]
-    for name in ("versions", "threads"):
-        if any(getattr(result, name) != getattr(everything[0], name) for result in everything):
-            raise UserError(f"{folder} holds runs of different {name}: remove them and compare again")
+    for field in ("versions", "threads"):
+        if any(getattr(result, field) != getattr(everything[0], field) for result in everything):
+            raise UserError(f"{folder} holds runs of different {field}: remove them and compare again")
     threads = everything[0].threads
     return {
-        "command": "usb-rsmatch compare --c quickstart/grid",
-        "summarised_by": "python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart",
+        "command": f"usb-rsmatch compare --c {name}/grid",
+        "summarised_by": f"python -m usb_rsmatch.bench.readme --quickstart saved_models/{name}",
         "versions": everything[0].versions,
         "threads": int(threads) if threads.isdigit() else threads,
         "date": max(result.finished for result in everything)[:10],
@@ -216,6 +218,10 @@ def wanted() -> dict[Path, str]:
         readme = fill(readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
     if SPEED.exists():
         readme = fill(readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
+    if SAME_RESULT.exists():
+        from usb_rsmatch.bench.same_result import table
+
+        readme = fill(readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8"))))
     if FAULTS.exists():
         readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())

@@ -134,9 +134,16 @@ def build_pool(args: Any, pack: bool = False) -> HybridPool:
     With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
 
     Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
-    match, and a synthetic image that is also in the test set.
+    match, a synthetic image that is also in the test set, and images that memory does not hold.
     """
     config = PoolConfig.read(args)
+    try:
+        return _build(config, pack)
+    except MemoryError as error:
+        raise UserError(f"the pool does not fit into memory ({error}); lower img_size or the counts") from None
+
+
+def _build(config: PoolConfig, pack: bool) -> HybridPool:
     real = read_real(config, pack)
     drawn = draw_synthetic(config, real, pack)
     refuse_in_test(drawn.images, real.test)

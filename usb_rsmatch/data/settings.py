@@ -40,7 +40,7 @@ class PoolConfig:
         "int", None, "real unlabelled images (of the largest class where imbalanced)", optional=True, low=0
     )
     img_size: int | None = _key(
-        "int", None, "side of the images in pixels; default: the data set's own", optional=True, low=8
+        "int", None, "side of the images in pixels; default: the data set's own", optional=True, low=8, high=4096
     )
     seed: int = _key("int", 0, "seed of everything random", low=0, high=2**32 - 1)
     synthetic: Sequence[Mapping[str, Any]] = _key(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +25,7 @@ from .packed import IMAGES_A_FILE, PackedOutput
 from .plan import Item, Plan
 from .progress import Bar
 from .real_part import part_images
+from .stop import Stop
 
 FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
 FLOW_SIZES = (8, 64)  # px
@@ -97,9 +95,9 @@ def run(args: argparse.Namespace) -> str:
     for note in output.notes:
         print(f"note: {note}", file=sys.stderr)
     try:
-        with _stoppable():
-            made = fill(output, engine, groups)
-            return _close(args, output, real, made)
+        with Stop() as stop:
+            made = fill(output, engine, groups, stop)
+            return _close(args, output, real, made, stop)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped with {_progress(output)}; the same command goes on") from None
     except OSError as error:
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace) -> str:
         raise UserError(f"{output.folder}: {why}; make room there, then the same command goes on") from error
 
 
-def fill(output: Output, engine: Engine, groups: Sequence[int]) -> int:
+def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> int:
     """Make the batches of some groups that are not done yet; gives the number of images made.
 
     Raises UserError where memory does not suffice, saying which batch size does.
@@ -124,9 +122,11 @@ def fill(output: Output, engine: Engine, groups: Sequence[int]) -> int:
             for batch in batches:
                 items = plan.items(batch)
                 made = _make(engine, items)
-                output.save(batch, items, made, engine.texts())
+                with stop.held():
+                    output.save(batch, items, made, engine.texts())
                 bar.advance(len(items))
-            output.close_group(group)
+            with stop.held():
+                output.close_group(group)
     finally:
         bar.close()
     return left
@@ -160,17 +160,19 @@ def _fits(engine: Engine, items: Sequence[Item]) -> bool:
     return True
 
 
-def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int) -> str:
+def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int, stop: Stop) -> str:
     """Finish the folder where everything is there, and say so."""
     output.refresh()
     if not output.complete():
         return f"shard {args.shard}: {made} images made, {_progress(output)} are in {output.folder}"
     if made or not (output.folder / "metadata.jsonl").is_file():
-        output.finish()
+        with stop.held():
+            output.finish()
     if args.report and real is not None:
         report(output, real, args.seed, args.device)
     quality = read_quality(output.folder)
-    write_card(output, quality, "npz" if args.format == "npz" else "folder")
+    with stop.held():
+        write_card(output, quality, "npz" if args.format == "npz" else "folder")
     kept = len(output.kept())
     flagged = f", {output.plan.count - kept} left out by the safety checker" if kept < output.plan.count else ""
     figures = f"\n{_figures(quality)}" if quality and args.report else ""
@@ -279,20 +281,3 @@ def _progress(output: Output) -> str:
 def _versions(engine: str) -> dict[str, str]:
     packages = ("torch", "numpy", "pillow", *(("diffusers", "transformers") if engine == "diffusers" else ()))
     return {"usb_rsmatch": __version__, **{name: metadata.version(name) for name in packages}}
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does, so that temporary files are tidied up."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

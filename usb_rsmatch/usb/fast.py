@@ -9,13 +9,17 @@ Each switch of `Switches`, where it acts, and how far its results lie from the e
 - `fused`, where torch has the optimiser fused for the device: 1e-6, relative. SGD on a CPU is equal bit for bit, but
   for the last numbers of a tensor that fill no vector register.
 - `foreach_ema`, everywhere: another rounding of the same averages, 1e-6, relative; the buffers are equal.
-- `counts`, for FlexMatch: equal bit for bit.
+- `counts`, for FlexMatch and what stands on it: equal bit for bit.
 - `lazy_logs`, on GPUs: logged values are equal; SoftMatch, which computes with `.item()`, 1e-6, relative.
 
 On a CPU a stopped and resumed run ends in the weights of the uninterrupted one bit for bit, as without `rs_fast`.
 Nothing is left to do for gradients, which torch sets to None by default, and for views that a baseline does not use,
-which `rs_loader: batched` does not make. Batches are not prefetched in a thread: on a CPU it takes the cores that the
-network needs and gained nothing measurable, and on a GPU the views are launched without waiting for it.
+which `rs_loader: batched` does not make. `rs_compile` compiles the network, not RSMatch's detector beside it.
+
+Data: `rs_loader: pil` keeps its worker processes from epoch to epoch and pins their batches for a GPU. `batched` has no
+prefetching thread: on a CPU it would take the cores that the network needs and gained nothing measurable; on a GPU the
+pool lies there, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a
+step of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch waits, too.
 """
 
 from __future__ import annotations
@@ -170,7 +174,7 @@ class CountingFlexMatchHook(FlexMatchThresholdingHook):
         device, last = logits_x_ulb.device, len(self.selected_label)
         self.selected_label, self.classwise_acc = self.selected_label.to(device), self.classwise_acc.to(device)
         logits = logits_x_ulb.detach()
-        confidence, label = (self.compute_prob(logits) if softmax_x_ulb else logits).max(-1)
+        confidence, label = (logits.softmax(-1) if softmax_x_ulb else logits).max(-1)
         learnt = self.classwise_acc[label]
         mask = confidence.ge(algorithm.p_cutoff * (learnt / (2.0 - learnt))).to(confidence.dtype)
         place = torch.where(confidence.ge(algorithm.p_cutoff), idx_ulb, last)

@@ -50,4 +50,5 @@ class Stop:
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python did not set, and cannot set again
+                signal.signal(number, handler)
