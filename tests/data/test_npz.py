@@ -79,9 +79,12 @@ def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     middle = bytearray(whole)
     middle[len(whole) // 2] ^= 0xFF
+    odd = bytearray(whole)
+    odd[whole.index(b"PK\x01\x02") + 10] = 97  # a compression method that Python has not
     for content, message in (
         (whole[: len(whole) // 2], "not an npz file"),
         (bytes(middle), "cannot be read"),
+        (bytes(odd), "cannot be read"),
         (b"", "not an npz file"),
         (b"text", "not an npz file"),
     ):

@@ -241,3 +241,10 @@ def test_a_detector_is_measured_after_the_average_of_its_step(name: str, tiny: d
     measured = "SyntheticDetectionHook" if name == "rsmatch" else "OutlierHook"
     places = [hooks.index(hook) for hook in ("ParamUpdateHook", "EMAHook", measured, "CheckpointHook")]
     assert places == sorted(places)
+
+
+def test_crmatch_takes_feature_maps_that_are_channels_last(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**short, "algorithm": "crmatch", "rs_loader": "batched", "rs_fast": True}
+    assert_stopping_changes_nothing(config, STOP, monkeypatch)

@@ -90,7 +90,7 @@ def load_arrays(
             images = _images(path, file, archive, image_keys)
             labels = _entry(archive, label_keys)
             keys = ", ".join(archive.files)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error).lower():
             reason = "holds pickled objects, which are refused; save plain uint8 arrays"
         else:

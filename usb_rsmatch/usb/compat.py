@@ -167,6 +167,22 @@ def mend_sequencematch() -> bool:
     return True
 
 
+def mend_crmatch_view() -> bool:
+    """`crmatch/crmatch.py:94` takes a view of its feature maps, which do not lie so in memory where they are
+    channels last (`rs_fast`).
+
+    Applies where it does: a copy is made where one is needed.
+    """
+    from semilearn.algorithms.crmatch import crmatch
+
+    algorithm = _algorithm("crmatch")
+    wrong = {"feat_maps.view(": "feat_maps.reshape("}
+    if algorithm is None or not _rewrite(crmatch.CRMatch_Net, "forward", wrong):
+        return False
+    algorithm.mended = True
+    return True
+
+
 def mend_crmatch_map() -> bool:
     """`crmatch/crmatch.py:82-88` takes 8 x 8 feature maps for granted: only 32 px images fit (or 96 of STL-10).
 
@@ -251,6 +267,7 @@ AFTER_IMPORT: tuple[Callable[[], bool], ...] = (
     mend_gather,
     mend_meanteacher,
     mend_sequencematch,
+    mend_crmatch_view,
     mend_crmatch_map,
 )
 
