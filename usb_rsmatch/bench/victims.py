@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -34,6 +35,8 @@ class Victim:
         code = 70
         try:
             os.setsid()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive who waits for it
             for number in (signal.SIGINT, signal.SIGTERM):  # a handler of the parent's is none of the command's
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
