@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from usb_rsmatch.errors import UserError
@@ -17,7 +17,7 @@ class Key:
     """
 
     name: str
-    kind: str  # int | float | bool | str | list | mapping, or words joined by "|" for a choice
+    kind: str  # int | float | bool | str | list | mapping, words joined by "|" for a choice, or "float or WORD"
     default: Any
     help: str
     origin: str = "usb"
@@ -36,6 +36,12 @@ def convert(key: Key, value: Any, where: str) -> Any:
         if key.optional:
             return None
         raise refuse(f"a value ({key.kind})")
+    if " or " in key.kind:
+        plain_kind, _, word = key.kind.partition(" or ")
+        try:
+            return value if value == word else convert(replace(key, kind=plain_kind), value, where)
+        except UserError as error:
+            raise UserError(str(error).replace(", not ", f" or {word}, not ")) from None
     if "|" in key.kind:
         if value not in key.kind.split("|"):
             raise refuse(" or ".join(key.kind.split("|")))

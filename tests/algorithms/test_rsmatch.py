@@ -145,8 +145,8 @@ def test_no_identification_before_the_warm_up_is_over(tiny: dict[str, Any]) -> N
     assert float(log_dict["train/synthetic_share"]) == 1.0
 
 
-@pytest.mark.parametrize("source", ["residual", "npr", "feature"])
-@pytest.mark.parametrize("kind", ["csqueue", "pu"])
+@pytest.mark.parametrize("source", ["residual", "npr", "feature", "feature_gradient"])
+@pytest.mark.parametrize("kind", ["csqueue", "pu", "supervised"])
 def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_detector=kind, rs_detector_input=source, rs_synthetic_to="main")
     one_step(alg)  # fills the queue
@@ -155,6 +155,62 @@ def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, t
     gradients = torch.autograd.grad(out_dict["loss"], detector, retain_graph=True)
     assert any(g.abs().sum() > 0 for g in gradients)
     assert float(log_dict["train/det_loss"]) > 0
+
+
+@pytest.mark.parametrize(("source", "reaches"), [("feature", False), ("feature_gradient", True)])
+def test_feature_detectors_shape_the_backbone_or_not(source: str, reaches: bool, tiny: dict[str, Any]) -> None:
+    """And what is mined leaves the statistics that the classifier keeps for test as they are."""
+    alg = algorithm(tiny, algorithm="rsmatch", rs_detector_input=source, rs_warmup=1.0)
+    hook, detection = alg.hooks_dict["SyntheticDetectionHook"], {}
+
+    def keep(_: Any, **kwargs: Any) -> torch.Tensor:
+        before = {name: value.clone() for name, value in alg.model.backbone.named_buffers()}
+        detection["loss"] = loss_of(alg, **kwargs)
+        detection["same"] = all(torch.equal(before[name], value) for name, value in alg.model.backbone.named_buffers())
+        return detection["loss"]
+
+    loss_of, hook.detection_loss = hook.detection_loss, keep
+    hook._cold_steps = 0
+    one_step(alg)
+    one_step(alg)
+    weight = alg.model.backbone.conv1.weight
+    gradient = torch.autograd.grad(detection["loss"], weight, allow_unused=True)[0]
+    assert (gradient is not None and bool(gradient.abs().sum() > 0)) == reaches
+    assert detection["same"]
+
+
+def test_the_supervised_yardstick_learns_provenance(tiny: dict[str, Any]) -> None:
+    alg = algorithm(tiny, algorithm="rsmatch", rs_detector="supervised", rs_synthetic_to="main", **SHARED)
+    reference = algorithm(tiny, algorithm="rsmatch", rs_detector="supervised")
+    reference.model.load_state_dict(alg.model.state_dict())
+    _, log_dict, batch = one_step(alg)
+    reference.model.train()
+    reference.detector.eval()(batch["x_ulb_w"])
+    reference.detector.train()
+    logit, synthetic = reference.detector(batch["x_ulb_w"]), batch["is_synthetic"]
+    assert 0 < synthetic.sum() < len(synthetic)
+    both = F.softplus(-logit[synthetic]).mean() + F.softplus(logit[~synthetic]).mean()
+    torch.testing.assert_close(torch.as_tensor(log_dict["train/det_loss"]), both.detach())
+
+
+def test_an_adaptive_threshold_identifies_the_estimated_share(tiny: dict[str, Any]) -> None:
+    alg = algorithm(tiny, algorithm="rsmatch", rs_threshold="adaptive")
+    alg.train()
+    hook, share = alg.hooks_dict["SyntheticDetectionHook"], alg.detection_report["share"]
+    _, scores = alg._pool_scores
+    assert share["true"] == alg.args.pool.unlabeled.is_synthetic[~alg.args.pool.unlabeled.is_labeled].mean()
+    assert abs((scores > hook.threshold).mean() - (1 - hook.real_share)) <= 1 / len(scores)
+    other = algorithm(tiny, algorithm="rsmatch", rs_threshold="adaptive")
+    other.hooks_dict["SyntheticDetectionHook"].load_state_dict(hook.state_dict())
+    assert other.hooks_dict["SyntheticDetectionHook"].threshold == hook.threshold != 0.5
+
+
+def test_a_queue_that_all_images_have_left_adds_nothing(tiny: dict[str, Any]) -> None:
+    alg = algorithm(tiny, algorithm="rsmatch", rs_warmup=1.0)
+    hook = alg.hooks_dict["SyntheticDetectionHook"]
+    hook._cold_steps, hook._queue_serves = 0, True
+    views, counted = hook._sample(alg, 4)
+    assert len(hook.queue) == 0 and len(views) == len(counted) == 12 and not counted.any()
 
 
 @pytest.mark.parametrize("name", ["mixmatch", "meanteacher", "simmatch", "comatch", "crmatch", "openmatch", "rsmatch"])

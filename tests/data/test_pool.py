@@ -248,6 +248,16 @@ def test_reencoding_reaches_both_sides(sources: list[dict[str, Any]]) -> None:
         assert changed.mean() > 0.95
 
 
+def test_small_values_are_cleared_on_both_sides(sources: list[dict[str, Any]]) -> None:
+    plain, cleared = pool(synthetic=sources), pool(synthetic=sources, clear_below=40)
+    for name in ("labeled", "unlabeled", "test"):
+        before, after = getattr(plain, name).images, getattr(cleared, name).images
+        assert ((before > 0) & (before < 40)).any()
+        np.testing.assert_array_equal(after, before * (before >= 40))
+    parts = plain.manifest()["parts"], cleared.manifest()["parts"]
+    assert all(parts[0][name]["sha256"] != parts[1][name]["sha256"] for name in parts[0])
+
+
 # --- the manifest
 
 

@@ -39,20 +39,13 @@ class Model:
             self.queues[c if self.classwise else 0].append((index, score))
 
     def push_chosen(self, entries: list[tuple[tuple[int, int, float], bool]]) -> None:
-        self.push([entry for entry, chosen in entries if chosen])
-
-    def refresh(self, entries: list[tuple[int, float]]) -> None:
-        fresh = dict(entries)
+        last = {entry[0]: chosen for entry, chosen in entries}  # of an image that comes twice the last counts
         for queue in self.queues:
-            renewed = [(index, fresh.get(index, score)) for index, score in queue]
-            queue.clear()
-            queue.extend(renewed)
-
-    def evict(self, below: float) -> None:
-        for queue in self.queues:
-            kept = [entry for entry in queue if entry[1] >= below]
+            kept = [entry for entry in queue if last.get(entry[0], True)]
             queue.clear()
             queue.extend(kept)
+        final = {entry[0]: place for place, (entry, _) in enumerate(entries)}
+        self.push([entry for place, (entry, chosen) in enumerate(entries) if chosen and final[entry[0]] == place])
 
 
 index = st.integers(0, 15)
@@ -61,8 +54,6 @@ entry = st.tuples(index, st.integers(0, CLASSES - 1), score)
 operation = st.one_of(
     st.tuples(st.just("push"), st.lists(entry, max_size=12)),
     st.tuples(st.just("push_chosen"), st.lists(st.tuples(entry, st.booleans()), max_size=12)),
-    st.tuples(st.just("refresh"), st.lists(st.tuples(index, score), max_size=8)),
-    st.tuples(st.just("evict"), score),
     st.tuples(st.just("reload"), st.none()),
 )
 
@@ -74,11 +65,6 @@ def apply(queue: ClasswiseSyntheticQueue, name: str, argument: Any) -> Classwise
             entries, chosen = [entry for entry, _ in argument], torch.tensor([c for _, c in argument], dtype=torch.bool)
         indices, classes, scores = zip(*entries, strict=True) if entries else ((), (), ())
         queue.push(torch.tensor(indices).long(), torch.tensor(classes).long(), torch.tensor(scores), chosen)
-    elif name == "refresh":
-        indices, scores = zip(*argument, strict=True) if argument else ((), ())
-        queue.refresh(torch.tensor(indices).long(), torch.tensor(scores))
-    elif name == "evict":
-        queue.evict(argument)
     else:
         buffer = io.BytesIO()
         torch.save(queue.state_dict(), buffer)
@@ -138,22 +124,24 @@ def test_samples_are_uniform_within_a_class() -> None:
     assert chisquare(counts[:3]).pvalue > 1e-3 and chisquare(counts[3:]).pvalue > 1e-3
 
 
-def test_scores_carry_no_gradient_and_not_a_number_is_evicted() -> None:
+def test_scores_carry_no_gradient() -> None:
     queue = ClasswiseSyntheticQueue(2, 2)
-    scores = torch.tensor([0.5, float("nan")], requires_grad=True)
-    queue.push(torch.tensor([1, 2]), torch.tensor([0, 1]), scores)
-    queue.refresh(torch.tensor([1]), torch.tensor([0.9], requires_grad=True))
+    queue.push(torch.tensor([1, 2]), torch.tensor([0, 1]), torch.tensor([0.5, 0.9], requires_grad=True))
     assert not queue.scores.requires_grad
-    queue.evict(0.0)
-    assert queue.state_dict()["indices"].tolist() == [1]
+
+
+def test_an_image_that_is_not_chosen_again_leaves() -> None:
+    queue = ClasswiseSyntheticQueue(2, 2)
+    queue.push(torch.tensor([1, 2, 3]), torch.tensor([0, 1, 1]), torch.ones(3))
+    queue.push(torch.tensor([2, 5]), torch.tensor([0, 0]), torch.ones(2), torch.tensor([False, True]))
+    assert queue.indices.tolist() == [[1, 5], [-1, 3]]
 
 
 def test_a_saved_state_is_a_copy_and_must_fit() -> None:
     queue = ClasswiseSyntheticQueue(2, 2)
     queue.push(torch.tensor([1, 2]), torch.tensor([0, 1]), torch.tensor([0.5, 0.6]))
     state = queue.state_dict()
-    queue.refresh(torch.tensor([1]), torch.tensor([0.1]))
-    queue.push(torch.tensor([3]), torch.tensor([0]), torch.tensor([0.7]))
+    queue.push(torch.tensor([1, 3]), torch.tensor([0, 0]), torch.tensor([0.1, 0.7]))
     assert state["indices"].tolist() == [1, 2] and state["scores"][0] == 0.5
     with pytest.raises(UserError, match="length 2, this one 3"):
         ClasswiseSyntheticQueue(2, 3).load_state_dict(state)

@@ -93,7 +93,8 @@ def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> 
         ("seed", -1, "at least 0"),
         ("seed", 2**32, "at most"),
         ("reencode", 101, "at most 100"),
-        ("rs_threshold", "high", "a number"),
+        ("rs_threshold", "high", "a number or adaptive, not 'high'"),
+        ("rs_threshold", 1.5, "at most 1 or adaptive"),
         ("amp", "maybe", "true or false"),
         ("amp", 2, "true or false"),
         ("optim", "adam", "SGD or AdamW"),
@@ -107,7 +108,7 @@ def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> 
         ("layouts", ["a"], "a mapping"),
         ("layouts", {"mine": {1, 2}}, "holds a set"),
         ("plugins", "my_module", "a list"),
-        ("rs_detector", "oracles", "csqueue, pu, oracle, random, none or scores:FILE.csv"),
+        ("rs_detector", "oracles", "csqueue, pu, supervised, oracle, random, none or scores:FILE.csv"),
         ("data_dir", object(), "holds a object"),
     ],
 )

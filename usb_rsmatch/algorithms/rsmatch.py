@@ -27,7 +27,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-from usb_rsmatch.detection.detector import build_detector, reads_features
+from usb_rsmatch.detection.detector import TRAINED, build_detector, reads_features
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.config import KEYS
 
@@ -92,7 +92,7 @@ class RSMatch(HeadsOnBackbone):
     # network and hooks ------------------------------------------------------------------------------------------
 
     def wrap(self, backbone: Any) -> RSNet:
-        needs_detector = self.args.rs_detector in ("csqueue", "pu")
+        needs_detector = self.args.rs_detector in TRAINED
         detector = build_detector(self.args.rs_detector_input, backbone.num_features) if needs_detector else None
         return RSNet(backbone, self.num_classes, detector, split=self.args.rs_norm == "split")
 
@@ -159,6 +159,7 @@ class RSMatch(HeadsOnBackbone):
             raise unfit(self.args.rs_base)
 
         feat, mask, pseudo_label = out_dict["feat"], self.mask, self.consistency_loss.targets
+        self.call_hook("observe", "SyntheticDetectionHook", idx_ulb=idx_ulb, pseudo_label=pseudo_label, mask=mask)
         if self.synthetic_to in ("dummy", "both"):
             logits_dummy = self.network.dummy_head(feat["x_ulb_s"])
             syn_loss = self.consistency_loss.loss(logits_dummy, pseudo_label, "ce", mask=mask * self.synthetic)

@@ -29,12 +29,18 @@ class Pipeline:
     """Every image of a pool is decoded, cropped to its centre square, resized and, on demand, re-encoded.
 
     `size` is the side in pixels, `channels` 1 or 3, `jpeg` a quality from 1 to 100 or None for no
-    re-encoding.
+    re-encoding; grey levels under `clear_below` become 0 at last.
     """
 
     size: int
     channels: int
     jpeg: int | None = None
+    clear_below: int = 0
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything is done to the images beyond what gives them their size."""
+        return self.jpeg is not None or self.clear_below > 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -46,7 +52,9 @@ class Pipeline:
         Raises UserError naming an image that cannot be read.
         """
         images = source.load(indices, self.size, self.channels)
-        return images if self.jpeg is None else through_jpeg(images, self.jpeg)
+        if self.jpeg is not None:
+            images = through_jpeg(images, self.jpeg)
+        return np.where(images < self.clear_below, np.uint8(0), images) if self.clear_below else images
 
     def take(self, source: Source, rows: np.ndarray) -> tuple[Images, np.ndarray]:
         """The images at `rows` int64 [n], in memory where they are few enough for their source, and their digests.
@@ -55,7 +63,7 @@ class Pipeline:
         """
         if len(rows) * int(np.prod(self.image_shape)) <= source.resident_limit:
             images = self.load(source, rows)
-            known = source.digests(rows, self.size, self.channels) if self.jpeg is None else None
+            known = None if self.alters else source.digests(rows, self.size, self.channels)
             return images, image_digests(images) if known is None else known
         return LazyImages.of(_Later(self, source), rows, self.image_shape), self._digests(source, rows)
 
@@ -70,7 +78,7 @@ class Pipeline:
             digests[early] = self._digests(source.first, rows[early])
             digests[~early] = self._digests(source.second, rows[~early] - len(source.first))
             return digests
-        known = source.digests(rows, self.size, self.channels) if self.jpeg is None else None
+        known = None if self.alters else source.digests(rows, self.size, self.channels)
         if known is not None:
             return known
         if isinstance(source, FileSource) and (described := source.described()) is not None:
@@ -82,7 +90,7 @@ class Pipeline:
 
     def _kept_digests(self, source: Source, images: StoredImages) -> np.ndarray:
         """The digests of all images of a stored source after this pipeline, made once and kept in the user's cache."""
-        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}"
+        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}"
         path = cache_folder() / "digests" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
         with contextlib.suppress(OSError, ValueError):
             kept = np.load(path, allow_pickle=False)

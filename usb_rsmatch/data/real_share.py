@@ -50,7 +50,7 @@ def read_real(config: PoolConfig, pack: bool = False) -> RealShare:
     Raises UserError for missing or damaged files, another number of classes, and too few images.
     """
     data = _opened(config)
-    pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
+    pipeline = _pipeline(data, config)
     train, test, further = (packed(part, pipeline, pack) for part in (data.train, data.test, data.unlabeled))
     source = train if further is None else JoinedSource(train, further)
     split = _split(data, source.labels, config)
@@ -82,8 +82,13 @@ def read_real(config: PoolConfig, pack: bool = False) -> RealShare:
 def read_test(config: PoolConfig) -> ImageSet:
     """The test set alone, as `read_real` has it. Raises UserError for missing or damaged files."""
     data = _opened(config)
-    pipeline = Pipeline(config.img_size or data.spec.img_size, data.spec.channels, config.reencode)
+    pipeline = _pipeline(data, config)
     return pipeline.real(packed(data.test, pipeline, False), np.arange(len(data.test)), False)
+
+
+def _pipeline(data: RealData, config: PoolConfig) -> Pipeline:
+    size = config.img_size or data.spec.img_size
+    return Pipeline(size, data.spec.channels, config.reencode, config.clear_below)
 
 
 def _opened(config: PoolConfig) -> RealData:

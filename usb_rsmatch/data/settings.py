@@ -58,6 +58,7 @@ class PoolConfig:
     reencode: int | None = _key(
         "int", None, "JPEG quality at which all images are re-encoded", "ours", low=1, high=100, optional=True
     )
+    clear_below: int = _key("int", 0, "grey levels under this become 0, in all images", "ours", low=0, high=255)
     layouts: Mapping[str, Any] = _key("mapping", {}, "further folder layouts, by prefix", "ours")
 
     @classmethod

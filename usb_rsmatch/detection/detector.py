@@ -14,6 +14,8 @@ from usb_rsmatch.errors import UserError
 # (num_features of the backbone, width) -> module
 Builder = Callable[[int, int], nn.Module]
 
+TRAINED = ("csqueue", "pu", "supervised")  # kinds of `rs_detector` that train a network
+
 _DETECTORS: dict[str, Builder] = {}
 
 
@@ -39,6 +41,11 @@ def build_detector(kind: str, num_features: int, width: int = 8) -> nn.Module:
 def reads_features(detector: nn.Module) -> bool:
     """Whether the detector takes the backbone's features rather than images."""
     return bool(getattr(detector, "reads_features", False))
+
+
+def teaches_backbone(detector: nn.Module) -> bool:
+    """Whether the loss of a detector that reads features is to shape them too."""
+    return bool(getattr(detector, "teaches_backbone", False))
 
 
 def blur_residual(x: Tensor) -> Tensor:
@@ -87,12 +94,13 @@ class ResidualDetector(nn.Module):
 
 
 class FeatureDetector(nn.Module):
-    """A small MLP on the backbone's pooled features; detach them if no gradient is to flow back."""
+    """A small MLP on the backbone's pooled features; with `teaches_backbone` its gradient flows back into them."""
 
     reads_features = True
 
-    def __init__(self, num_features: int, width: int) -> None:
+    def __init__(self, num_features: int, width: int, teaches_backbone: bool = False) -> None:
         super().__init__()
+        self.teaches_backbone = teaches_backbone
         self.layers = nn.Sequential(
             nn.LayerNorm(num_features),
             nn.Linear(num_features, 4 * width),
@@ -113,9 +121,14 @@ def _npr(num_features: int, width: int) -> nn.Module:
     return ResidualDetector(neighbouring_pixel_residual, width)
 
 
+def _feature_gradient(num_features: int, width: int) -> nn.Module:
+    return FeatureDetector(num_features, width, teaches_backbone=True)
+
+
 register_detector("residual", _residual)
 register_detector("npr", _npr)
 register_detector("feature", FeatureDetector)
+register_detector("feature_gradient", _feature_gradient)
 
 
 def multiply_adds(module: nn.Module, input_shape: tuple[int, ...]) -> int:

@@ -1,11 +1,13 @@
 """The detection branch as a USB hook: identifies, mines, trains the detector, and measures against provenance.
 
 `RSMatch.train_step` calls it by name (`identify`, `detection_loss`), as USB's masking hooks are called, so that it also
-works where step hooks do not fire. Provenance is read by `oracle` and by the measurement at evaluations, nowhere else.
+works where step hooks do not fire. Provenance is read by `oracle` and `supervised`, which are yardsticks, and by what
+is measured, nowhere else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from semilearn.core.hooks import Hook
 from torch import Tensor
 
 from usb_rsmatch.data.keyed import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
-from usb_rsmatch.detection.detector import reads_features
+from usb_rsmatch.detection.detector import TRAINED, reads_features, teaches_backbone
 from usb_rsmatch.detection.external import read_scores
-from usb_rsmatch.detection.measure import measured_indices, publish_report, score_images
+from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
 from usb_rsmatch.detection.prior import best_bin_estimate, nnpu_loss
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
+from usb_rsmatch.detection.tally import PseudoLabelTally
 from usb_rsmatch.usb.processes import gather, own, size
 
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
@@ -52,7 +55,8 @@ class SyntheticDetectionHook(Hook):
 
     def __init__(self, algorithm: Any) -> None:
         args = algorithm.args
-        self._kind, self._threshold = args.rs_detector.partition(":")[0], args.rs_threshold
+        self._kind, self._adaptive = args.rs_detector.partition(":")[0], args.rs_threshold == "adaptive"
+        self.threshold = 0.5 if self._adaptive else float(args.rs_threshold)
         self._warmup_steps, self._seed = int(args.rs_warmup * args.num_train_iter), args.seed
         self._cold_steps = min(int(COLD_SHARE * args.num_train_iter), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
@@ -60,8 +64,11 @@ class SyntheticDetectionHook(Hook):
         self._dataset = dataset
         length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
+        if self._dataset is not None:  # for what measures and for yardsticks
+            self._is_synthetic = torch.from_numpy(np.asarray(dataset.set.is_synthetic))
+            self._labels = torch.from_numpy(np.asarray(dataset.set.labels, dtype=np.int64))
         if self._kind == "oracle":
-            self._known = torch.from_numpy(dataset.set.is_synthetic.astype(np.float32))
+            self._known = self._is_synthetic.float()
         elif self._kind == "random":
             self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
         elif self._kind == "scores":
@@ -70,8 +77,9 @@ class SyntheticDetectionHook(Hook):
         self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, args.rs_queue_length, classwise)
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((length,), float("nan"))
+        self.tally = PseudoLabelTally()
         self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
-        self._queue_serves = False  # once anything is queued, something always is
+        self._queue_serves = False  # whether anything was ever queued: a GPU is not asked again
 
     def _follow(self, device: torch.device) -> None:
         """Move what is remembered to the device of a batch; it is there already but for the first step."""
@@ -80,6 +88,7 @@ class SyntheticDetectionHook(Hook):
             self.queue.to(device)
             self.ranking.to(device)
             self._known = None if self._known is None else self._known.to(device)
+            self._is_synthetic, self._labels = self._is_synthetic.to(device), self._labels.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -87,6 +96,8 @@ class SyntheticDetectionHook(Hook):
             "ranking": self.ranking.state_dict(),
             "scores": self.scores.cpu().clone(),
             "real_share": self.real_share,
+            "threshold": self.threshold,
+            "tally": self.tally.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -94,6 +105,9 @@ class SyntheticDetectionHook(Hook):
         self.ranking.load_state_dict(state["ranking"])
         self.scores.copy_(state["scores"])
         self.real_share, self._queue_serves = state["real_share"], False
+        if "tally" in state:  # not in older checkpoints
+            self.threshold = state["threshold"]
+            self.tally.load_state_dict(state["tally"])
 
     def acts(self, algorithm: Any) -> bool:
         """Whether anything is identified at this step: not without a detector, and not before `rs_warmup`."""
@@ -112,7 +126,7 @@ class SyntheticDetectionHook(Hook):
         self._follow(x_ulb_w.device)
         active = float(self.acts(algorithm))
         if self._known is not None:
-            return (self._known[idx_ulb] > self._threshold).float() * active
+            return (self._known[idx_ulb] > self.threshold).float() * active
         detector = algorithm.detector
         if reads_features(detector):  # the features of this step come later: what earlier visits said counts
             score = self.scores[idx_ulb]
@@ -121,7 +135,12 @@ class SyntheticDetectionHook(Hook):
             score = widened(detector(x_ulb_w)).sigmoid()
             detector.train()
             self._remember(idx_ulb, score)
-        return (score > self._threshold).float() * active
+        return (score > self.threshold).float() * active
+
+    def observe(self, algorithm: Any, idx_ulb: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
+        """Count the pseudo-labels and the base rule's mask float [uB] of a step, for the metrics alone."""
+        if self._dataset is not None:
+            self.tally.add(self._is_synthetic[idx_ulb], self._labels[idx_ulb], pseudo_label.detach(), mask.detach())
 
     def detection_loss(
         self,
@@ -137,28 +156,53 @@ class SyntheticDetectionHook(Hook):
 
         None where no detector is trained. The pool's pseudo-labels int64 [uB] or float [uB, K] name the queue.
         """
-        if self._kind not in ("csqueue", "pu"):
+        if self._kind not in TRAINED:
             return None
         detector = algorithm.detector
-        inputs = feat["x_lb"].detach() if reads_features(detector) else x_lb
-        pool = feat["x_ulb_w"].detach() if reads_features(detector) else x_ulb_w
+        inputs, pool = x_lb, x_ulb_w
+        if reads_features(detector):
+            inputs, pool = feat["x_lb"], feat["x_ulb_w"]
+            if not teaches_backbone(detector):
+                inputs, pool = inputs.detach(), pool.detach()
         if reads_features(detector):
             with torch.no_grad():
                 self._remember(idx_ulb, widened(detector(pool)).sigmoid())
         if self._kind == "pu":
             logits = widened(detector(torch.cat([inputs, pool])))
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
+        if self._kind == "supervised":
+            return self._supervised_loss(widened(detector(pool)), idx_ulb)
         self._mine(idx_ulb, pseudo_label)
         warm = algorithm.it >= self._cold_steps
         self._queue_serves = self._queue_serves or (warm and len(self.queue) > 0)
         serves = warm and self._queue_serves
-        synthetic = self._sample(algorithm, len(x_lb)) if serves else self._pseudo_fakes(algorithm, x_lb)
+        counted = None
+        if serves:
+            synthetic, counted = self._sample(algorithm, len(x_lb))
+        else:
+            synthetic = self._pseudo_fakes(algorithm, x_lb)
         if reads_features(detector):
-            with torch.no_grad():
-                synthetic = algorithm.network(synthetic, only_feat=True)
+            synthetic = self._features(algorithm, synthetic)
         logits = widened(detector(torch.cat([inputs, synthetic])))
         logits_real, logits_synthetic = logits[: len(inputs)], logits[len(inputs) :]
-        return F.softplus(logits_real).mean() + F.softplus(-logits_synthetic).mean()
+        missed = F.softplus(-logits_synthetic)
+        missed = missed.mean() if counted is None else (missed * counted).sum() / counted.sum().clamp(min=1)
+        return F.softplus(logits_real).mean() + missed
+
+    def _features(self, algorithm: Any, x: Tensor) -> Tensor:
+        """The backbone's features [n, F] of mined images; the statistics that it keeps for test stay as they are."""
+        algorithm.bn_controller.freeze_bn(algorithm.model)
+        with torch.set_grad_enabled(teaches_backbone(algorithm.detector)):
+            features = algorithm.network(x, only_feat=True)
+        algorithm.bn_controller.unfreeze_bn(algorithm.model)
+        return features
+
+    def _supervised_loss(self, logits: Tensor, idx_ulb: Tensor) -> Tensor:
+        """What the same detector would learn from true provenance: the yardstick of mining. Both kinds count alike."""
+        synthetic = self._is_synthetic[idx_ulb].to(logits.dtype)
+        share = synthetic.mean().clamp(1e-6, 1 - 1e-6)
+        weight = synthetic / share + (1 - synthetic) / (1 - share)
+        return F.binary_cross_entropy_with_logits(logits, synthetic, weight)
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
         idx_ulb, score = gather(idx_ulb), gather(score).to(self.scores.dtype)
@@ -166,20 +210,24 @@ class SyntheticDetectionHook(Hook):
         self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
-        """The images of the batch that rank highest within their pseudo-class enter its queue."""
+        """The images of the batch that rank highest within their pseudo-class enter its queue, the others leave it."""
         classes = pseudo_label.detach()
         idx_ulb, classes = gather(idx_ulb), gather(classes.argmax(1) if classes.ndim == 2 else classes)
         scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
         self.queue.push(idx_ulb, classes, scores, top)
 
-    def _sample(self, algorithm: Any, num_labeled: int) -> Tensor:
-        """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's."""
+    def _sample(self, algorithm: Any, num_labeled: int) -> tuple[Tensor, Tensor]:
+        """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's.
+
+        And float [n], 1 where one counts: 0 of a queue that all images have left.
+        """
         n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
         draws = uniforms(self._seed, positions, QUEUE_DRAW, 2)
-        views = self._dataset.weak_views(own(self.queue.sample(n, draws)), own(positions), QUEUE_VIEW)
-        return views.to(self.scores.device, non_blocking=True)
+        indices = own(self.queue.sample(n, draws))
+        views = self._dataset.weak_views(indices.clamp(min=0), own(positions), QUEUE_VIEW)
+        return views.to(self.scores.device, non_blocking=True), (indices >= 0).float()
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
         """The labelled views [B, 3, H, W], rebuilt from principal components of the pool."""
@@ -195,25 +243,39 @@ class SyntheticDetectionHook(Hook):
     # measuring --------------------------------------------------------------------------------------------------
 
     def after_train_step(self, algorithm: Any) -> None:
-        """At evaluations: how well the pool's scores tell provenance; for `pu`, what share of the pool looks real."""
+        """At evaluations: how well the pool's scores tell provenance, and what share of it looks synthetic."""
         if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
             self.measure(algorithm)
 
     def measure(self, algorithm: Any) -> None:
-        """Score the pool and publish the detection metrics; for `pu` renew the estimate of the real share."""
+        """Score the pool and publish what is measured; renew the estimated share, which `pu` and `adaptive` use."""
         if self._kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)
-        if self._kind == "pu":
-            labeled = self.pool_scores(algorithm, np.flatnonzero(self._dataset.set.is_labeled))
-            if len(labeled):
-                share = best_bin_estimate(torch.from_numpy(labeled), torch.from_numpy(scores))
-                self.real_share = float(np.clip(1.0 - share, 0.05, 0.95))
-        publish_report(algorithm, self._dataset.set, indices, scores)
+        share = self._estimate_share(algorithm, scores) if self._kind in TRAINED else None
+        measured = Measured(indices, scores, share, self.queue.indices, self.tally.report())
+        publish_report(algorithm, self._dataset.set, measured)
+
+    def _estimate_share(self, algorithm: Any, scores: np.ndarray) -> float:
+        """The share of synthetic images in the pool, from its scores float [n] and those of the labelled images.
+
+        The detector has learnt from the labelled ones, so it comes out rather too high (our choice; there are too few
+        of them to keep some back).
+        """
+        labeled = algorithm.dataset_dict["train_lb"]
+        real = score_images(algorithm, labeled, np.arange(len(labeled)), self._score_of(algorithm))
+        share = best_bin_estimate(torch.from_numpy(real), torch.from_numpy(scores))
+        self.real_share = float(np.clip(1.0 - share, 0.05, 0.95))
+        if self._adaptive:
+            self.threshold = float(np.quantile(scores, self.real_share))
+        return share
+
+    def _score_of(self, algorithm: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: algorithm.synthetic_logit(x).float().sigmoid()
 
     def pool_scores(self, algorithm: Any, indices: np.ndarray) -> np.ndarray:
         """Probability of synthetic float32 [n] of images of the pool: the known scores, or the detector's."""
         if self._known is not None:
             return self._known.cpu()[torch.from_numpy(indices)].numpy()
-        return score_images(algorithm, self._dataset, indices, lambda x: algorithm.synthetic_logit(x).float().sigmoid())
+        return score_images(algorithm, self._dataset, indices, self._score_of(algorithm))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data.keyed import generator
-from usb_rsmatch.detection.metrics import detection_report
+from usb_rsmatch.detection.metrics import contamination, detection_report
 
 MEASURED = 20_000  # images of the pool scored at an evaluation
 BATCH = 512  # images scored at once
@@ -35,11 +36,52 @@ def score_images(algorithm: Any, dataset: Any, indices: np.ndarray, score: Calla
     return torch.cat(parts).cpu().numpy()
 
 
-def publish_report(algorithm: Any, pool: Any, indices: np.ndarray, scores: np.ndarray) -> None:
-    """Put the detection metrics of `scores` float [n] into `algorithm.detection_report` and its log line."""
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation looked at: `scores` float [n] of the images at `indices` int64 [n], and what else is known.
+
+    `share` is the estimate of the share of synthetic images, `queued` int64 holds the queue's indices (-1: empty) and
+    `pseudo_labels` the report of `PseudoLabelTally`.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    share: float | None = None
+    queued: Tensor | None = None
+    pseudo_labels: Mapping[str, Mapping[str, float | None]] | None = None
+
+
+def publish_report(algorithm: Any, pool: Any, measured: Measured) -> None:
+    """Put the detection metrics into `algorithm.detection_report`, and those of them that are numbers into its log."""
+    indices, scores = measured.indices, measured.scores
     report = detection_report(scores, pool.is_synthetic[indices], pool.generator[indices], pool.generators)
+    log = {f"detection/{name}": report[name] for name in ("auroc", "ap", "fpr95")}
+    for generator_name, figures in report["by_generator"].items():
+        log |= {f"detection/{generator_name}/{name}": value for name, value in figures.items()}
+    if measured.share is not None:
+        report["share"] = {"estimate": measured.share, "true": contamination(pool.is_synthetic[indices])}
+        log |= {f"detection/share_{name}": value for name, value in report["share"].items()}
+    if measured.queued is not None and (queue := queue_report(measured.queued.cpu().numpy(), pool)):
+        report["queue"] = queue
+        log |= {f"queue/{name}": value for name, value in queue.items()}
+    for part, figures in (measured.pseudo_labels or {}).items():
+        report.setdefault("pseudo_labels", {})[part] = dict(figures)
+        log |= {f"pseudo_labels/{part}_{name}": value for name, value in figures.items()}
     algorithm.detection_report = report
     algorithm._pool_scores = indices, scores  # of this process, for `usb/analysis.py`
-    for name in ("auroc", "ap", "fpr95"):
-        if report[name] is not None:
-            algorithm.log_dict[f"detection/{name}"] = report[name]
+    algorithm.log_dict.update({name: value for name, value in log.items() if value is not None})
+
+
+def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float] | None:
+    """How pure and how balanced a queue is, from pool indices int64 (-1: empty); None of an empty one.
+
+    `purity` is its share of synthetic images, `balance` the entropy of its images' true classes over that of a uniform
+    draw of them, 0 to 1 (unknown classes left out). Our choice.
+    """
+    queued = queued[queued >= 0]
+    if not len(queued):
+        return None
+    counts = np.bincount(pool.labels[queued][pool.labels[queued] >= 0], minlength=2)
+    p = counts[counts > 0] / max(counts.sum(), 1)
+    balance = -(p * np.log(p)).sum() / np.log(pool.labels.max() + 1) if len(p) else 0.0
+    return {"purity": float(pool.is_synthetic[queued].mean()), "balance": float(balance)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from semilearn.core.hooks import Hook
 
-from usb_rsmatch.detection.measure import measured_indices, publish_report, score_images
+from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 
 
 class OutlierHook(Hook):
@@ -28,4 +28,4 @@ class OutlierHook(Hook):
             return
         indices = measured_indices(pool, algorithm.args.seed)
         scores = score_images(algorithm, dataset, indices, algorithm.outlier_score)
-        publish_report(algorithm, pool, indices, scores)
+        publish_report(algorithm, pool, Measured(indices, scores))

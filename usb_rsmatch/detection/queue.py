@@ -46,25 +46,25 @@ class ClasswiseSyntheticQueue:
     def push(self, indices: Tensor, classes: Tensor, scores: Tensor, chosen: Tensor | None = None) -> None:
         """Append images `indices` int64 [B] to the queues of `classes` int64 [B] with `scores` float [B].
 
-        Of these, those that `chosen` bool [B] says; all without it. An image that is already queued moves to the back
-        of its new queue with its new score; of one that comes twice the last counts. What exceeds a queue's length
-        leaves at the front.
+        Of these, those that `chosen` bool [B] says, all without it; the others leave where they are queued. A queued
+        image that comes again moves to the back of its new queue with its new score; of one that comes twice the last
+        counts. What exceeds a queue's length leaves at the front.
         """
         (queues, capacity), device = self.indices.shape, self.indices.device
-        if chosen is not None:
-            indices = torch.where(chosen, indices, -1)
+        chosen = torch.ones_like(indices, dtype=torch.bool) if chosen is None else chosen
         if not self.classwise:
             classes = torch.zeros_like(classes)
         rows = torch.arange(queues, device=device)[:, None].expand(queues, capacity)
         all_indices = torch.cat([self.indices.flatten(), indices.to(device, torch.int64)])
         all_classes = torch.cat([rows.flatten(), classes.to(device, torch.int64)])
         all_scores = torch.cat([self.scores.flatten(), scores.detach().to(device, torch.float32)])
+        all_chosen = torch.cat([torch.ones_like(rows, dtype=torch.bool).flatten(), chosen.to(device)])
 
-        # The last of each index stays: sorted stably, the one that another value follows.
+        # The last of each index counts: sorted stably, the one that another value follows.
         value, order = all_indices.sort(stable=True)
         last = value >= 0
         last[:-1] &= value[:-1] != value[1:]
-        stays = torch.empty_like(last).scatter_(0, order, last)
+        stays = torch.empty_like(last).scatter_(0, order, last) & all_chosen
         queue, order = torch.where(stays, all_classes, queues).sort(stable=True)  # oldest first within each queue
         from_back = torch.searchsorted(queue, queue, right=True) - torch.arange(len(queue), device=device)
         place = torch.where((queue < queues) & (from_back <= capacity), (queue + 1) * capacity - from_back, -1)
@@ -74,22 +74,6 @@ class ClasswiseSyntheticQueue:
             .view(queues, capacity)
             for values, empty in ((all_indices, -1), (all_scores, 0.0))
         )
-
-    def refresh(self, indices: Tensor, scores: Tensor) -> None:
-        """Give queued images among `indices` int64 [B] the new `scores` float [B]; their places stay."""
-        if not len(indices):
-            return
-        known, order = indices.to(self.indices).sort(stable=True)
-        last = (torch.searchsorted(known, self.indices, right=True) - 1).clamp_(min=0)
-        fresh = scores.detach().to(self.scores)[order[last]]
-        self.scores = torch.where(known[last] == self.indices, fresh, self.scores)
-
-    def evict(self, below: float) -> None:
-        """Drop the images whose score is under `below`, or is not a number."""
-        stays = self.scores >= below
-        nothing = self.indices[:0, 0]
-        self.indices = torch.where(stays, self.indices, -1)
-        self.push(nothing, nothing, self.scores[:0, 0])  # closes the gaps
 
     def sample(self, n: int, uniforms: Tensor) -> Tensor:
         """`n` queued pool indices int64 [n], spread evenly over the classes that have any; -1 where none has.

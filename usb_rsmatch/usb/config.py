@@ -58,12 +58,12 @@ _OURS = [
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
     Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
     Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
-    Key("rs_detector", "str", "csqueue", "csqueue, pu, oracle, random, scores:FILE.csv or none", "paper"),
-    Key("rs_detector_input", "str", "residual", "what the detector sees: residual, npr, feature, a plugin's", "ours"),
+    Key("rs_detector", "str", "csqueue", "csqueue, pu, supervised, oracle, random, scores:FILE.csv, none", "paper"),
+    Key("rs_detector_input", "str", "residual", "residual, npr, feature, feature_gradient, a plugin's", "ours"),
     Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
     Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
     Key("rs_synthetic_to", "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"),
-    Key("rs_threshold", "float", 0.5, "probability of synthetic from which an image counts as one", "ours", 0, 1),
+    Key("rs_threshold", "float or adaptive", 0.5, "an image counts as synthetic from this probability", "ours", 0, 1),
     Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
     Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),
     Key("rs_lambda_syn", "float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", 0),
@@ -193,8 +193,9 @@ def check(values: dict[str, Any], where: str) -> None:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     detector = values["rs_detector"]
-    if detector not in ("csqueue", "pu", "oracle", "random", "none") and not detector.startswith("scores:"):
-        takes = "csqueue, pu, oracle, random, none or scores:FILE.csv"
+    kinds = ("csqueue", "pu", "supervised", "oracle", "random", "none")
+    if detector not in kinds and not detector.startswith("scores:"):
+        takes = f"{', '.join(kinds)} or scores:FILE.csv"
         raise UserError(f"{where}: rs_detector takes {takes}, not {detector!r}")
 
 

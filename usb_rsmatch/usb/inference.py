@@ -24,6 +24,7 @@ from usb_rsmatch.data.real_share import read_test
 from usb_rsmatch.data.records import ImageSet
 from usb_rsmatch.data.settings import PoolConfig
 from usb_rsmatch.data.sources import is_known_dataset
+from usb_rsmatch.detection.detector import TRAINED
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint, config
@@ -49,7 +50,7 @@ class Run:
         outlined: HybridPool = algorithm.args.pool
         self.classes, self.spec, self.device = outlined.classes, outlined.spec, algorithm.args.device
         self.size = int(outlined.test.images.shape[1])
-        self.pipeline = Pipeline(self.size, self.spec.channels, config.reencode)
+        self.pipeline = Pipeline(self.size, self.spec.channels, config.reencode, config.clear_below)
 
     @cached_property
     def pool(self) -> HybridPool:
@@ -97,7 +98,7 @@ class Run:
     def synthetic_score(self, images: np.ndarray | Tensor, batch_size: int = 512) -> np.ndarray:
         """Probability of synthetic float32 [N] of uint8 images [N, H, W(, C)]; UserError without a detector."""
         if not self.has_detector:
-            raise UserError("this run trained no detector: only rsmatch with rs_detector csqueue or pu does")
+            raise UserError("this run trained no detector: only rsmatch with csqueue, pu or supervised does")
         parts = [
             self.algorithm.synthetic_logit(x).float().sigmoid().cpu().numpy() for x in self._batches(images, batch_size)
         ]
@@ -130,7 +131,7 @@ def load_run(
     if content is None:
         raise UserError(f"{folder} has no checkpoint yet")
     asked = Namespace(**vars(args))
-    if args.rs_detector not in ("csqueue", "pu"):  # the others bring no network, but flags or a file of scores
+    if args.rs_detector not in TRAINED:  # the others bring no network, but flags or a file of scores
         args.rs_detector = "none"
     args.rs_loader, args.num_workers = "pil", 0
     algorithm = build(args, pool=_outline(folder, args))

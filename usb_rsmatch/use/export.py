@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data.keyed import generator
+from usb_rsmatch.detection.detector import TRAINED
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write, write_json, write_text
 from usb_rsmatch.use.card import card, describe
@@ -84,7 +85,7 @@ def load_exported(path: str | Path) -> DeployedNet:
     spec = DataSpec(args.dataset, tuple(inside["mean"]), tuple(inside["std"]), False, size)
     assert depth == spec.channels
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
-    if args.rs_detector not in ("csqueue", "pu"):
+    if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
     run = Run(Path(path), args, build(args, pool=outline(spec, description["classes"], size, {})))
     network = deployed(run, description["detector"] is not None)

@@ -1,0 +1,42 @@
+"""How the base rule's pseudo-labels fare on real and on synthetic images, for measuring alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PARTS = ("real", "synthetic")
+
+
+class PseudoLabelTally:
+    """Counts what the steps since the last evaluation made of the pool's two parts; no step waits for it.
+
+    `sums` float64 [2, 4], a row a part: images seen, weight that the mask gave them, and of those whose class is known
+    the mask's weight in all and on right pseudo-labels.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, 4, dtype=torch.float64)
+
+    def add(self, is_synthetic: Tensor, labels: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
+        """One batch: `is_synthetic` bool [B], true `labels` int64 [B] (-1: unknown), `pseudo_label` int64 [B] or
+        float [B, K], the base rule's `mask` float [B] before RSMatch takes anything from it."""
+        classes = pseudo_label.argmax(1) if pseudo_label.ndim == 2 else pseudo_label
+        mask, known = mask.double(), (labels >= 0).double()
+        values = torch.stack([torch.ones_like(mask), mask, mask * known, mask * (classes == labels)], dim=1)
+        self.sums = self.sums.to(mask.device).index_add(0, is_synthetic.long(), values)
+
+    def report(self) -> dict[str, dict[str, float | None]]:
+        """{part: {"utilisation", "accuracy"}}, each 0 to 1, None where nothing was counted; counting starts anew."""
+        rows = self.sums.tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {
+            part: {"utilisation": used / seen if seen else None, "accuracy": right / known if known else None}
+            for part, (seen, used, known, right) in zip(PARTS, rows, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sums = state["sums"].to(self.sums)
