@@ -18,8 +18,8 @@ which `rs_loader: batched` does not make. `rs_compile` compiles the network, not
 
 Data: `rs_loader: pil` keeps its worker processes from epoch to epoch and pins their batches for a GPU. `batched` has no
 prefetching thread: on a CPU it would take the cores that the network needs and gained nothing measurable; on a GPU the
-pool lies there, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a step
-of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch waits, too.
+pool lies there, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a
+step of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch waits, too.
 """
 
 from __future__ import annotations
