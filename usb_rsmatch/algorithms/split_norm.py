@@ -131,7 +131,7 @@ class NormaliseInTurn(torch.autograd.Function):
         for start, stop in ((0, ctx.first), (ctx.first, len(x))):
             if start < stop:
                 own, statistics = statistics[:2], statistics[2:]
-                grad_x[start:stop], *of_part = torch.ops.aten.native_batch_norm_backward(
+                grad_x[start:stop], *of_part = torch.ops.aten.native_batch_norm_backward.default(
                     grad[start:stop], x[start:stop], weight, None, None, *own, True, ctx.eps, [True, True, True]
                 )
                 of_weights.append(of_part)
