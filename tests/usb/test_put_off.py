@@ -26,3 +26,18 @@ assert compat.mend() == [] and sys.modules["wandb"] is wandb
 def test_wandb_is_imported_on_first_use_and_is_the_package_itself() -> None:
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+ASKED = """
+import importlib.util
+import usb_rsmatch
+from usb_rsmatch.usb.put_off import put_off_trackers
+assert put_off_trackers()
+assert importlib.util.find_spec("wandb").origin.endswith("wandb/__init__.py")
+"""
+
+
+def test_whether_wandb_can_be_found_is_answered_without_importing_it() -> None:
+    """As accelerate asks in semilearn's import, where the extra `synthesis` is installed."""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", ASKED], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

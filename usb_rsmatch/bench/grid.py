@@ -196,7 +196,7 @@ def _spread(grid: Grid, arm: str) -> list[Run]:
 
 def folder_name(arm: str, axes: Mapping[str, Scalar]) -> str:
     """A file name for (arm, axes) that later arms and axis values do not change: `fixmatch-real__seed-0`."""
-    parts = [_slug(arm).lower().lstrip("-"), *(f"{key}-{_slug(str(label))}" for key, label in axes.items())]
+    parts = [_slug(arm).lower().lstrip("-._"), *(f"{key}-{_slug(str(label))}" for key, label in axes.items())]
     name = "__".join(parts)
     if len(name) <= LONGEST_NAME:
         return name

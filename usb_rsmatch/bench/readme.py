@@ -2,7 +2,7 @@
 
 python -m usb_rsmatch.bench.readme            # write what differs
 python -m usb_rsmatch.bench.readme --check    # write nothing; exit code 1 where something would change
-python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart --out results/quickstart.json
+python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart --out results/quickstart.json  # or fashionmnist
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def summarise(folder: str) -> dict[str, Any]:
     from usb_rsmatch.bench.statistics import estimate
 
     records = collect(folder, False)
+    name = records.name  # of the grid, as shipped: quickstart/grid, fashionmnist/grid
     arms: dict[str, list[Any]] = {}
     for record in records.records:
         arms.setdefault(record.arm, []).append(record.result)
@@ -141,13 +142,13 @@ def summarise(folder: str) -> dict[str, Any]:
             }
         )
     everything = [result for results in arms.values() for result in results]
-    for name in ("versions", "threads"):
-        if any(getattr(result, name) != getattr(everything[0], name) for result in everything):
-            raise UserError(f"{folder} holds runs of different {name}: remove them and compare again")
+    for field in ("versions", "threads"):
+        if any(getattr(result, field) != getattr(everything[0], field) for result in everything):
+            raise UserError(f"{folder} holds runs of different {field}: remove them and compare again")
     threads = everything[0].threads
     return {
-        "command": "usb-rsmatch compare --c quickstart/grid",
-        "summarised_by": "python -m usb_rsmatch.bench.readme --quickstart saved_models/quickstart",
+        "command": f"usb-rsmatch compare --c {name}/grid",
+        "summarised_by": f"python -m usb_rsmatch.bench.readme --quickstart saved_models/{name}",
         "versions": everything[0].versions,
         "threads": int(threads) if threads.isdigit() else threads,
         "date": max(result.finished for result in everything)[:10],

@@ -16,6 +16,8 @@ def interleave(sizes: Sequence[int]) -> np.ndarray:
     a group.
     """
     groups = np.repeat(np.arange(len(sizes)), sizes)
+    if sum(n > 0 for n in sizes) <= 1:  # nothing to interleave
+        return groups
     share = np.concatenate([(np.arange(n) + 0.5) / n for n in sizes if n] or [np.empty(0)])
     return groups[np.lexsort((groups, share))]
 
@@ -36,8 +38,11 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     class.
     """
     shuffled = rng.permutation(len(labels))
-    by_class = np.argsort(labels[shuffled], kind="stable")
-    ordered = labels[shuffled][by_class]
+    drawn = labels[shuffled]
+    if len(labels) and labels.min() >= -(2**15) and labels.max() < 2**15:
+        drawn = drawn.astype(np.int16)  # which NumPy sorts in one pass
+    by_class = np.argsort(drawn, kind="stable")
+    ordered = drawn[by_class]
     starts = np.searchsorted(ordered, ordered)  # where each class begins
     turn = np.empty(len(labels), dtype=np.int64)
     turn[by_class] = np.arange(len(labels)) - starts

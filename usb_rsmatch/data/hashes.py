@@ -41,8 +41,13 @@ def content_order(digests: np.ndarray) -> np.ndarray:
 
 def contained(digests: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Which of the digests [N, 2] are also among others [M, 2]: bool [N]."""
-    found = np.isin(digests[:, 0], among[:, 0])
+    if not len(among):
+        return np.zeros(len(digests), dtype=np.bool_)
+    first = np.sort(among[:, 0])
+    place = np.searchsorted(first, digests[:, 0])
+    found = first[np.minimum(place, len(first) - 1)] == digests[:, 0]
     rows = np.flatnonzero(found)  # few, as a rule: the second half is compared for these alone
-    others = set(map(tuple, among[np.isin(among[:, 0], digests[rows, 0])].tolist())) if len(rows) else set()
-    found[rows] = [tuple(pair) in others for pair in digests[rows].tolist()]
+    if len(rows):
+        others = set(map(tuple, among.tolist()))
+        found[rows] = [tuple(pair) in others for pair in digests[rows].tolist()]
     return found

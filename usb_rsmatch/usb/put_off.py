@@ -30,10 +30,13 @@ def put_off_trackers() -> bool:
     """
     if "semilearn.core.hooks" in sys.modules:
         return False
-    late = [name for name in NAMES if name not in sys.modules and importlib.util.find_spec(name) is not None]
-    for name in late:
-        sys.modules[name] = _Late(name)
-    return bool(late)
+    late = False
+    for name in NAMES:
+        if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+            sys.modules[name] = _Late(name)
+            sys.modules[name].__spec__ = spec  # accelerate, where installed, asks whether the package can be found
+            late = True
+    return late
 
 
 def let_go_of_trackers() -> bool:
