@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.split_norm import Group, NormaliseApart, SplitBatchNorm2d, split_norms
+from usb_rsmatch.algorithms.split_norm import Group, NormaliseApart, NormaliseInTurn, SplitBatchNorm2d, split_norms
 
 
 def images(seed: int, *shape: int) -> Tensor:
@@ -90,6 +90,44 @@ def test_gradient_by_differences() -> None:
 
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(output, inputs)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+def test_gradient_of_parts_in_turn_by_differences(first: int) -> None:
+    x, weight, bias = images(0, 4, 2, 3, 3), images(1, 2), images(2, 2)
+
+    def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        running = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        return NormaliseInTurn.apply(x, weight, bias, first, running, 0.1, 1e-3)
+
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    assert torch.autograd.gradcheck(output, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_parts_in_turn_are_two_batchnorms_bit_for_bit(
+    first: int, order: torch.memory_format, dtype: torch.dtype
+) -> None:
+    x, weights = (images(seed, 5, 8, 6, 6).to(dtype).to(memory_format=order) for seed in (0, 1))
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.weight)
+    one, other = split(norm, None), copy.deepcopy(norm)
+    one.group.first = first
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    parts = [side(part) for side, part in zip((norm, other), theirs.tensor_split([first]), strict=True) if len(part)]
+    expected, out = torch.cat(parts), one(ours)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.equal(out, expected) and torch.equal(ours.grad, theirs.grad)
+    assert out.is_contiguous(memory_format=order) and ours.grad.is_contiguous(memory_format=order)
+    if first:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.equal(getattr(one, name), getattr(norm, name))
+    for name in ("weight", "bias"):
+        grads = [grad for grad in (getattr(side, name).grad for side in (norm, other)) if grad is not None]
+        torch.testing.assert_close(getattr(one, name).grad, sum(grads))
 
 
 def test_without_a_group_and_in_evaluation_it_is_batchnorm_bit_for_bit() -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -90,6 +89,56 @@ class NormaliseApart(torch.autograd.Function):
         return grad_x, (grad_dot * inverse).sum(0), grad_sum.sum(0), None, None
 
 
+class NormaliseInTurn(torch.autograd.Function):
+    """BatchNorm of the first images of a batch, then of the rest, with shared weights and no copy of either.
+
+    What two BatchNorms on the two parts give, bit for bit; putting parts together and taking gradients apart would cost
+    more than the norms themselves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, first: int, running: tuple[Tensor, Tensor], *how: float
+    ) -> Tensor:
+        """Normalised x [B, C, H, W]; `running` mean and variance follow the first part. `how`: momentum and eps."""
+        out, statistics = torch.empty_like(x), []
+        for start, stop, kept in ((0, first, running), (first, len(x), (None, None))):
+            if start < stop:
+                own = [x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2)]
+                torch.ops.aten.native_batch_norm.out(
+                    x[start:stop],
+                    weight,
+                    bias,
+                    *kept,
+                    True,
+                    *how,
+                    out=out[start:stop],
+                    save_mean=own[0],
+                    save_invstd=own[1],
+                )
+                statistics += own
+        ctx.save_for_backward(x, weight, *statistics)
+        ctx.first, ctx.eps = first, how[1]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+        x, weight, *statistics = ctx.saved_tensors
+        in_order = (
+            torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        grad, grad_x, of_weights = grads[0].contiguous(memory_format=in_order), torch.empty_like(x), []
+        for start, stop in ((0, ctx.first), (ctx.first, len(x))):
+            if start < stop:
+                own, statistics = statistics[:2], statistics[2:]
+                grad_x[start:stop], *of_part = torch.ops.aten.native_batch_norm_backward.default(
+                    grad[start:stop], x[start:stop], weight, None, None, *own, True, ctx.eps, [True, True, True]
+                )
+                of_weights.append(of_part)
+        grad_weight, grad_bias = (sum(parts[1:], parts[0]) for parts in zip(*of_weights, strict=True))
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
 def _groups(apart: Tensor, dtype: torch.dtype) -> Tensor:
     """[2, B]: 1 where an image is in the first group, and in the second."""
     return torch.stack([1 - apart, apart]).to(dtype)
@@ -119,11 +168,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         if not self.training or (first is None and apart is None):
             return super().forward(input)
         if first is not None:
-            real, synthetic = input.tensor_split([first])
-            parts = [super().forward(real)] if len(real) else []
-            if len(synthetic):
-                parts.append(F.batch_norm(synthetic, None, None, self.weight, self.bias, training=True, eps=self.eps))
-            return torch.cat(parts)
+            assert self.running_mean is not None and self.running_var is not None
+            if first and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            running = (self.running_mean, self.running_var)
+            return NormaliseInTurn.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
         assert apart is not None
         out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
