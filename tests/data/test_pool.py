@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from usb_rsmatch.data.pipeline import through_jpeg
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet, build_pool
 from usb_rsmatch.data.split import long_tailed, split_training
 from usb_rsmatch.errors import UserError
@@ -256,6 +257,18 @@ def test_small_values_are_cleared_on_both_sides(sources: list[dict[str, Any]]) -
         np.testing.assert_array_equal(after, before * (before >= 40))
     parts = plain.manifest()["parts"], cleared.manifest()["parts"]
     assert all(parts[0][name]["sha256"] != parts[1][name]["sha256"] for name in parts[0])
+
+
+def test_the_negative_control_is_made_of_spare_real_images() -> None:
+    control = {"dataset": "digits", "num_labels": 20, "real_count": 400, "validation_count": 100}
+    p = pool(**control, synthetic=[{"source": "reencoded", "quality": 30}], synthetic_count=300)
+    assert p.provenance["by_generator"] == {"reencoded": 300}
+    real = {image.tobytes() for image in through_jpeg(pool(dataset="digits", num_labels=20).unlabeled.images, 30)}
+    pooled = {image.tobytes() for image in through_jpeg(p.unlabeled.images[~p.unlabeled.is_synthetic], 30)}
+    drawn = {image.tobytes() for image in p.unlabeled.images[p.unlabeled.is_synthetic]}
+    assert drawn <= real and not drawn & pooled
+    with pytest.raises(UserError, match="reencoded: all real images are in the pool"):
+        pool(dataset="digits", num_labels=20, synthetic=[{"source": "reencoded"}])
 
 
 # --- the manifest

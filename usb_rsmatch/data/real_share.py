@@ -22,7 +22,8 @@ from usb_rsmatch.errors import UserError
 class RealShare:
     """The real images of a pool.
 
-    `unlabeled` begins with the labelled images where they are included, `report` goes into the manifest.
+    `unlabeled` begins with the labelled images where they are included, `report` goes into the manifest. `held_out` are
+    the training images of the validation set, `taken` those of all parts.
     """
 
     data: RealData
@@ -33,14 +34,22 @@ class RealShare:
     test: ImageSet
     report: Mapping[str, Any]
     held_out: np.ndarray
+    taken: np.ndarray
 
     def training_images(self) -> tuple[np.ndarray, np.ndarray]:
         """All training images with a class but validation's, uint8 [N, H, W, C] at the pool's size, and labels.
 
         They are what a generator learns from; what it makes of them takes the pool's own pipeline afterwards.
         """
+        return self._all_but(self.held_out)
+
+    def spare_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the training images that are in no part of the pool, and their labels."""
+        return self._all_but(self.taken)
+
+    def _all_but(self, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         train = self.data.train
-        rows = np.setdiff1d(np.flatnonzero(train.labels >= 0), self.held_out)
+        rows = np.setdiff1d(np.flatnonzero(train.labels >= 0), without)
         return train.load(rows, self.pipeline.size, self.pipeline.channels), train.labels[rows]
 
 
@@ -76,6 +85,7 @@ def read_real(config: PoolConfig, pack: bool = False) -> RealShare:
             "skipped": {path: reason for part in parts for path, reason in part.skipped.items()},
         },
         held_out=split.validation,
+        taken=np.concatenate([split.labeled, split.rest, split.validation]),
     )
 
 

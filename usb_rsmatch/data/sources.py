@@ -228,8 +228,8 @@ class SourceRequest:
 
     `generator` is the name for images whose generator is not told by their path; `count` how many images the
     pool wants of it, None for all; `options` the further keys of its entry in `synthetic:`; `layouts` the
-    user's own rows; `real` gives the real training images, uint8 [N, H, W, C] at their native size, and their
-    labels [N].
+    user's own rows; `real` gives the real training images, uint8 [N, H, W, C] at the pool's size, and their
+    labels [N]; `spare` those of them that are in no part of the pool.
     """
 
     classes: ClassIndex
@@ -238,6 +238,7 @@ class SourceRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     layouts: Mapping[str, Any] = field(default_factory=dict)
     real: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    spare: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
 
     def reject_options(self, origin: str, *known: str) -> None:
         """Raise UserError for an option that the source does not know."""
@@ -274,7 +275,7 @@ def open_source(text: str, request: SourceRequest) -> Source:
     Raises UserError for an unknown prefix, and whatever the source finds wrong.
     """
     # Each registers its own with the function above.
-    from usb_rsmatch.data import decoder_source, flow_source, hf, layouts, npz  # noqa: F401
+    from usb_rsmatch.data import decoder_source, flow_source, hf, layouts, npz, reencoded_source  # noqa: F401
 
     prefix, _, argument = text.partition(":")
     own = layouts.openers(request.layouts)

@@ -76,6 +76,7 @@ def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, real
         options={key: value for key, value in entry.items() if key not in _ENTRY_KEYS},
         layouts=config.layouts,
         real=real.training_images,
+        spare=real.spare_images,
     )
     source = open_source(text, request)
     if REAL in source.generators:
