@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ ZEROS = np.zeros((2, 8, 8, 3), dtype=np.uint8)
         ({"images": np.array([{}, {}])}, "pickled objects, which are refused"),
         ({"images": ZEROS, "labels": np.array([{}, {}])}, "pickled objects, which are refused"),
         ({"images": ZEROS[:0]}, "holds no images"),
+        ({"images": ZEROS[:, :1, :1]}, "1 x 1 are too small, 4 pixels"),
     ],
 )
 def test_a_wrong_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -112,3 +114,12 @@ def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) 
     (tmp_path / "synthesis.json").write_text(json.dumps({**run, "label_names": ["cat"]}))
     with pytest.raises(UserError, match="do not belong"):
         open_source(f"npz:{tmp_path}", request())
+
+
+def test_an_npz_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=ZEROS)
+    (tmp_path / "a.npz").chmod(0)
+    if os.access(tmp_path / "a.npz", os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(UserError, match=r"a\.npz: cannot be read \(Permission denied\)"):
+        open_source(f"npz:{tmp_path / 'a.npz'}", request())
