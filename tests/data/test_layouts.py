@@ -161,7 +161,7 @@ def test_a_layout_that_matches_nothing_is_named(tmp_path: Path) -> None:
     paint(tmp_path / "cat" / "a.png", 1)
     with pytest.raises(UserError, match=r"none of its 1 images .*\{split\}/\{provenance\}/\{file\}"):
         open_source(f"cifake:{tmp_path}", request())
-    for argument in (tmp_path / "gone", ""):
+    for argument in (tmp_path / "gone", "", "~no such user/x", "a" * 5000):
         with pytest.raises(UserError, match="no such folder"):
             open_source(f"folder:{argument}", request())
     (tmp_path / "empty").mkdir()

@@ -96,8 +96,9 @@ def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ZEROS)
     with pytest.raises(UserError, match="not an npz file"):
         open_source(f"npz:{tmp_path / 'a.npy'}", request())
-    with pytest.raises(UserError, match="no such file"):
-        open_source("npz:gone.npz", request())
+    for argument in ("gone.npz", "~no such user/a.npz", "a" * 5000):
+        with pytest.raises(UserError, match="no such file"):
+            open_source(f"npz:{argument}", request())
 
 
 def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) -> None:

@@ -181,11 +181,9 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
     """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
-    path = Path(name)
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    with contextlib.suppress(OSError), quiet_bombs(), Image.open(io.BytesIO(data)) as image:
-        tables = repr(getattr(image, "quantization", None))
-        return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
+    with contextlib.suppress(OSError):
+        data = Path(name).read_bytes()
+        with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
+            tables = repr(getattr(image, "quantization", None))
+            return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
     return None

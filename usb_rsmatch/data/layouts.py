@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -168,8 +169,8 @@ def match(layout: Layout, place: str) -> dict[str, str] | None:
 
 def folder(path: str | Path) -> Path:
     """`path` as an existing folder, `~` expanded; UserError where it is none."""
-    root = Path(path).expanduser()
-    if not str(path) or not root.is_dir():
+    root = Path(os.path.expanduser(path))  # unlike Path's, it leaves what it does not know
+    if not str(path) or not os.path.isdir(root):
         raise UserError(f"{path or 'source'}: no such folder; check the path")
     return root
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     the generator's name from its `synthesis.json`.
     """
     request.reject_options(argument)
-    root = Path(argument).expanduser()
-    if argument and root.is_dir():
+    root = Path(os.path.expanduser(argument))
+    if argument and os.path.isdir(root):
         return _packed(root, request)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
@@ -81,8 +82,8 @@ def load_arrays(
     file is a zip file, in which NumPy cannot map memory. Raises UserError for a missing or
     damaged file, pickled objects, a wrong dtype or shape.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = Path(os.path.expanduser(path))
+    if not os.path.isfile(file):
         raise UserError(f"{path or 'npz'}: no such file; check the path")
     try:
         with open(file, "rb") as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ def open_real(name: str, data_dir: str | Path) -> RealData:
     """
     if name not in dataset_names():
         raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
-    return _DATASETS[name](Path(data_dir).expanduser())
+    return _DATASETS[name](Path(os.path.expanduser(data_dir)))
 
 
 def open_digits(data_dir: Path) -> RealData:

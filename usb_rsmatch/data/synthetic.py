@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,8 @@ def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, real
 
 def _called(argument: str) -> str:
     """What a generator is called after the place of its images: sd-1.4 for the folder sd-1.4, edm for edm.npz."""
-    place = Path(argument).expanduser()
-    return place.name if place.is_dir() else place.stem
+    place = Path(argument)
+    return place.name if os.path.isdir(os.path.expanduser(argument)) else place.stem
 
 
 def _order(source: Source, entry: Mapping[str, Any], seed: int) -> np.ndarray:
