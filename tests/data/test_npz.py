@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from usb_rsmatch.data.classes import ClassIndex
+from usb_rsmatch.data.real import open_real
 from usb_rsmatch.data.sources import SourceRequest, open_source
 from usb_rsmatch.errors import UserError
 
@@ -124,3 +125,19 @@ def test_an_npz_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) 
         pytest.skip("this user may read every file")
     with pytest.raises(UserError, match=r"a\.npz: cannot be read \(Permission denied\)"):
         open_source(f"npz:{tmp_path / 'a.npz'}", request())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1, 0, 1], [0, -1], r"test\.npz: a test image has the label -1"),
+        ([0, 1, 0, 10**9], [0, 1], r"train\.npz: label 1000000000 is out of range"),
+        ([-1] * 4, [0, 1], r"train\.npz: .* needs images with labels"),
+    ],
+)
+def test_wrong_labels_of_a_real_npz_are_named(tmp_path: Path, train: list[int], test: list[int], message: str) -> None:
+    for part, labels in (("train", train), ("test", test)):
+        images = np.zeros((len(labels), 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.array(labels))
+    with pytest.raises(UserError, match=message):
+        open_real("npz", tmp_path)

@@ -336,22 +336,6 @@ def test_semi_inat_sets_label_all_their_training_images(tmp_path: Path) -> None:
         HybridPool.from_config({"dataset": "semi_inat", **keys})
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "message"),
-    [
-        ([0, 1, 0, 1], [0, -1], r"test\.npz: a test image has the label -1"),
-        ([0, 1, 0, 10**9], [0, 1], r"train\.npz: label 1000000000 is out of range"),
-        ([-1] * 4, [0, 1], r"train\.npz: .* needs images with labels"),
-    ],
-)
-def test_wrong_labels_of_a_real_npz_are_named(tmp_path: Path, train: list[int], test: list[int], message: str) -> None:
-    for part, labels in (("train", train), ("test", test)):
-        images = RNG.integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
-        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.array(labels))
-    with pytest.raises(UserError, match=message):
-        open_real("npz", tmp_path)
-
-
 def test_a_table_of_tinyimagenet_that_is_no_text_is_named(tmp_path: Path) -> None:
     root = tmp_path / "tiny-imagenet-200"
     paint(root / "train" / "n1" / "images" / "a.JPEG", 1)
