@@ -235,6 +235,8 @@ def test_pool_tells_and_writes_what_a_configuration_holds(config: Path, capsys: 
     written = out_file.read_bytes()
     code, _, err = told(capsys, "pool", "--c", str(config), "--out", str(out_file))
     assert code == 2 and "nothing is overwritten" in err and out_file.read_bytes() == written
+    code, out, _ = told(capsys, "pool", "--c", str(config), "--synthetic_count", "0", "--check-shortcuts")
+    assert code == 0 and "of one provenance only" in out
 
 
 def test_pool_packs_image_files_into_the_cache_and_gives_the_same_pool(

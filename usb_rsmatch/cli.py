@@ -204,6 +204,8 @@ def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")
     if args.check_shortcuts:
         cues = audit.shortcut_cues(pool)
+        if not cues:
+            print("shortcuts: nothing to compare, the pool has images of one provenance only")
         for name, value in cues.items():
             print(f"{name:24s} {'-' if value is None else f'{value:.3f}'}")
         for line in audit.shortcut_warnings(cues):

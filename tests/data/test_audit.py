@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,3 +107,10 @@ def test_the_sheet_shows_both_sides(tmp_path: Path) -> None:
     left, right = sheet[20:, 110 : 110 + 400], sheet[20:, -400:]
     assert left.min() == 0 and right.min() == 255
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_the_sheet_takes_class_names_of_any_script(tmp_path: Path) -> None:
+    p = build_pool(SimpleNamespace(dataset="digits", num_labels=40))
+    names = ("sky \N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CYRILLIC SMALL LETTER ZHE}", "\udcff")
+    contact_sheet(replace(p, classes=(*names, *p.classes[3:])), tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 0

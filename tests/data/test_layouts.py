@@ -118,12 +118,32 @@ def test_a_layout_of_the_config(tmp_path: Path) -> None:
         ({"patterns": ["{klass}/{file}"]}, "must hold {file}"),
         ({"patterns": ["{file}"], "sintetic": ["x"]}, "unknown key 'sintetic'"),
         ({"patterns": ["{file}"], "file_class": "("}, "no regular expression"),
+        ({"patterns": ["{file}"], "file_class": "abc"}, "no group"),
+        ({"patterns": ["{file}"], "file_class": 5}, "no group"),
+        ({"patterns": 5}, "must hold {file}"),
+        ({"patterns": ["{class}/{class}/{file}"]}, "each once"),
     ],
 )
 def test_a_wrong_layout_row_is_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("{", r"\{")) as caught:
         open_source(f"mine:{tmp_path}", request(layouts={"mine": row}))
     assert "'mine'" in str(caught.value)
+
+
+def test_a_layout_row_may_hold_single_values_and_nulls(tmp_path: Path) -> None:
+    paint(tmp_path / "1" / "a.png", 1)
+    paint(tmp_path / "0" / "a.png", 2)
+    row = {"patterns": "{provenance}/{file}", "synthetic": 1, "real": None, "split": None, "file_class": None}
+    assert values(open_source(f"mine:{tmp_path}", request(layouts={"mine": row}))) == [1]
+
+
+def test_a_provenance_that_is_neither_real_nor_synthetic_is_named(tmp_path: Path) -> None:
+    for place in ("train/FAKE", "train/REAL", "test/other"):
+        paint(tmp_path / place / "a.png", 1)
+    assert len(open_source(f"cifake:{tmp_path}", request())) == 1
+    paint(tmp_path / "train" / "FAKE2" / "a.png", 1)
+    with pytest.raises(UserError, match=r"'FAKE2' is neither one of synthetic images \(FAKE\) nor of real"):
+        open_source(f"cifake:{tmp_path}", request())
 
 
 def test_a_layout_cannot_take_a_known_name(tmp_path: Path) -> None:
@@ -141,7 +161,7 @@ def test_a_layout_that_matches_nothing_is_named(tmp_path: Path) -> None:
     paint(tmp_path / "cat" / "a.png", 1)
     with pytest.raises(UserError, match=r"none of its 1 images .*\{split\}/\{provenance\}/\{file\}"):
         open_source(f"cifake:{tmp_path}", request())
-    for argument in (tmp_path / "gone", ""):
+    for argument in (tmp_path / "gone", "", "~no such user/x", "a" * 5000):
         with pytest.raises(UserError, match="no such folder"):
             open_source(f"folder:{argument}", request())
     (tmp_path / "empty").mkdir()
@@ -171,6 +191,17 @@ def test_links_are_followed_and_loops_refused(tmp_path: Path) -> None:
         open_source(f"folder:{root}", request())
 
 
+def test_links_to_themselves_are_named(tmp_path: Path) -> None:
+    paint(tmp_path / "cat" / "a.png", 7)
+    (tmp_path / "cat" / "self.png").symlink_to("self.png")
+    source = open_source(f"folder:{tmp_path}", request())
+    with pytest.raises(UserError, match=r"self\.png: cannot be read .*on_error: skip"):
+        values(source)
+    (tmp_path / "dog").symlink_to("dog")
+    with pytest.raises(UserError, match=r"/dog: cannot be followed .*remove it"):
+        open_source(f"folder:{tmp_path}", request())
+
+
 # --- Hugging Face's imagefolder
 
 
@@ -189,6 +220,24 @@ def test_metadata_jsonl_with_class_numbers(tmp_path: Path) -> None:
     lines = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate((2, 0, None))]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [2, 0, -1]
+
+
+def test_metadata_numbers_may_be_mapped_and_must_be_in_range(tmp_path: Path) -> None:
+    for i in range(4):
+        paint(tmp_path / f"{i}.png", i)
+    lines = [{"file_name": f"{i}.png", "label": i} for i in range(4)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="label 3 is out of range, the classes are 0 to 2"):
+        open_source(f"folder:{tmp_path}", request())
+    mapped = open_source(f"folder:{tmp_path}", request(mapping={"3": None, "1": None, "0": "dog"}))
+    assert mapped.labels.tolist() == [1, -1, 2, -1]
+
+
+def test_metadata_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    paint(tmp_path / "0.png", 0)
+    line = {"file_name": "0.png", "label": "dog", "text": "a\u2028separator and a \x85"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
+    assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [1]
 
 
 def test_metadata_tells_the_generators(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from usb_rsmatch.data.classes import ClassIndex
+from usb_rsmatch.data.real import open_real
 from usb_rsmatch.data.sources import SourceRequest, open_source
 from usb_rsmatch.errors import UserError
 
@@ -65,6 +67,7 @@ ZEROS = np.zeros((2, 8, 8, 3), dtype=np.uint8)
         ({"images": np.array([{}, {}])}, "pickled objects, which are refused"),
         ({"images": ZEROS, "labels": np.array([{}, {}])}, "pickled objects, which are refused"),
         ({"images": ZEROS[:0]}, "holds no images"),
+        ({"images": ZEROS[:, :1, :1]}, "1 x 1 are too small, 4 pixels"),
     ],
 )
 def test_a_wrong_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -94,8 +97,9 @@ def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ZEROS)
     with pytest.raises(UserError, match="not an npz file"):
         open_source(f"npz:{tmp_path / 'a.npy'}", request())
-    with pytest.raises(UserError, match="no such file"):
-        open_source("npz:gone.npz", request())
+    for argument in ("gone.npz", "~no such user/a.npz", "a" * 5000):
+        with pytest.raises(UserError, match="no such file"):
+            open_source(f"npz:{argument}", request())
 
 
 def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) -> None:
@@ -112,3 +116,28 @@ def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) 
     (tmp_path / "synthesis.json").write_text(json.dumps({**run, "label_names": ["cat"]}))
     with pytest.raises(UserError, match="do not belong"):
         open_source(f"npz:{tmp_path}", request())
+
+
+def test_an_npz_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=ZEROS)
+    (tmp_path / "a.npz").chmod(0)
+    if os.access(tmp_path / "a.npz", os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(UserError, match=r"a\.npz: cannot be read \(Permission denied\)"):
+        open_source(f"npz:{tmp_path / 'a.npz'}", request())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1, 0, 1], [0, -1], r"test\.npz: a test image has the label -1"),
+        ([0, 1, 0, 10**9], [0, 1], r"train\.npz: label 1000000000 is out of range"),
+        ([-1] * 4, [0, 1], r"train\.npz: .* needs images with labels"),
+    ],
+)
+def test_wrong_labels_of_a_real_npz_are_named(tmp_path: Path, train: list[int], test: list[int], message: str) -> None:
+    for part, labels in (("train", train), ("test", test)):
+        images = np.zeros((len(labels), 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.array(labels))
+    with pytest.raises(UserError, match=message):
+        open_real("npz", tmp_path)

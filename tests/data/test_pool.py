@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,6 +285,27 @@ def test_the_manifest_rebuilds_the_pool(sources: list[dict[str, Any]]) -> None:
     other = HybridPool.from_config({**manifest["config"], "seed": 4}).manifest()
     assert other["parts"]["unlabeled"]["sha256"] != manifest["parts"]["unlabeled"]["sha256"]
     assert other["parts"]["test"] == manifest["parts"]["test"]
+
+
+def test_the_manifest_keeps_names_of_any_script(tmp_path: Path) -> None:
+    folder = tmp_path / "\N{CAT FACE}" / "3"
+    folder.mkdir(parents=True)
+    Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "a.png")
+    p = pool(synthetic=[{"source": f"folder:{folder.parent}"}])
+    (tmp_path / "m.json").write_text(json.dumps(p.manifest()))
+    again = HybridPool.from_manifest(tmp_path / "m.json")
+    assert again.provenance["by_generator"] == {"\N{CAT FACE}": 1}
+    (tmp_path / "m.json").write_text("{")
+    with pytest.raises(UserError, match=r"m\.json: not valid JSON"):
+        HybridPool.from_manifest(tmp_path / "m.json")
+
+
+def test_a_generator_is_called_after_its_folder_or_file(sources: list[dict[str, Any]], tmp_path: Path) -> None:
+    for name in ("sd-1.4", "sd-1.5"):
+        shutil.copytree(sources[0]["source"].removeprefix("folder:"), tmp_path / name)
+    own = [{"source": f"folder:{tmp_path / name}"} for name in ("sd-1.4", "sd-1.5")]
+    p = pool(synthetic=[*own, {"source": sources[1]["source"]}])
+    assert p.provenance["by_generator"] == {"sd-1.4": 60, "sd-1.5": 60, "edm": 90}
 
 
 def test_from_yaml(tmp_path: Path, sources: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from usb_rsmatch.data.audit import pool_table
 from usb_rsmatch.data.pool import HybridPool, build_pool
 from usb_rsmatch.errors import UserError
 
@@ -87,7 +88,10 @@ def test_real_duplicates_are_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", x=images, y=np.arange(20) % 2)
     np.savez(tmp_path / "test.npz", x=images[:3], y=np.arange(3) % 2)
     p = pool(dataset="npz", data_dir=tmp_path, num_labels=2)
-    assert p.duplicates == 3 and p.manifest()["duplicates"] == {"real_train_in_test": 3}
+    found = p.manifest()["duplicates"]
+    assert p.duplicates == found["real_train_in_test"] == len(set(found["first"])) == 3
+    assert {"train.npz, image 0", "train.npz, image 1", "train.npz, image 2"} == set(found["first"])
+    assert f"also in the test set: 3, the first: {found['first'][0]}" in pool_table(p)
 
 
 def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
@@ -103,7 +107,8 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"7\.png: cannot be read"):
         pool(**keys)
     p = pool(**keys, on_error="skip")
-    assert len(p) == 299 and list(p.manifest()["sources"][0]["skipped"]) == [str(bad)]
+    skipped = p.manifest()["sources"][0]["skipped"]
+    assert len(p) == 299 and list(skipped) == [str(bad)] and "on_error" not in skipped[str(bad)]
 
 
 def test_a_pool_larger_than_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

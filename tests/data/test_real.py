@@ -334,3 +334,12 @@ def test_semi_inat_sets_label_all_their_training_images(tmp_path: Path) -> None:
         HybridPool.from_config({"dataset": "semi_aves", **keys})
     with pytest.raises(UserError, match=r"semi_inat: no l_train_val\.txt in"):
         HybridPool.from_config({"dataset": "semi_inat", **keys})
+
+
+def test_a_table_of_tinyimagenet_that_is_no_text_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "tiny-imagenet-200"
+    paint(root / "train" / "n1" / "images" / "a.JPEG", 1)
+    (root / "val").mkdir()
+    (root / "val" / "val_annotations.txt").write_bytes(b"\xff\xfea.JPEG\tn1")
+    with pytest.raises(UserError, match=r"val_annotations\.txt: is no text in UTF-8"):
+        open_real("tinyimagenet", tmp_path)

@@ -126,7 +126,8 @@ def test_unreadable_images_raise_or_are_listed(tmp_path: Path) -> None:
     assert [Path(name).name for name in rest.skipped] == ["007.png", "070.png"]
     assert values(rest) == [i for i in range(200) if i not in (7, 70)]
     (tmp_path / "100.png").write_bytes(b"text")
-    with pytest.raises(UserError, match="3 of 200 images cannot be read, more than 1%"):
+    wanted = r"3 of 200 images cannot be read, more than 1%; the first: .*007\.png \(it is empty, 0 bytes\); restore"
+    with pytest.raises(UserError, match=wanted):
         open_source(f"folder:{tmp_path}", request()).without_unreadable()
 
 
@@ -155,5 +156,11 @@ def test_saved_datasets_of_hugging_face(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": split}).save_to_disk(str(tmp_path / "d"))
     source = open_source(f"hf:{tmp_path / 'd'}", request())
     assert dict(zip(values(source), source.labels.tolist(), strict=True)) == {1: 1, 2: 0, 3: -1}
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [*pictures, None, pictures[0]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "gap"))
+    gap = open_source(f"hf:{tmp_path / 'gap'}", request())
+    with pytest.raises(UserError, match="gap, image 3: cannot be read"):
+        values(gap)
     with pytest.raises(UserError, match="no split 'test'"):
         open_source(f"hf:{tmp_path / 'd'}", request(split="test"))

@@ -7,9 +7,10 @@ import io
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from usb_rsmatch.data.decode import quiet_bombs
 from usb_rsmatch.data.pool import HybridPool
@@ -48,8 +49,10 @@ def pool_table(pool: HybridPool) -> str:
     height, width, channels = pool.test.images.shape[1:]
     colour = "grey" if channels == 1 else "colour"
     head = f"{pool.spec.name}: {len(pool.classes)} classes, {height} x {width} px, {colour}"
-    found = f"{pool.duplicates} real training images are also in the test set"
-    return "\n".join([head, *lines, *([found] if pool.duplicates else [])])
+    if pool.duplicates:
+        first = f", the first: {pool.duplicate_names[0]}" if pool.duplicate_names else ""
+        lines.append(f"real training images that are also in the test set: {pool.duplicates}{first}; remove them there")
+    return "\n".join([head, *lines])
 
 
 def contact_sheet(pool: HybridPool, path: str | PathLike[str]) -> None:
@@ -66,6 +69,7 @@ def contact_sheet(pool: HybridPool, path: str | PathLike[str]) -> None:
     side_width = SHEET_COLUMNS * tile
     sheet = Image.new("RGB", (margin + 2 * side_width + gap, 20 + len(rows) * tile), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.font = _font()
     for side, title in enumerate(("real", "synthetic")):
         draw.text((margin + side * (side_width + gap), 4), title, fill="black")
     for line, (c, pick) in enumerate(rows):
@@ -146,6 +150,14 @@ def _tile(pixels: np.ndarray) -> Image.Image:
     return picture.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.NEAREST)
 
 
+def _font() -> Any:
+    """One with more than ASCII letters, where the system has it: Pillow's own draws a box for the others."""
+    for name in ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, 10)
+    return ImageFont.load_default()
+
+
 def _spread(indices: np.ndarray) -> np.ndarray:
     """At most `SAMPLE` of some indices, evenly spread."""
     return indices[np.unique(np.linspace(0, len(indices) - 1, min(SAMPLE, len(indices))).astype(np.int64))]
@@ -169,11 +181,9 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
     """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
-    path = Path(name)
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    with contextlib.suppress(OSError), quiet_bombs(), Image.open(io.BytesIO(data)) as image:
-        tables = repr(getattr(image, "quantization", None))
-        return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
+    with contextlib.suppress(OSError):
+        data = Path(name).read_bytes()
+        with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
+            tables = repr(getattr(image, "quantization", None))
+            return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
     return None

@@ -45,14 +45,14 @@ class ClassIndex:
     def of_names(self, names: Sequence[str | None], origin: str, numeric: bool = False) -> np.ndarray:
         """Labels int64 [N] of class names, None being unknown.
 
-        With `numeric` a whole number that is no class's name is a class number.
+        With `numeric` a whole number that is no class's name, and not mapped, is a class number.
 
         Raises UserError where names are given but not one of them is a class: that is a wrong folder or a
-        missing mapping.
+        missing mapping; and for a number that is out of range.
         """
         known = {name: self.number(name) for name in set(names) if name is not None}
         if numeric:
-            known.update({name: self._counted(name) for name, number in known.items() if number == UNKNOWN})
+            known.update({name: self._counted(name, origin) for name, n in known.items() if n == UNKNOWN})
         given = sorted(known)
         if given and not self._mapped and all(number == UNKNOWN for number in known.values()):
             raise UserError(
@@ -73,15 +73,22 @@ class ClassIndex:
         numbers = np.array([self._mapped.get(plain(str(value)), value) for value in values], dtype=np.int64)
         wrong = values[(numbers < UNKNOWN) | (numbers >= len(self.classes))]
         if len(wrong):
-            raise UserError(
-                f"{origin}: label {wrong[0]} is out of range, the classes are 0 to {len(self.classes) - 1}; "
-                "give the source a `mapping: FILE.json`"
-            )
+            raise self._out_of_range(wrong[0], origin)
         return numbers[places.reshape(-1)] if len(labels) else labels
 
-    def _counted(self, name: str) -> int:
-        """The class whose number `name` spells, -1 for anything else."""
-        return int(name) if name.isascii() and name.isdigit() and int(name) < len(self.classes) else UNKNOWN
+    def _counted(self, name: str, origin: str) -> int:
+        """The class whose number `name` spells, -1 for what is no number, or mapped to no class."""
+        if not (name.isascii() and name.isdigit()) or plain(name) in self._mapped:
+            return UNKNOWN
+        if int(name) >= len(self.classes):
+            raise self._out_of_range(name, origin)
+        return int(name)
+
+    def _out_of_range(self, label: Any, origin: str) -> UserError:
+        return UserError(
+            f"{origin}: label {label} is out of range, the classes are 0 to {len(self.classes) - 1}; "
+            "give the source a `mapping: FILE.json`"
+        )
 
     def _target(self, name: str, target: Any) -> int:
         """The class that a mapping's entry points to: a class name, its number, or null for unknown."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def open_hf(argument: str, request: SourceRequest) -> Source:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"hf:{argument} needs the package `datasets`: pip install datasets") from None
+        raise UserError(f"hf:{argument} needs the package `datasets`: pip install 'usb-rsmatch[datasets]'") from None
     root = folder(argument)
     try:
         opened = datasets.load_from_disk(str(root))
@@ -42,9 +44,18 @@ def open_hf(argument: str, request: SourceRequest) -> Source:
         raise UserError(f"{root}: has {len(pictures)} image columns, must have one")
     stored = opened.cast_column(pictures[0], datasets.Image(decode=False))[pictures[0]]
     labels = _labels(opened, request, root)
-    files = [entry["bytes"] or Path(entry["path"]).read_bytes() for entry in stored]
+    files = [_content(entry) for entry in stored]
     order = content_order(bytes_digests(files))
-    return FileSource(str(root), [files[i] for i in order], labels[order], (request.generator,))
+    return FileSource(str(root), [files[i] for i in order], labels[order], (request.generator,), numbers=order)
+
+
+def _content(entry: Mapping[str, Any] | None) -> bytes:
+    """The file of one image; empty where there is none, which reading it as an image will tell."""
+    if entry is None:
+        return b""
+    with contextlib.suppress(OSError):
+        return entry["bytes"] or Path(entry["path"] or "").read_bytes()
+    return b""
 
 
 def _labels(opened: Any, request: SourceRequest, root: Path) -> np.ndarray:

@@ -204,13 +204,24 @@ def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: 
                 name = entry.name
                 if name.startswith("."):
                     continue
-                if entry.is_dir():
+                is_image = os.path.splitext(name)[1].lower() in suffixes
+                if _is_folder(entry, is_image):
                     folders.append(f"{prefix}/{name}" if prefix else name)
-                elif os.path.splitext(name)[1].lower() in suffixes:
+                elif is_image:
                     files.append((name, *_state(entry)))
     except OSError as error:
         raise UserError(f"{here}: cannot be listed ({error.strerror or error}); mend or remove it") from None
     return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files)
+
+
+def _is_folder(entry: os.DirEntry[str], is_image: bool) -> bool:
+    """Whether it leads to a folder; of a link that leads nowhere, reading it as an image tells, where it is one."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_image:
+            return False
+        raise UserError(f"{entry.path}: cannot be followed ({error.strerror or error}); mend or remove it") from None
 
 
 def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -24,9 +25,9 @@ class Layout:
 
     In a pattern, `{class}`, `{generator}`, `{split}` and `{provenance}` each name one folder, `{file}` the
     file, `*` is anything within a name and `**` any number of folders. `real` and `synthetic` are the
-    provenance folders' names, in any case: only the synthetic ones are read into a synthetic source. `split`
-    is the split that is read. `file_class` is a regular expression whose first group finds the class in the
-    file name (without its suffix) instead.
+    provenance folders' names, in any case: only the synthetic ones are read into a synthetic source, and where `real`
+    is given, a folder that is neither is an error. `split` is the split that is read. `file_class` is a regular
+    expression whose first group finds the class in the file name (without its suffix) instead.
     """
 
     patterns: tuple[str, ...]
@@ -69,7 +70,13 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     if listed is not None:
         return _by_metadata(layout, split, root, listed, request)
     rows = Rows(file_index(root), layout)
-    rows = rows.where([parts is not None and _wanted(layout, split, parts) for parts in rows.parts])
+    holds_any = np.bincount(rows.group, minlength=len(rows.parts)) > 0  # folders of folders are listed too
+    rows = rows.where(
+        [
+            used and parts is not None and _wanted(layout, split, parts, root)
+            for used, parts in zip(holds_any.tolist(), rows.parts, strict=True)
+        ]
+    )
     if not len(rows):
         raise UserError(
             f"{root}: none of its {len(rows.index)} images is a synthetic one by the patterns "
@@ -132,7 +139,7 @@ def _by_metadata(
 ) -> Source:
     """The images that Hugging Face's metadata names, with its classes."""
     rows = [(place, match(layout, place)) for place in listed]
-    kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts)]
+    kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
     if not kept:
         raise UserError(f"{root}: its metadata names no synthetic image; mend or remove it")
     names = [listed[place].label for place, _ in kept]
@@ -162,18 +169,28 @@ def match(layout: Layout, place: str) -> dict[str, str] | None:
 
 def folder(path: str | Path) -> Path:
     """`path` as an existing folder, `~` expanded; UserError where it is none."""
-    root = Path(path).expanduser()
-    if not str(path) or not root.is_dir():
+    root = Path(os.path.expanduser(path))  # unlike Path's, it leaves what it does not know
+    if not str(path) or not os.path.isdir(root):
         raise UserError(f"{path or 'source'}: no such folder; check the path")
     return root
 
 
-def _wanted(layout: Layout, split: str, parts: Mapping[str, str]) -> bool:
-    """Whether an image belongs in a synthetic source: of the right split, and not among the real ones."""
+def _wanted(layout: Layout, split: str, parts: Mapping[str, str], root: Path) -> bool:
+    """Whether an image belongs in a synthetic source: of the right split, and not among the real ones.
+
+    Raises UserError for a provenance that the layout does not know, which would otherwise be missed silently.
+    """
     if parts.get("split", split).casefold() != split.casefold():
         return False
     provenance = parts.get("provenance")
-    return provenance is None or provenance.casefold() in {name.casefold() for name in layout.synthetic}
+    if provenance is None or provenance.casefold() in map(str.casefold, layout.synthetic):
+        return True
+    if layout.real and provenance.casefold() not in map(str.casefold, layout.real):
+        raise UserError(
+            f"{root}: the folder {provenance!r} is neither one of synthetic images ({', '.join(layout.synthetic)}) nor "
+            f"of real ones ({', '.join(layout.real)}); rename or remove it, or describe the layout in `layouts:`"
+        )
+    return False
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
@@ -205,23 +222,28 @@ def _layout(name: str, row: Any) -> Layout:
     unknown = [key for key in row if key not in known]
     if unknown:
         raise UserError(f"layouts: {name!r} has an unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    lists = {
-        key: (value,) if isinstance(value, str) else tuple(map(str, value))
-        for key, value in row.items()
-        if key in ("patterns", "real", "synthetic")
-    }
-    for pattern in lists["patterns"]:
-        strange = set(re.findall(r"\{(\w*)\}", pattern)) - _PARTS
-        if strange or "{file}" not in pattern:
+    given: dict[str, Any] = {}
+    for key, value in row.items():
+        if value is None:
+            continue
+        if key in ("split", "file_class"):
+            given[key] = str(value)
+        else:
+            given[key] = tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+    for pattern in given["patterns"]:
+        parts = re.findall(r"\{(\w*)\}", pattern)
+        if set(parts) - _PARTS or "file" not in parts or len(set(parts)) != len(parts):
             raise UserError(
                 f"layouts: {name!r}, pattern {pattern!r} must hold {{file}} and otherwise only "
-                "{class}, {generator}, {split}, {provenance}, * and **"
+                "{class}, {generator}, {split}, {provenance}, each once, * and **"
             )
     try:
-        re.compile(row.get("file_class") or "")
+        groups = re.compile(given.get("file_class", "()")).groups
     except re.error as error:
         raise UserError(f"layouts: {name!r}, file_class is no regular expression ({error})") from None
-    return Layout(**{**row, **lists})
+    if not groups:
+        raise UserError(f"layouts: {name!r}, file_class has no group that finds the class, such as _(\\w+)$")
+    return Layout(**given)
 
 
 for _name, _row in LAYOUTS.items():

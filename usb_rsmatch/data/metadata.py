@@ -66,7 +66,8 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with open(path, encoding="utf-8") as file:  # `splitlines` would also split at what may stand inside a text
+        rows = [json.loads(line) for line in file if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("each line must be an object")
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from usb_rsmatch.data.archive import array_header, large_order, open_large
+from usb_rsmatch.data.decode import MIN_SIDE
 from usb_rsmatch.data.hashes import content_order, image_digests
 from usb_rsmatch.data.sources import ArraySource, Source, SourceRequest, register_source
 from usb_rsmatch.data.stored import StoredImages
@@ -29,8 +31,8 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     the generator's name from its `synthesis.json`.
     """
     request.reject_options(argument)
-    root = Path(argument).expanduser()
-    if argument and root.is_dir():
+    root = Path(os.path.expanduser(argument))
+    if argument and os.path.isdir(root):
         return _packed(root, request)
     images, labels = read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
@@ -80,10 +82,15 @@ def load_arrays(
     file is a zip file, in which NumPy cannot map memory. Raises UserError for a missing or
     damaged file, pickled objects, a wrong dtype or shape.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = Path(os.path.expanduser(path))
+    if not os.path.isfile(file):
         raise UserError(f"{path or 'npz'}: no such file; check the path")
-    if not zipfile.is_zipfile(file):
+    try:
+        with open(file, "rb") as stream:
+            whole = zipfile.is_zipfile(stream)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend that") from None
+    if not whole:
         raise UserError(f"{path}: not an npz file, or a part of one; copy or download it again")
     try:
         with np.load(file, allow_pickle=False) as archive:
@@ -129,10 +136,13 @@ def _pixels(path: str | Path, images: np.ndarray) -> np.ndarray:
         images = images[..., None]
     if images.ndim == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(
             f"{path}: images have shape {images.shape}, must be N x H x W, N x H x W x 3 or N x 3 x H x W"
         )
+    if min(images.shape[1:3]) < MIN_SIDE:
+        height, width = images.shape[1:3]
+        raise UserError(f"{path}: images of {height} x {width} are too small, {MIN_SIDE} pixels a side is the least")
     return images
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
 import yaml
 
 from usb_rsmatch.data.duplicates import found_in, refuse_in_test
@@ -23,6 +25,8 @@ from usb_rsmatch.version import __version__
 
 __all__ = ["DataSpec", "HybridPool", "ImageSet", "build_pool"]
 
+SHOWN_DUPLICATES = 20  # of them all the manifest would be long
+
 
 @dataclass(frozen=True)
 class HybridPool:
@@ -30,7 +34,8 @@ class HybridPool:
 
     `unlabeled` holds the labelled images first (where they are included), then further real ones, then
     synthetic ones. `config` are the keys that it was built from, `sources` what was taken from where,
-    `duplicates` how many real training images also stand in the test set, `hashes` the parts' SHA-256.
+    `duplicates` how many real training images also stand in the test set and `duplicate_names` what the first of them
+    are called, `hashes` the parts' SHA-256.
     """
 
     spec: DataSpec
@@ -42,6 +47,7 @@ class HybridPool:
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     duplicates: int = 0
+    duplicate_names: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -51,7 +57,7 @@ class HybridPool:
         Raises UserError for a file that cannot be read, and whatever `build_pool` finds wrong.
         """
         if isinstance(config, (str, PathLike)):
-            config = _read_yaml(config)
+            config = _read(config, "YAML", yaml.safe_load)
         return build_pool(SimpleNamespace(**config) if isinstance(config, Mapping) else config)
 
     @classmethod
@@ -60,7 +66,7 @@ class HybridPool:
 
         Raises UserError where a part is not the manifest's, naming it, and whatever `build_pool` finds wrong.
         """
-        manifest = _read_yaml(path)  # JSON is YAML
+        manifest = _read(path, "JSON", json.load)
         if not isinstance(manifest.get("config"), Mapping) or not isinstance(manifest.get("parts"), Mapping):
             raise UserError(f"{path}: is no manifest of a pool; `usb-rsmatch pool --out` writes one")
         pool = cls.from_config({**manifest["config"], **changes})
@@ -110,7 +116,7 @@ class HybridPool:
             "view": {"mean": list(self.spec.mean), "std": list(self.spec.std), "flip": self.spec.flip},
             "pool": self.provenance,
             "sources": [dict(source) for source in self.sources],
-            "duplicates": {"real_train_in_test": self.duplicates},
+            "duplicates": {"real_train_in_test": self.duplicates, "first": list(self.duplicate_names)},
             "parts": {
                 name: {
                     "count": len(part),
@@ -148,6 +154,7 @@ def _build(config: PoolConfig, pack: bool) -> HybridPool:
     drawn = draw_synthetic(config, real, pack)
     refuse_in_test(drawn.images, real.test)
     trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
+    repeated = np.flatnonzero(found_in(trained, real.test))
     pool = HybridPool(
         spec=real.data.spec,
         classes=real.data.classes,
@@ -157,7 +164,8 @@ def _build(config: PoolConfig, pack: bool) -> HybridPool:
         test=real.test,
         config=config.as_dict(),
         sources=(real.report, *drawn.reports),
-        duplicates=int(found_in(trained, real.test).sum()),
+        duplicates=len(repeated),
+        duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
@@ -172,14 +180,14 @@ def _versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def _read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
+def _read(path: str | PathLike[str], kind: str, parse: Callable[[TextIO], Any]) -> Mapping[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
+            content = parse(file)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(config, Mapping):
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid {kind} ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
         raise UserError(f"{path}: must hold keys and values, such as `dataset: digits`")
-    return config
+    return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ def open_real(name: str, data_dir: str | Path) -> RealData:
     """
     if name not in dataset_names():
         raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
-    return _DATASETS[name](Path(data_dir).expanduser())
+    return _DATASETS[name](Path(os.path.expanduser(data_dir)))
 
 
 def open_digits(data_dir: Path) -> RealData:
@@ -161,9 +162,14 @@ def open_npz(data_dir: Path) -> RealData:
     parts = {}
     for part in ("train", "test"):
         images, labels = read_npz(data_dir / f"{part}.npz")
-        if labels is None or not len(labels):
+        if labels is None or not len(labels) or labels.max() < 0:
             raise UserError(f"{data_dir / part}.npz: a real data set needs images with labels")
+        if labels.max() >= len(labels):  # fewer than one image a class, if it were right
+            raise UserError(f"{data_dir / part}.npz: label {labels.max()} is out of range; number the classes from 0")
         parts[part] = (images, labels.astype(np.int64))
+    least = parts["test"][1].min()
+    if least < 0:
+        raise UserError(f"{data_dir / 'test'}.npz: a test image has the label {least}; label or remove it")
     classes = tuple(map(str, range(int(parts["train"][1].max()) + 1)))
     index = ClassIndex(classes)
     train, test = (
@@ -210,7 +216,7 @@ def _shorter_side(source: FileSource) -> int:
 
 def _annotated(table: Path, index: ClassIndex) -> FileSource:
     """TinyImageNet's flat validation folder, labelled by its tab-separated table (file, wnid, box)."""
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t") for line in read_lines(table)]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(
             f"{table}: must hold a file name and a class a line, separated by tabs; unpack it again"
@@ -224,13 +230,23 @@ def _annotated(table: Path, index: ClassIndex) -> FileSource:
     return FileSource(str(table.parent), [table.parent / "images" / row[0] for row in rows], labels)
 
 
+def read_lines(table: Path) -> list[str]:
+    """The lines of a table that comes with a data set, less empty ones. Raises UserError where it cannot be read."""
+    try:
+        return [line for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{table}: {error.strerror or error}; unpack it again") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{table}: is no text in UTF-8; unpack it again") from None
+
+
 def _synonyms(table: Path, classes: tuple[str, ...]) -> dict[str, int]:
     """Plain names of WordNet classes from lines "wnid name, name, ...", those that mean one class only."""
     if not table.is_file():
         return {}
     numbers = {name: i for i, name in enumerate(classes)}
     owners: dict[str, set[int]] = {}
-    for line in table.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(table):
         wnid, _, names = line.replace("\t", " ", 1).partition(" ")
         if wnid in numbers:
             for name in names.split(","):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.data.classes import ClassIndex
-from usb_rsmatch.data.decode import fit, fit_array, quiet_bombs, read_image
+from usb_rsmatch.data.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
 from usb_rsmatch.data.index import KEEP_FROM, FileList, describe, size_of
 from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
@@ -34,7 +34,8 @@ class Source(ABC):
 
     `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is
     `in_order` has its images in the order to draw them in, balanced by itself. What a pool takes of a source is held
-    in memory up to `resident_limit` bytes, and read when it is needed beyond.
+    in memory up to `resident_limit` bytes, and read when it is needed beyond. `numbers` int [N] are those that messages
+    call the images by, where they are not in the order of where they come from.
     """
 
     resident_limit = 2 * 2**30
@@ -46,9 +47,11 @@ class Source(ABC):
         generators: Sequence[str] = ("",),
         generator: np.ndarray | None = None,
         in_order: bool = False,
+        numbers: np.ndarray | None = None,
     ) -> None:
         self.origin = origin
         self.in_order = in_order
+        self.numbers = numbers
         self.labels = np.asarray(labels, dtype=np.int64)
         self.generators = tuple(generators)
         self.generator = np.zeros(len(self.labels), dtype=np.int16) if generator is None else generator
@@ -66,7 +69,7 @@ class Source(ABC):
 
     def name(self, index: int) -> str:
         """What a message calls one image."""
-        return f"{self.origin}, image {index}"
+        return f"{self.origin}, image {index if self.numbers is None else int(self.numbers[index])}"
 
     def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
         """The digests uint64 [n, 2] of what `load` gives, where they are known without reading; else None."""
@@ -82,10 +85,7 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file.
-
-    `numbers` int [N] are those that messages call them by, where they are not in the order of where they come from.
-    """
+    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file."""
 
     def __init__(
         self,
@@ -94,11 +94,10 @@ class ArraySource(Source):
         labels: np.ndarray,
         *columns: Any,
         digests: np.ndarray | None = None,
-        numbers: np.ndarray | None = None,
         **options: Any,
     ) -> None:
         super().__init__(origin, labels, *columns, **options)
-        self.images, self._digests, self._numbers = images, digests, numbers
+        self.images, self._digests = images, digests
         if isinstance(images, StoredImages):
             self.resident_limit = STORED_LIMIT
 
@@ -111,9 +110,6 @@ class ArraySource(Source):
         if isinstance(self.images, StoredImages):
             return self.images.digests_at(indices)
         return None if self._digests is None else self._digests[indices]
-
-    def name(self, index: int) -> str:
-        return super().name(index if self._numbers is None else int(self._numbers[index]))
 
 
 class FileSource(Source):
@@ -144,6 +140,7 @@ class FileSource(Source):
         chosen, files = copy(self), self.files
         chosen.files = files.take(indices) if isinstance(files, FileList) else [files[i] for i in indices]
         chosen.labels, chosen.generator = self.labels[indices], self.generator[indices]
+        chosen.numbers = None if self.numbers is None else self.numbers[indices]
         return chosen
 
     def _checked_file(self) -> Path | None:
@@ -174,8 +171,8 @@ class FileSource(Source):
         def probe(row: int) -> None:
             try:
                 read_image(self.files[row], self.name(row))
-            except UserError as error:
-                reasons[row] = str(error)
+            except UnreadableImage as error:
+                reasons[row] = error.reason
 
         kept = self._checked_file()
         bad = read_rows(kept)
@@ -185,9 +182,10 @@ class FileSource(Source):
         else:  # all were looked at before, in the same state: those that could be read can
             _each(lambda i: probe(bad[i]), len(bad), f"checking {self.origin}")
         if len(reasons) > SKIP_LIMIT * len(self):
+            first = min(reasons)
             raise UserError(
-                f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than "
-                f"{SKIP_LIMIT:.0%}; the first: {reasons[min(reasons)]}"
+                f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than {SKIP_LIMIT:.0%}; "
+                f"the first: {self.name(first)} ({reasons[first]}); restore or remove them"
             )
         keep = np.array([row for row in range(len(self)) if row not in reasons], dtype=np.int64)
         rest = self.take(keep)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, real
         count = sum(count.values())
     request = SourceRequest(
         classes=index,
-        generator=str(entry.get("generator") or PurePath(argument).stem or prefix),
+        generator=str(entry.get("generator") or _called(argument) or prefix),
         count=count or (wanted if len(config.synthetic) == 1 else None),
         options={key: value for key, value in entry.items() if key not in _ENTRY_KEYS},
         layouts=config.layouts,
@@ -82,6 +83,12 @@ def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, real
     if REAL in source.generators:
         raise UserError(f"{text}: calls a generator {REAL!r}, which means no generator; rename it")
     return source.without_unreadable() if config.on_error == "skip" else source
+
+
+def _called(argument: str) -> str:
+    """What a generator is called after the place of its images: sd-1.4 for the folder sd-1.4, edm for edm.npz."""
+    place = Path(argument)
+    return place.name if os.path.isdir(os.path.expanduser(argument)) else place.stem
 
 
 def _order(source: Source, entry: Mapping[str, Any], seed: int) -> np.ndarray:

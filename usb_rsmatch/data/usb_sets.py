@@ -10,7 +10,7 @@ import numpy as np
 
 from usb_rsmatch.data.classes import UNKNOWN
 from usb_rsmatch.data.npz import load_arrays
-from usb_rsmatch.data.real import IMAGENET_MEAN, IMAGENET_STD, RealData, open_imagenet, register_dataset
+from usb_rsmatch.data.real import IMAGENET_MEAN, IMAGENET_STD, RealData, open_imagenet, read_lines, register_dataset
 from usb_rsmatch.data.records import DataSpec
 from usb_rsmatch.data.sources import ArraySource, FileSource
 from usb_rsmatch.errors import UserError
@@ -64,10 +64,8 @@ def open_semi_fgvc(name: str, outside: bool, data_dir: Path) -> RealData:
 def _listed(table: Path) -> FileSource:
     """The images of a list, whose paths are relative to its folder."""
     try:
-        lines = [line.rsplit(None, 1) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.rsplit(None, 1) for line in read_lines(table)]
         labels = np.array([int(line[1]) for line in lines], dtype=np.int64)
-    except OSError as error:
-        raise UserError(f"{table}: {error.strerror or error}; unpack it again") from None
     except (ValueError, IndexError):
         raise UserError(f"{table}: must hold a file and a class number a line; unpack it again") from None
     if not len(labels) or labels.min() < 0:
