@@ -301,6 +301,23 @@ def test_a_disk_that_takes_no_more_loses_nothing(whole: Path, tmp_path: Path, ca
     assert tree(out) == tree(whole)
 
 
+def test_what_a_killed_process_left_does_no_harm(whole: Path, tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    leftover = ".synthesis.json.abcd1234.tmp"
+    (out / leftover).write_text('{"eng')
+    assert main(words(out, cache, "--shard", "1/2")) == 0  # the folder is no one else's for that
+    (out / "3" / ".0.png.abcd1234.tmp").write_bytes(b"half")
+    assert main(words(out, cache)) == 0
+    assert tree(out) == tree(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path: Path, cache: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused(capsys, words(tmp_path / "file" / "out", cache))
+    assert "Not a directory" in told and "make it writable" in told and "room" not in told
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, capsys: Capture) -> None:
     with files_of_at_most(1000):
         assert "--cache" in refused(capsys, words(tmp_path / "out", tmp_path / "cache"))

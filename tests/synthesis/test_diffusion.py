@@ -193,6 +193,8 @@ def test_a_t5_writes_the_prompts_of_a_run(sd_folder: Path, t5_folder: Path, tmp_
         (["--part", "train[:50%]"], "--part does not go with --engine diffusers"),
         (["--unet", "none.safetensors"], "no such file"),
         (["--report"], "--dataset NAME"),
+        (["--guidance", "nan"], "--guidance nan: must be a number"),
+        (["--guidance", "-1"], "--guidance -1.0: must be a number"),
         (["--classes", "cat", "cat"], "comes twice"),
         (["--resolution", "33"], "divisible by 8"),
     ],
@@ -240,13 +242,30 @@ def test_folders_that_are_no_text_to_image_pipeline_are_named(sd_folder: Path, t
                               down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2),
         diffusers.DDPMScheduler(),
     ).save_pretrained(unconditional)  # fmt: skip
+    for part in ("unet", "text_encoder"):  # half a download
+        shutil.copytree(sd_folder, tmp_path / f"cut_{part}")
+        weights = next((tmp_path / f"cut_{part}" / part).glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:700])
     for folder, message in (
         ("empty", "no model_index.json"),
+        ("cut_unet", "no complete pipeline"),
+        ("cut_text_encoder", "no complete pipeline"),
         ("partial", "no complete pipeline"),
         ("unconditional", "no text-to-image pipeline"),
     ):
         assert main(words(tmp_path / folder, tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_too_large_for_memory_is_named(
+    sd_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", full)
+    assert main(words(sd_folder, tmp_path / "out")) == 2
+    assert "tiny-sd: out of memory in loading it: give --dtype" in capsys.readouterr().err
 
 
 def test_weights_of_another_unet_are_refused(sd_folder: Path, sdxl_folder: Path) -> None:

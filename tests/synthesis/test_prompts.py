@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,12 @@ def test_a_t5_writes_sentences_that_hold_the_class_and_depend_on_the_seed_alone(
     assert again == prompts and other != prompts and alone["cat"] == prompts["cat"]
 
 
-def test_a_folder_that_is_no_t5_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="the extra `synthesis` is not installed")
+def test_a_folder_that_is_no_t5_is_named(tmp_path: Path, t5_folder: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="turns text into text"):
-        from_t5(str(tmp_path), "{name}", 2, WORDS, seed=0)
+    cut = tmp_path / "cut"
+    shutil.copytree(t5_folder, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])  # half a download
+    for folder in (tmp_path, cut):
+        with pytest.raises(UserError, match="turns text into text"):
+            from_t5(str(folder), "{name}", 2, WORDS, seed=0)

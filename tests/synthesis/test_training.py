@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +66,24 @@ def test_stopped_and_continued_is_the_same_bit_for_bit(digits: Digits, tmp_path:
     loaded = train_flow(*digits, 10, SHORT, 5, lambda _, done, __: steps.append(done), path, device="cpu")
     assert len(steps) == 5  # a finished one is only loaded
     assert_same(loaded, straight)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_is_met_after_the_step_and_loses_none(
+    number: signal.Signals, digits: Digits, tmp_path: Path
+) -> None:
+    def ask_at_seven(stage: str, done: int, total: int) -> None:
+        if done == 7:
+            os.kill(os.getpid(), number)
+
+    path = tmp_path / "flow.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train_flow(*digits, 10, SHORT, 5, ask_at_seven, path, device="cpu")
+    steps: list[int] = []
+    resumed = train_flow(*digits, 10, SHORT, 5, lambda _, done, __: steps.append(done), path, device="cpu")
+    assert steps == [9, 10, 11, 12]
+    assert_same(resumed, train_flow(*digits, 10, SHORT, seed=5, device="cpu"))
 
 
 def test_a_checkpoint_of_other_images_or_a_damaged_one_is_refused(digits: Digits, tmp_path: Path) -> None:

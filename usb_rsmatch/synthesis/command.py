@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..data.decode import fit
 from ..data.real import RealData, open_real
@@ -60,6 +63,8 @@ def run(args: argparse.Namespace) -> str:
     for name in ("count", "per_class", "batch_size", "steps", "resolution"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if args.guidance is not None and not 0 <= args.guidance < math.inf:
+        raise UserError(f"--guidance {args.guidance}: must be a number from 0 up")
     real = open_real(args.dataset, args.data_dir) if args.dataset else None
     classes, chosen = choose_classes(args.classes, real.classes if real else None)
     if args.report and real is None:
@@ -101,8 +106,10 @@ def run(args: argparse.Namespace) -> str:
     except KeyboardInterrupt:
         raise Interrupted(f"stopped with {_progress(output)}; the same command goes on") from None
     except OSError as error:
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # None: of Pillow's encoders
+        remedy = "make room there" if full else "make it writable (or choose another --out)"
         why = f"{error.strerror or error}, with {_progress(output)}"
-        raise UserError(f"{output.folder}: {why}; make room there, then the same command goes on") from error
+        raise UserError(f"{output.folder}: {why}; {remedy}, then the same command goes on") from error
 
 
 def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> int:
@@ -197,8 +204,6 @@ def report(output: Output, real: RealData, seed: int, device: str) -> None:
     items = output.kept()[:REPORT_IMAGES]
     side = min(max(output.run["size"] or real.spec.img_size, FLOW_SIZES[0]), FLOW_SIZES[1])
     channels = real.spec.channels
-    from PIL import Image
-
     pictures = (Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in output.load(items))
     images = np.stack([fit(picture, side, channels) for picture in pictures])
     labels = np.array([item.label for item in items], dtype=np.int64)

@@ -17,8 +17,8 @@ from ..data.decode import fit
 from ..data.keyed import derive
 from ..device import has_bfloat16
 from ..errors import UserError
-from .engine import Made
-from .hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly
+from .engine import Made, is_out_of_memory
+from .hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly, too_large
 from .plan import Item
 from .prompts import Prompts, digest, prompt_of
 from .settings import pick_device
@@ -93,13 +93,12 @@ class DiffusionEngine:
         unet = asked.unet or (_unet_of(preset, steps) if preset and preset.unets else None)
         with quiet():
             folder, revision = _pipeline_folder(diffusers, name, asked, self.dtype, own_unet=unet is None)
-            self.pipeline, unet_revision = _load(diffusers, folder, name, unet, self.dtype)
+            self.pipeline, unet_revision = _load(diffusers, folder, name, unet, self.dtype, self.device)
             if preset and preset.scheduler:
                 scheduler = getattr(diffusers, preset.scheduler)
                 self.pipeline.scheduler = scheduler.from_config(
                     self.pipeline.scheduler.config, **preset.scheduler_options
                 )
-            self.pipeline.to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self._takes = inspect.signature(self.pipeline.__call__).parameters
         self._check(name)
@@ -234,7 +233,9 @@ def _pipeline_folder(
     raise AssertionError("unreachable")
 
 
-def _load(diffusers: Any, folder: Path, name: str, unet: str | None, dtype: torch.dtype) -> tuple[Any, str | None]:
+def _load(
+    diffusers: Any, folder: Path, name: str, unet: str | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, str | None]:
     """The pipeline of a folder, with the weights of `unet` where one is given, and that file's fingerprint."""
     options: dict[str, Any] = {}
     variant = "fp16" if list(folder.glob("*/*.fp16.safetensors")) and dtype == torch.float16 else None
@@ -245,8 +246,10 @@ def _load(diffusers: Any, folder: Path, name: str, unet: str | None, dtype: torc
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             str(folder), torch_dtype=dtype, variant=variant, local_files_only=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        ).to(device)
+    except Exception as error:  # of a missing or damaged file, in any of three packages' words
+        if is_out_of_memory(error):
+            raise too_large(name) from None
         raise UserError(f"{name}: is no complete pipeline ({shortly(error)}); copy or download it again") from None
     return pipeline, revision
 
@@ -280,6 +283,8 @@ def _unet(diffusers: Any, folder: Path, name: str, file: Path, dtype: torch.dtyp
         network = diffusers.UNet2DConditionModel.from_config(json.loads(config.read_text(encoding="utf-8")))
         network.load_state_dict(load_file(file))
     except Exception as error:  # a damaged file, of another network, or no safetensors at all
+        if is_out_of_memory(error):
+            raise too_large(name) from None
         reason = shortly(error)
         raise UserError(f"--unet {file}: does not fit the UNet of {name} ({reason}); give another file") from None
     return network.to(dtype)

@@ -27,7 +27,7 @@ def model_name(name: str) -> str:
     return path.resolve().name if path.exists() else name
 
 
-def local_folder(name: str, revision: str | None, flag: str) -> tuple[Path, str]:
+def local_folder(name: str, flag: str) -> tuple[Path, str]:
     """The folder of a text model, downloaded where it is no local one, and its revision. Raises UserError."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -36,7 +36,7 @@ def local_folder(name: str, revision: str | None, flag: str) -> tuple[Path, str]
 
     with quiet():
         try:
-            path = Path(snapshot_download(name, revision=revision, allow_patterns=WHAT_A_TEXT_MODEL_NEEDS))
+            path = Path(snapshot_download(name, allow_patterns=WHAT_A_TEXT_MODEL_NEEDS))
             if not list(path.glob("*.safetensors")):  # older models have torch's own files alone
                 snapshot_download(name, revision=path.name, allow_patterns=["pytorch_model*.bin"])
         except Exception as error:  # of the hub, of the network, of a name that cannot be one
@@ -51,6 +51,11 @@ def not_there(name: str, flag: str, error: BaseException) -> UserError:
         f"{flag} {name}: is neither here nor in the Hugging Face cache, and the hub does not give it ({reason}); "
         f"copy the model to this machine and give {flag} its path"
     )
+
+
+def too_large(name: str) -> UserError:
+    """What to say where a model does not even fit into memory."""
+    return UserError(f"{name}: out of memory in loading it: give --dtype bfloat16 or float16, or another --device")
 
 
 def shortly(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from ..cache import locked
 from ..data.decode import read_image
 from ..errors import UserError
-from ..io import atomic_write, write_json, write_text
+from ..io import atomic_write, is_leftover, write_json, write_text
 from .engine import Made
 from .plan import Item, Plan
 
@@ -35,6 +36,7 @@ class Output:
     def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any], generator: str) -> None:
         self.folder, self.plan, self.run, self.generator = folder, plan, json.loads(json.dumps(run)), generator
         self.notes: list[str] = []
+        self._opened, self._begun = time.time(), False
         self._check()
         self.rows = self._known_rows()
 
@@ -74,6 +76,7 @@ class Output:
             write_text(self.folder / METADATA, _lines(self._final(unflagged)))
             for file in (self.folder / PARTS).glob("*.*"):
                 file.unlink(missing_ok=True)
+            self._remove_leftovers()
             with contextlib.suppress(OSError):
                 (self.folder / PARTS).rmdir()
 
@@ -104,8 +107,8 @@ class Output:
             raise UserError(f"{self.folder} is a file: choose another --out")
         record = self.folder / RUN
         if not record.is_file():
-            inside = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-            if strange := [name for name in inside if name != LOCK]:
+            inside = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+            if strange := [path.name for path in inside if path.name != LOCK and not is_leftover(path)]:
                 raise UserError(f"{self.folder} holds other files ({strange[0]}): choose another --out")
             return
         try:
@@ -127,7 +130,7 @@ class Output:
             )
 
     def _begin(self, texts: Mapping[str, str]) -> None:
-        if (self.folder / RUN).is_file():
+        if self._begun and (self.folder / RUN).is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK):
@@ -136,6 +139,14 @@ class Output:
                 write_json(self.folder / RUN, self.run)
             for name, text in texts.items():
                 self.write_once(name, text)
+        self._begun = True
+
+    def _remove_leftovers(self) -> None:
+        """Remove what writers that were killed left, but nothing of one that may be writing now."""
+        for path in self.folder.rglob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if is_leftover(path) and path.stat().st_mtime < self._opened:
+                    path.unlink()
 
     def _known_rows(self) -> dict[str, Row]:
         files = [self.folder / METADATA, self.folder / FLAGGED, *sorted((self.folder / PARTS).glob("*.jsonl"))]

@@ -74,7 +74,7 @@ def from_file(path: str, words: Mapping[str, Words]) -> dict[str, list[str]]:
 
 
 def from_t5(
-    model: str, template: str, sentences: int, words: Mapping[str, Words], seed: int, revision: str | None = None
+    model: str, template: str, sentences: int, words: Mapping[str, Words], seed: int
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """`sentences` that a T5 writes for each class, and which model wrote them.
 
@@ -89,12 +89,12 @@ def from_t5(
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
     except ImportError as error:
         raise missing_extra("--t5", error) from None
-    folder, commit = local_folder(model, revision, "--t5")
+    folder, commit = local_folder(model, "--t5")
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # of a missing or damaged file, in the words of two packages
             raise UserError(f"--t5 {model}: is no model that turns text into text ({shortly(error)})") from None
         prompts = {
             name: _sentences(network, tokenizer, _filled(template, meaning), meaning.name, sentences, seed)

@@ -43,7 +43,8 @@ def measure(
     steps: int = CLASSIFIER_STEPS,
     device: str = "auto",
 ) -> Quality:
-    """Quality of generated `images` (uint8 [M, H, W, C]) of the intended `labels` (int64 [M]).
+    """Quality of generated `images` (uint8 [M, H, W, C]) of the intended `labels` (int64 [M]), beside real ones of
+    the same classes.
 
     Real images are uint8 [N, H, W, C], their labels int64 [N], some hundreds at least: a quarter is held out
     from the classifier, which trains for `steps` of batch 128.
@@ -54,6 +55,8 @@ def measure(
     held, seen = order[:cut], order[cut:]
     where = pick_device(device)
     classifier = _train(real_images[seen], real_labels[seen], num_classes, steps, seed, where)
+    # The classifier knows all classes; the features are compared on those that were generated.
+    held, seen = (rows[np.isin(real_labels[rows], labels)] for rows in (held, seen))
     seen_feat, _ = _features(classifier, real_images[seen], where)
     scale = np.sqrt(seen_feat.var(axis=0).sum())  # so that distances are in units of the real images' spread
     held_feat, held_class = _features(classifier, real_images[held], where)

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..io import atomic_write
 from .levels import Levels
 from .settings import FlowSettings, autocast, pick_device
+from .stop import Stop
 from .unet import VelocityUNet
 
 FORMAT = 1  # raise it when the same settings begin to give another model
@@ -53,8 +54,8 @@ def train_flow(
     """Fit a velocity field to real images: straight paths from noise to image, the class hidden now and then.
 
     `images` uint8 [N, H, W, C], `labels` int64 [N]. With `checkpoint`, training is saved there every
-    `save_every` seconds and at its end; it goes on from there bit for bit, and a finished one is only
-    loaded.
+    `save_every` seconds, at its end, and at a request to stop, which raises KeyboardInterrupt after the step under
+    way; it goes on from there bit for bit, and a finished one is only loaded.
     Raises UserError for images, labels or a checkpoint that do not fit.
     Source: Lipman et al. 2210.02747 (eq. 23 with sigma_min = 0), Liu et al. 2209.03003 (eq. 1); times drawn
     from a logit-normal, Esser et al. 2403.03206 (section 3.1); hidden classes, Ho & Salimans 2207.12598
@@ -79,33 +80,37 @@ def train_flow(
     classes = torch.from_numpy(labels.astype(np.int64)).to(where)
     order = Order(seed, "flow", len(images))
     saved = time.monotonic()
-    while step < settings.steps:
-        positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
-        index = torch.from_numpy(order.index(positions)).to(where)
-        x_1, y = pixels[index].float() / 127.5 - 1, classes[index]
-        draws = torch.Generator().manual_seed(derive(seed, "flow", "step", step))
-        x_0 = torch.randn(x_1.shape, generator=draws).to(where)
-        t = torch.randn(len(y), generator=draws).sigmoid().to(where)
-        hidden = (torch.rand(len(y), generator=draws) < settings.p_uncond).to(where)
-        x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
-        with autocast(where, settings):
-            velocity = net(x_t, t, y.masked_fill(hidden, num_classes))
-        loss = (velocity.float() - (x_1 - x_0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, settings.steps)
-        optimizer.step()
-        losses[step] = loss.detach()
-        step += 1
-        torch._foreach_lerp_(ema, raw, 1 - min(settings.ema, step / (step + 9)))
-        if step == max(1, round(settings.early * settings.steps)):
-            torch._foreach_copy_(early, ema)
-        if checkpoint is not None and (step == settings.steps or time.monotonic() - saved >= save_every):
-            _store(checkpoint, key, step, state, optimizer)
-            saved = time.monotonic()
-        if progress is not None:
-            progress("training the generator", step, settings.steps)
+    with Stop() as stop, stop.held():
+        while step < settings.steps:
+            positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+            index = torch.from_numpy(order.index(positions)).to(where)
+            x_1, y = pixels[index].float() / 127.5 - 1, classes[index]
+            draws = torch.Generator().manual_seed(derive(seed, "flow", "step", step))
+            x_0 = torch.randn(x_1.shape, generator=draws).to(where)
+            t = torch.randn(len(y), generator=draws).sigmoid().to(where)
+            hidden = (torch.rand(len(y), generator=draws) < settings.p_uncond).to(where)
+            x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
+            with autocast(where, settings):
+                velocity = net(x_t, t, y.masked_fill(hidden, num_classes))
+            loss = (velocity.float() - (x_1 - x_0)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * _schedule(step, settings.steps)
+            optimizer.step()
+            losses[step] = loss.detach()
+            step += 1
+            torch._foreach_lerp_(ema, raw, 1 - min(settings.ema, step / (step + 9)))
+            if step == max(1, round(settings.early * settings.steps)):
+                torch._foreach_copy_(early, ema)
+            due = step == settings.steps or stop.wanted or time.monotonic() - saved >= save_every
+            if checkpoint is not None and due:
+                _store(checkpoint, key, step, state, optimizer)
+                saved = time.monotonic()
+            if stop.wanted:
+                break  # which ends `held`, and so raises
+            if progress is not None:
+                progress("training the generator", step, settings.steps)
 
     weights = {which: dict(zip(names, state[which], strict=True)) for which in ("ema", "early")}
     return FlowModel(settings, shape, num_classes, Levels.of(images), weights, losses.cpu().numpy())
