@@ -15,6 +15,7 @@ from usb_rsmatch.bench.grid import plan, read_grid
 from usb_rsmatch.usb.config import DEAD, all_keys, import_semilearn, read_yaml, resolve
 from usb_rsmatch.usb.shipped import find_config
 
+
 def detection(auroc: float) -> dict[str, Any]:
     figures = {"auroc": auroc, "ap": auroc, "fpr95": 1 - auroc}
     return {**figures, "by_generator": {"flow": figures}}
@@ -79,7 +80,7 @@ def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: P
             (method.ORACLE, ratio): tuple(v + 0.06 for v in values),
         }
     content = summary(tmp_path, compared("contamination", runs, "synthetic_ratio"))
-    assert content["gain_over_best_baseline"]["mean"] == pytest.approx(-3.0)  # over the real part alone, which is better
+    assert content["gain_over_best_baseline"]["mean"] == pytest.approx(-3.0)  # to the real part
     assert content["gap_to_oracle"]["mean"] == pytest.approx(1.0)
     assert content["clean_pool_gap"]["mean"] == pytest.approx(5.0)
 
