@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from semilearn.core.utils import ALGORITHMS
 
+from usb_rsmatch.detection.detector import in_eight_positions
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
@@ -185,9 +187,8 @@ def test_the_supervised_yardstick_learns_provenance(tiny: dict[str, Any]) -> Non
     reference.model.load_state_dict(alg.model.state_dict())
     _, log_dict, batch = one_step(alg)
     reference.model.train()
-    reference.detector.eval()(batch["x_ulb_w"])
-    reference.detector.train()
-    logit, synthetic = reference.detector(batch["x_ulb_w"]), batch["is_synthetic"]
+    logit = reference.detector(in_eight_positions(batch["x_ulb_w"], np.arange(len(batch["x_ulb_w"]))))
+    synthetic = batch["is_synthetic"]
     assert 0 < synthetic.sum() < len(synthetic)
     both = F.softplus(-logit[synthetic]).mean() + F.softplus(logit[~synthetic]).mean()
     torch.testing.assert_close(torch.as_tensor(log_dict["train/det_loss"]), both.detach())

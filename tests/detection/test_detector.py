@@ -14,6 +14,7 @@ from usb_rsmatch.detection import detector as detector_module
 from usb_rsmatch.detection.detector import (
     blur_residual,
     build_detector,
+    in_eight_positions,
     multiply_adds,
     neighbouring_pixel_residual,
     reads_features,
@@ -46,6 +47,16 @@ def test_neighbouring_pixel_residual_of_odd_sizes(images: torch.Tensor) -> None:
     assert residual.shape == images.shape
     assert torch.equal(residual[0, 0, 3, 7], images[0, 0, 3, 7] - images[0, 0, 2, 6])
     assert residual[..., ::2, ::2].abs().max() == 0
+
+
+def test_eight_positions_are_those_of_a_square() -> None:
+    image = torch.arange(18.0).view(1, 2, 3, 3)
+    turned = in_eight_positions(image.expand(9, -1, -1, -1), np.arange(5, 14))
+    quarter_turns = [image[0].rot90(k, (1, 2)) for k in range(4)]
+    all_eight = [*quarter_turns, *(turn.flip(2) for turn in quarter_turns)]
+    found = [[k for k, one in enumerate(all_eight) if torch.equal(one, row)] for row in turned]
+    assert {place for places in found[:8] for place in places} == set(range(8)) and found[8] == found[0]
+    assert torch.equal(turned[3], image[0])  # place 8
 
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)

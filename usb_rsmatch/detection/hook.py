@@ -17,7 +17,7 @@ from semilearn.core.hooks import Hook
 from torch import Tensor
 
 from usb_rsmatch.data.keyed import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
-from usb_rsmatch.detection.detector import TRAINED, reads_features, teaches_backbone
+from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone
 from usb_rsmatch.detection.external import read_scores
 from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
@@ -167,6 +167,8 @@ class SyntheticDetectionHook(Hook):
         if reads_features(detector):
             with torch.no_grad():
                 self._remember(idx_ulb, widened(detector(pool)).sigmoid())
+        if self._kind != "csqueue" and not reads_features(detector):
+            inputs, pool = self._turned(inputs), self._turned(pool)
         if self._kind == "pu":
             logits = widened(detector(torch.cat([inputs, pool])))
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
@@ -183,11 +185,17 @@ class SyntheticDetectionHook(Hook):
             synthetic = self._pseudo_fakes(algorithm, x_lb)
         if reads_features(detector):
             synthetic = self._features(algorithm, synthetic)
+        else:
+            inputs, synthetic = self._turned(inputs), self._turned(synthetic)
         logits = widened(detector(torch.cat([inputs, synthetic])))
         logits_real, logits_synthetic = logits[: len(inputs)], logits[len(inputs) :]
         missed = F.softplus(-logits_synthetic)
         missed = missed.mean() if counted is None else (missed * counted).sum() / counted.sum().clamp(min=1)
         return F.softplus(logits_real).mean() + missed
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """A process's images of a step [n, C, S, S], in the eight positions that their places in the batch say."""
+        return in_eight_positions(x, own(np.arange(len(x) * size())))
 
     def _features(self, algorithm: Any, x: Tensor) -> Tensor:
         """The backbone's features [n, F] of mined images; the statistics that it keeps for test stay as they are."""
