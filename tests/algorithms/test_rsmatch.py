@@ -14,7 +14,7 @@ from usb_rsmatch.detection.detector import in_eight_positions
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.run import build
+from usb_rsmatch.usb.run import build, train
 
 SHARED = {"rs_norm": "shared"}  # one BatchNorm for all images, as in the base rule
 BASES = ["fixmatch", "flexmatch", "freematch", "softmatch", "uda", "adamatch"]
@@ -157,6 +157,22 @@ def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, t
     gradients = torch.autograd.grad(out_dict["loss"], detector, retain_graph=True)
     assert any(g.abs().sum() > 0 for g in gradients)
     assert float(log_dict["train/det_loss"]) > 0
+
+
+def test_what_the_detector_costs_is_told(tiny: dict[str, Any]) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    told: list[str] = []
+    config = {**tiny, "algorithm": "rsmatch", "num_train_iter": 1, "num_eval_iter": 1}
+    train({**config, "save_name": "cost"}, note=told.append)
+    alg, flops = algorithm(config), {}
+    for name, part in (("detector", alg.detector), ("backbone", alg.network.backbone)):
+        with FlopCounterMode(display=False) as counter:
+            part(torch.zeros(1, 3, alg.args.img_size, alg.args.img_size))
+        flops[name] = counter.get_total_flops()
+    assert alg.detector_cost() == pytest.approx(flops["detector"] / flops["backbone"])
+    assert f"detector: {flops['detector'] / flops['backbone']:.2%} of the network's multiply-adds" in told
+    assert algorithm(config, rs_detector="oracle").detector_cost() is None
 
 
 @pytest.mark.parametrize(("source", "reaches"), [("feature", False), ("feature_gradient", True)])

@@ -27,7 +27,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-from usb_rsmatch.detection.detector import TRAINED, build_detector, reads_features
+from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.config import KEYS
 
@@ -128,6 +128,14 @@ class RSMatch(HeadsOnBackbone):
     def synthetic_logit(self, x: Tensor) -> Tensor:
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
+
+    def detector_cost(self) -> float | None:
+        """The detector's multiply-adds over the backbone's, for one image; None without a detector."""
+        detector, image = self.network.detector, (3, self.args.img_size, self.args.img_size)
+        if detector is None:
+            return None
+        seen = (self.network.num_features,) if reads_features(detector) else image
+        return multiply_adds(detector, seen) / max(multiply_adds(self.network.backbone, image), 1)
 
     def _normalised_apart(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

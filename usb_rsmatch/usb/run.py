@@ -80,6 +80,8 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"the checkpoint in {folder} does not fit its configuration: {reason}") from None
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
+    elif hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):
+        note(f"detector: {cost:.2%} of the network's multiply-adds")
     drop_hook(algorithm, "WANDBHook")
     if processes.rank() == 0:
         metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
