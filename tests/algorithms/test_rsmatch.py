@@ -163,7 +163,7 @@ def test_what_the_detector_costs_is_told(tiny: dict[str, Any]) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     told: list[str] = []
-    config = {**tiny, "algorithm": "rsmatch", "num_train_iter": 1, "num_eval_iter": 1}
+    config = {**tiny, "algorithm": "rsmatch", "epoch": 1, "num_train_iter": 1, "num_eval_iter": 1}
     train({**config, "save_name": "cost"}, note=told.append)
     alg, flops = algorithm(config), {}
     for name, part in (("detector", alg.detector), ("backbone", alg.network.backbone)):
