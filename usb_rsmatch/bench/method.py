@@ -27,6 +27,7 @@ KEPT = "results/method"
 REAL, MORE, POOL = "FixMatch, real part only", "FixMatch, as many further real images", "FixMatch, whole pool"
 MINED, ORACLE = "RSMatch", "RSMatch, oracle"
 ORACLE_WAY = "main and dummy head, normalised apart"  # what RSMatch's defaults do, in method/ways
+POINTS = ("ceiling_real", "oracle_gain", "gain_over_best_baseline", "gap_to_oracle", "clean_pool_gap")
 HEADLINE = 0.5  # share of synthetic images
 BySeed = Mapping[int, float]
 
@@ -215,7 +216,9 @@ def shown(value: Mapping[str, Any] | None, digits: int = 1) -> str:
     """A figure with its interval: `+2.1 (+1.0 to +3.2)`; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value['mean']:+.{digits}f} ({value['low']:+.{digits}f} to {value['high']:+.{digits}f})"
+    sign = "+" if digits == 1 else ""  # points are differences, the others shares
+    mean, low, high = (f"{value[part]:{sign}.{digits}f}" for part in ("mean", "low", "high"))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def markdown(rows: Iterable[Sequence[str]], heads: Sequence[str]) -> str:
@@ -258,6 +261,42 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+TITLES = {
+    "ways": "Ways of use, provenance known to an oracle (`method/ways`)",
+    "contamination": "With what it mined itself, over the share of synthetic images (`method/contamination`)",
+    "detection": "Detection without labels, small values cleared unless said otherwise (`method/detection`)",
+    "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
+    "benchmark": "USB's, robust and RSMatch on four base rules (`method/benchmark`)",
+}
+FIGURES = {
+    "ceiling_real": "further real images in place of the synthetic ones, over the pool",
+    "oracle_gain": "RSMatch with an oracle over the better of pool and real part",
+    "gain_over_best_baseline": "RSMatch at 50 % synthetic over the better baseline",
+    "gap_to_oracle": "oracle over RSMatch at 50 % synthetic",
+    "clean_pool_gap": "RSMatch over FixMatch where nothing is synthetic",
+    "mining_efficiency_mean": "mining efficiency, mean over pools and seeds",
+    "mining_efficiency_min": "the least of them",
+    "auroc_mean": "AUROC, images as they are",
+    "auroc_clean_mean": "AUROC, small values cleared",
+    "control_auroc": "AUROC of the negative control, re-encoded against other real images",
+}
+
+
+def measured(summary: Mapping[str, Any]) -> str:
+    """What docs/method.md shows of results/method.json: the figures, then a table a grid."""
+    rows = [
+        (f"`{name}`: {FIGURES[name]}", shown(value, 1 if name in POINTS else 2), str(value["n"]))
+        for name, value in figures_of(summary).items()
+    ]
+    parts = [markdown(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
+    for name, table in tables(summary).items():
+        remarks = summary["grids"][name]["remarks"]
+        parts += [f"### {TITLES[name]}", table, *(f"{remark}." for remark in remarks)]
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    parts.append(f"{summary['date']}, {summary['train_hours']} hours of training in all, one thread a run, {versions}.")
+    return "\n\n".join(parts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m usb_rsmatch.bench.method", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
@@ -277,13 +316,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{name}\n\n{table}")
     print()
     for name, value in figures_of(summary).items():
-        print(f"{name:26s} {shown(value, 3 if 'auroc' in name or 'mining' in name else 1)}, n = {value['n']}")
+        print(f"{name:26s} {shown(value, 1 if name in POINTS else 3)}, n = {value['n']}")
     return 0
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Those entries of a summary that are figures."""
-    return {name: value for name, value in summary.items() if isinstance(value, Mapping) and "low" in value}
+    return {name: summary[name] for name in FIGURES if name in summary}
 
 
 if __name__ == "__main__":

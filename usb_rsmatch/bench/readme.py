@@ -24,6 +24,7 @@ RESULTS = ROOT / "results" / "quickstart.json"
 SPEED = ROOT / "results" / "speed.json"
 SAME_RESULT = ROOT / "results" / "same_result.json"
 FAULTS = ROOT / "results" / "faults.json"
+METHOD = ROOT / "results" / "method.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
 
@@ -229,6 +230,10 @@ def wanted() -> dict[Path, str]:
     if FAULTS.exists():
         readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
+    if METHOD.exists():
+        from usb_rsmatch.bench.method import measured
+
+        method = fill(method, "measured", measured(json.loads(METHOD.read_text(encoding="utf-8"))))
     return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 
 
