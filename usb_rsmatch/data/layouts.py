@@ -69,6 +69,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     if listed is not None:
         return _by_metadata(layout, split, root, listed, request)
     rows = Rows(file_index(root), layout)
+    if not len(rows):
+        raise UserError(f"{root}: holds no images; check the path")
     rows = rows.where([parts is not None and _wanted(layout, split, parts) for parts in rows.parts])
     if not len(rows):
         raise UserError(
