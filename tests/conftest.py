@@ -47,6 +47,37 @@ def fake_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, fake_digits: Path) -> dict[str, Path]:
+    """The run folders of RSMatch and of FixMatch after 60 steps on 200 real and 200 synthetic digits."""
+    from usb_rsmatch.usb.run import train
+
+    root = tmp_path_factory.mktemp("finished")
+    config: dict[str, Any] = {
+        "dataset": "digits",
+        "num_labels": 20,
+        "synthetic": [{"source": f"npz:{fake_digits}", "generator": "blend"}],
+        "real_count": 200,
+        "synthetic_count": 200,
+        "net": "small_wrn_10_1",
+        "batch_size": 8,
+        "uratio": 3,
+        "lr": 0.03,
+        "ema_m": 0.8,
+        "eval_batch_size": 256,
+        "num_workers": 0,
+        "rs_loader": "batched",
+        "num_train_iter": 60,
+        "num_eval_iter": 30,
+        "num_log_iter": 10,
+        "device": "cpu",
+        "save_dir": str(root),
+    }
+    for algorithm in ("rsmatch", "fixmatch"):
+        train({**config, "algorithm": algorithm, "save_name": algorithm}, note=lambda line: None)
+    return {name: root / name for name in ("rsmatch", "fixmatch")}
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, fake_digits: Path) -> dict[str, Any]:
     """A run of 12 steps on 200 real and 200 synthetic digits, in a few seconds."""

@@ -18,11 +18,14 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from usb_rsmatch.bench.grid import plan, read_grid
+from usb_rsmatch.usb import config
 from usb_rsmatch.usb.config import resolve
+from usb_rsmatch.usb.shipped import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "patches" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("train", "compare", "report", "pool", "eval", "predict", "audit", "export", "doctor")
+COMMANDS = ("train", "compare", "report", "pool", "eval", "predict", "synthesize", "audit", "export", "doctor")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,13 +46,18 @@ def write_files_of(page: Path, folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path) -> None:
+def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path, tmp_path: Path) -> None:
     for body in blocks(page, "python"):
         ast.parse(body)
     for body in blocks(page, "yaml"):
         content = yaml.safe_load(body)
         assert isinstance(content, dict)
-        if "plugins" not in content:  # the others run below, with their plugin
+        if "arms" in content:
+            (tmp_path / "grid.yaml").write_text(body, encoding="utf-8")
+            known = {**config.all_keys(), **dict.fromkeys(config.DEAD)}
+            grid = read_grid(tmp_path / "grid.yaml", known, lambda base: config.read_yaml(find_config(base)))
+            assert len(plan(grid)) == 3 * 3 * 2 * 3 - 3 * 2  # three axes and arms, less what is left out
+        elif "plugins" not in content:  # the others run below, with their plugin
             assert resolve(content)[1] == []
 
 
@@ -178,6 +186,7 @@ def test_every_command_of_the_readmes_table_runs(tiny: dict[str, Any], tmp_path:
         "RUN": "saved_models/run",
         "IMAGES": "images",
         "FOLDER": "real",
+        r"flow\|diffusers": "flow --dataset digits --count 20 --train-steps 20 --steps 2 --out made",
     }
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'usb-rsmatch[onnx]'")
     for number, line in enumerate(table):

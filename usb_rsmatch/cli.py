@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.synthesis.arguments import add_arguments
-from usb_rsmatch.use.commands import add_commands
+from usb_rsmatch.use.commands import add_commands, quiet
 from usb_rsmatch.version import __version__
 
 
@@ -131,18 +132,9 @@ def _keys(rest: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
-def _quiet() -> None:
-    """Keep third-party notices about names that semilearn still uses out of the way of the user's own lines."""
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-
-
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    _quiet()
+    quiet()
     from usb_rsmatch.usb.run import config_line, train
 
     if args.device is not None:
@@ -155,7 +147,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    _quiet()
+    quiet()
     from usb_rsmatch.bench.compare import compare
 
     return compare(
@@ -180,41 +172,15 @@ def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    _quiet()
-    from pathlib import Path
+    quiet()
+    from usb_rsmatch.use.pool import describe
 
-    from usb_rsmatch.data import audit
-    from usb_rsmatch.data.pool import build_pool
-    from usb_rsmatch.io import write_json
-    from usb_rsmatch.usb import config
-
-    out = Path(args.out) if args.out else None
-    if out is not None and out.suffix == ".png":
-        raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
-    for path in (out, out.with_suffix(".png")) if out is not None else ():
-        if path.exists():
-            raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
-    config.import_semilearn()
-    resolved, _ = config.resolve(args.c, overrides)
-    pool = build_pool(resolved, pack=args.pack)
-    print(audit.pool_table(pool))
-    if out is not None:
-        write_json(out, pool.manifest())
-        audit.contact_sheet(pool, out.with_suffix(".png"))
-        print(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")
-    if args.check_shortcuts:
-        cues = audit.shortcut_cues(pool)
-        if not cues:
-            print("shortcuts: nothing to compare, the pool has images of one provenance only")
-        for name, value in cues.items():
-            print(f"{name:24s} {'-' if value is None else f'{value:.3f}'}")
-        for line in audit.shortcut_warnings(cues):
-            print(f"warning: {line}")
+    print(describe(args.c, overrides, Path(args.out) if args.out else None, args.check_shortcuts, args.pack))
     return 0
 
 
 def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    _quiet()
+    quiet()
     from usb_rsmatch.synthesis.command import run
 
     print(run(args))
@@ -222,7 +188,7 @@ def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _doctor(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    _quiet()
+    quiet()
     from usb_rsmatch.usb.doctor import report
 
     print(report())

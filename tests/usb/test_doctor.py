@@ -19,7 +19,7 @@ def test_it_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["usb_rsmatch"].startswith(__version__) and torch.__version__.startswith(lines["torch"])
     assert lines["semilearn"].endswith("has it") and lines["threads"] == "1"
     assert "rsmatch" in lines["algorithms"] and "fixmatch" in lines["algorithms"]
-    assert {"python", "mended", "device", "bfloat16", "cache", "timm"} <= lines.keys()
+    assert {"python", "mended", "device", "bfloat16", "cache", "timm", "extras"} <= lines.keys()
 
 
 def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,7 @@ def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(doctor.importlib.util, "find_spec", find)
     report = doctor.report()
+    assert "extras        none" in report
     for module, (purpose, package) in doctor.EXTRAS.items():
         assert f"{module}, for {purpose}: pip install '{package}'" in report
 

@@ -88,6 +88,11 @@ def test_a_run_without_a_detector_says_so(runs: dict[str, Any]) -> None:
         runs["fixmatch"].synthetic_score(runs["fixmatch"].pool.test.images)
 
 
+@pytest.mark.filterwarnings("error:.*GradScaler")
+def test_loading_warns_of_nothing(finished: dict[str, Path]) -> None:
+    load_run(finished["rsmatch"], device="cpu")
+
+
 def test_loading_changes_no_file(finished: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished["rsmatch"], folder)

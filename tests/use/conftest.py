@@ -1,4 +1,4 @@
-"""A finished run with a detector, and images in every form that the commands take."""
+"""Runs loaded for use, and images in the forms that the commands take."""
 
 from __future__ import annotations
 
@@ -8,36 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, fake_digits: Path) -> dict[str, Path]:
-    """The run folders of RSMatch and of FixMatch after 30 steps on 200 real and 200 synthetic digits."""
-    from usb_rsmatch.usb.run import train
-
-    root = tmp_path_factory.mktemp("finished")
-    config: dict[str, Any] = {
-        "dataset": "digits",
-        "num_labels": 20,
-        "synthetic": [{"source": f"npz:{fake_digits}", "generator": "blend"}],
-        "real_count": 200,
-        "synthetic_count": 200,
-        "net": "small_wrn_10_1",
-        "batch_size": 8,
-        "uratio": 3,
-        "ema_m": 0.8,
-        "eval_batch_size": 256,
-        "num_workers": 0,
-        "rs_loader": "batched",
-        "num_train_iter": 30,
-        "num_eval_iter": 15,
-        "num_log_iter": 10,
-        "device": "cpu",
-        "save_dir": str(root),
-    }
-    for algorithm in ("rsmatch", "fixmatch"):
-        train({**config, "algorithm": algorithm, "save_name": algorithm}, note=lambda line: None)
-    return {name: root / name for name in ("rsmatch", "fixmatch")}
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from usb_rsmatch.use import gallery as galleries
 from usb_rsmatch.use.audit import audit_with_detector, audit_with_real, audit_with_run
 from usb_rsmatch.use.detector_file import load_detector, save_detector
 from usb_rsmatch.use.gallery import gallery
-from usb_rsmatch.use.images import open_images
+from usb_rsmatch.use.images import ImageList, open_images
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +124,18 @@ def test_images_beyond_those_trained_on_are_scored_too(
     assert (auroc(audit.score, blurred(audit.images)) or 0) > 0.75
 
 
+def test_images_on_both_sides_and_too_few_are_told(
+    runs: dict[str, Any], folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    both = [str(folders["mixed"]), str(folders["real"] / "r00*.png")]
+    assert main(["audit", *both, "--real", str(folders["real"]), "--out", str(tmp_path / "a.csv")]) == 0
+    assert "10 of the audited images are trusted ones too" in capsys.readouterr().err
+    few = ImageList.of_array(runs["rsmatch"].test.images[:5], "digit")
+    assert few.names == [f"digit#{number}" for number in range(5)]
+    audit = audit_with_run(runs["rsmatch"], few)
+    assert np.isfinite(audit.score).all() and "5 images are few" in audit.warnings[0]
+
+
 def test_with_a_trained_run(runs: dict[str, Any], folders: dict[str, Path]) -> None:
     run, images = runs["rsmatch"], open_images([folders["mixed"]])
     audit = audit_with_run(run, images, batch_size=64)
@@ -212,7 +224,10 @@ def test_the_gallery_needs_nothing_else_and_is_sorted(
         (["{empty}", "--real", "{real}", "--out", "{tmp}/a.csv"], "holds no images"),
         (["{mixed}", "--real", "{empty}", "--out", "{tmp}/a.csv"], "holds no images"),
         (["{mixed}", "--real", "{real}/r00*.png", "--out", "{tmp}/a.csv"], "10 trusted real images are too few"),
-        (["{mixed}", "--real", "{real}", "--size", "4", "--out", "{tmp}/a.csv"], "images of 4 px are too small"),
+        (["{mixed}", "--real", "{real}", "--size", "4", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not 4"),
+        (["{mixed}", "--real", "{real}", "--size", "0", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not 0"),
+        (["{mixed}", "--real", "{real}", "--size", "-5", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not -5"),
+        (["{mixed}", "--real", "{real}", "--out", "{tmp}/a.html"], "it names the CSV"),
         (["{mixed}", "--real", "{real}", "--size", "x", "--out", "{tmp}/a.csv"], "invalid"),
         (["{mixed}", "--real", "{real}", "--jpeg", "101", "--out", "{tmp}/a.csv"], "--jpeg takes"),
         (["{mixed}", "--run", "{tmp}/no", "--out", "{tmp}/a.csv"], "no such run folder"),

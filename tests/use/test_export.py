@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from usb_rsmatch import load_run
 from usb_rsmatch.cli import main
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.use.card import card, describe
 from usb_rsmatch.use.export import FORMATS, export, load_exported
 from usb_rsmatch.use.network import deployed
 
@@ -86,6 +89,26 @@ def test_the_papers_say_what_it_is(finished: dict[str, Path], tmp_path: Path, ca
     assert "## Limits" in card and "200 by blend" in card and "centre square" in card
     assert main(words) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_the_card_tells_of_the_weights_that_are_exported(finished: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished["fixmatch"], folder)
+    result = json.loads((folder / "result.json").read_text())
+    result["accuracy"].update(last=0.25, best=0.75, best_iteration=30)
+    (folder / "result.json").write_text(json.dumps(result))
+    said = {}
+    for name in ("latest_model.pth", "previous_model.pth"):  # of steps 60 and 30
+        export(load_run(folder / name, device="cpu"), "torch-export", tmp_path / f"{name}.pt2")
+        said[name] = (tmp_path / f"{name}.pt2.md").read_text()
+    assert "25.00 % at the last step" in said["latest_model.pth"] and "60 steps of" in said["latest_model.pth"]
+    assert "75.00 % at step 30" in said["previous_model.pth"] and "25.00" not in said["previous_model.pth"]
+    assert "30 steps of" in said["previous_model.pth"]
+    result["accuracy"]["best_iteration"] = 45
+    (folder / "result.json").write_text(json.dumps(result))
+    run = load_run(folder / "previous_model.pth", device="cpu")
+    text = card(describe(run, deployed(run), "torch-export"), "model.pt2")
+    assert "of step 30, are not measured" in text and "accuracy 25" not in text and "accuracy 75" not in text
 
 
 def test_the_preprocessing_that_is_written_down_is_enough(

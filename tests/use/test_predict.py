@@ -121,7 +121,7 @@ def test_eval_of_npz_and_of_a_data_set(runs: dict[str, Any], tmp_path: Path) -> 
         ("nothing:here", "unknown source"),
         ("fashionmnist", "no class matches"),
         ("{run}/log.txt", "a labelled source is"),
-        ("{empty}", "none of its 0 images"),
+        ("{empty}", "holds no images"),
     ],
 )
 def test_labelled_sources_that_cannot_be(
@@ -196,7 +196,10 @@ def test_weights_of_another_network_are_told(finished: dict[str, Path], tmp_path
         (["predict", "{images}", "--run", "{empty}", "--out", "{tmp}/a.csv"], "is no run folder"),
         (["predict", "{images}", "--run", "{run}", "--out", "{run}/log.txt/a.csv"], "is no folder"),
         (["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--c", "x"], "config.yaml of its own"),
-        (["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--batch-size", "0"], "not at least 1"),
+        (
+            ["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--batch-size", "0"],
+            "no whole number from 1",
+        ),
         (["eval", "{tmp}/no"], "no such run folder"),
         (["eval", "{images}"], "is no run folder"),
         (["eval", "{run}/config.yaml"], "cannot be read"),

@@ -70,6 +70,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     if listed is not None:
         return _by_metadata(layout, split, root, listed, request)
     rows = Rows(file_index(root), layout)
+    if not len(rows):
+        raise UserError(f"{root}: holds no images; check the path")
     holds_any = np.bincount(rows.group, minlength=len(rows.parts)) > 0  # folders of folders are listed too
     rows = rows.where(
         [

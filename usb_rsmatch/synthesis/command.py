@@ -19,6 +19,7 @@ from ..data.decode import fit
 from ..data.real import RealData, open_real
 from ..errors import Interrupted, UserError
 from ..io import write_json
+from ..progress import Progress
 from ..version import __version__
 from .card import figure, read_quality, write_card
 from .engine import Engine, is_out_of_memory
@@ -26,7 +27,6 @@ from .names import choose_classes, class_words
 from .output import Output
 from .packed import IMAGES_A_FILE, PackedOutput
 from .plan import Item, Plan
-from .progress import Bar
 from .real_part import part_images
 from .stop import Stop
 
@@ -123,19 +123,16 @@ def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> i
     left = sum(len(plan.items(batch)) for batches in todo.values() for batch in batches)
     if left:
         engine.prepare()
-    bar = Bar("making images", total, total - left)
-    try:
+    with Progress(total, "making images", done=total - left) as progress:
         for group, batches in todo.items():
             for batch in batches:
                 items = plan.items(batch)
                 made = _make(engine, items)
                 with stop.held():
                     output.save(batch, items, made, engine.texts())
-                bar.advance(len(items))
+                progress.update(len(items))
             with stop.held():
                 output.close_group(group)
-    finally:
-        bar.close()
     return left
 
 

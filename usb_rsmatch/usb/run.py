@@ -211,7 +211,9 @@ def build(args: Namespace, pool: Any = None) -> Any:
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
     kind = lay_over(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
-        algorithm = kind(args, net_builder, logger=logger)
+        with warnings.catch_warnings():  # semilearn's AMP scaler: an old name, and no use without CUDA
+            warnings.filterwarnings("ignore", r"`?torch\.cuda\.amp\.GradScaler")
+            algorithm = kind(args, net_builder, logger=logger)
         algorithm.config, algorithm.logger = asked, logger
         for model in (algorithm.model, algorithm.ema_model):
             model.to(args.device)

@@ -1,1 +1,1 @@
-"""What a trained run is good for: evaluate, predict, audit a folder for synthetic images, export."""
+"""What a pool and a trained run are good for: look, evaluate, predict, audit a folder for synthetic images, export."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from usb_rsmatch.data.pipeline import Pipeline
 from usb_rsmatch.detection import class_free
 from usb_rsmatch.detection.share import Scored, Share, contamination_share, posterior, standardised
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.progress import Progress
 from usb_rsmatch.use.detector_file import SavedDetector
 from usb_rsmatch.use.images import ImageList
-from usb_rsmatch.use.progress import Progress
 
 MOST_TRAINED_ON = 20_000  # images a side that a detector learns from; all of them are scored
 LARGEST_SIDE = 64  # pixels, unless another size is asked for: minutes on a CPU
+SIDES = (8, 512)  # pixels that may be asked for: the detector's least, and what memory holds
 JPEG = 75  # quality at which both sides are re-encoded where their files differ in format
 CUE_SAMPLE = 400  # files a side whose formats are compared
 
@@ -102,13 +105,15 @@ def audit_with_real(
     which both sides are re-encoded, None for never, "auto" for `JPEG` where the files' formats would tell the sides
     apart. Raises UserError for too few or too small images.
     """
+    if size is not None and not SIDES[0] <= size <= SIDES[1]:
+        raise UserError(f"--size takes {SIDES[0]} to {SIDES[1]} pixels, not {size}")
     native = min(real.native_side(), images.native_side())
     side = size or min(native, LARGEST_SIDE)
     cues = file_cues(_sample(real, seed, "real"), _sample(images, seed, "pool"))
     differ = [name for name, value in cues.items() if value is not None and value > WARN_OVER]
     quality = JPEG if jpeg == "auto" and differ else None if jpeg == "auto" else jpeg
     pipeline = Pipeline(side, 1 if real.is_grey() and images.is_grey() else 3, quality)  # type: ignore[arg-type]
-    warnings = _warn(differ, cues, quality)
+    warnings = _shared(real, images) + _warn(differ, cues, quality)
 
     real_rows, real_pixels, real_unreadable = _read_some(real, pipeline, seed, "real", batch_size)
     rows, pixels, unreadable = _read_some(images, pipeline, seed, "pool", batch_size)
@@ -168,6 +173,9 @@ def _conclude(
     share = contamination_share(parts, seed)
     probability = posterior(parts, share.estimate, len(images))
     score = standardised(parts, len(images))
+    count = int(np.isfinite(score).sum())
+    if count < class_free.FEWEST:
+        warnings = [f"{count} images are few: their share is hardly known, look at their scores", *warnings]
     return Audit(images, pipeline, share, probability, score, unreadable, reference, warnings, parts)
 
 
@@ -225,6 +233,15 @@ def _sample(images: ImageList, seed: int, side: str) -> list[str]:
     """Names of some images."""
     order = generator(seed, "cues", side).permutation(len(images))[:CUE_SAMPLE]
     return [images.names[row] for row in np.sort(order)]
+
+
+def _shared(real: ImageList, images: ImageList) -> list[str]:
+    """That audited images are among the trusted ones, which hides them: they count as real whatever they are."""
+    trusted, audited = (
+        [os.path.abspath(item) for item in side.items if isinstance(item, Path)] for side in (real, images)
+    )
+    count = len(set(trusted).intersection(audited))
+    return [f"{count} of the audited images are trusted ones too: leave them out of one side"] if count else []
 
 
 def _warn(differ: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_text
 from usb_rsmatch.use.audit import RESTS_ON, Audit
 from usb_rsmatch.use.gallery import gallery
@@ -14,6 +15,8 @@ from usb_rsmatch.use.tables import csv_rows
 
 def targets(out: Path) -> tuple[Path, Path, Path]:
     """The CSV, the gallery and the saved detector of an audit that writes to `out`."""
+    if out.suffix.lower() == ".html":
+        raise UserError(f"--out {out}: it names the CSV; the gallery takes its name, with .html")
     return out, out.with_suffix(".html"), out.with_suffix(".detector.pt")
 
 

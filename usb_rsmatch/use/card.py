@@ -32,6 +32,7 @@ def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
             "inside": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std)},
         },
         "detector": None if network.detector is None else run.config.rs_detector_input,
+        "step": run.step,
         "config": {key: value for key, value in sorted(vars(run.config).items()) if key != "device"},
         "data": _read(run.folder / "manifest.json", "dataset", "pool", "sources", "image_shape"),
         "result": _read(run.folder / "result.json", "accuracy", "detection", "iterations", "versions", "finished"),
@@ -41,7 +42,6 @@ def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
 def card(description: Mapping[str, Any], file: str) -> str:
     """The model card, Markdown with the header that Hugging Face's cards have."""
     config, result, data = description["config"], description["result"], description["data"]
-    accuracy, detection = result.get("accuracy") or {}, result.get("detection") or {}
     pool = data.get("pool") or {}
     made = ", ".join(f"{count} by {name}" for name, count in (pool.get("by_generator") or {}).items())
     before = description["preprocessing"]["before"]
@@ -54,9 +54,10 @@ def card(description: Mapping[str, Any], file: str) -> str:
         "",
         f"# {config['algorithm']} on {config['dataset']}, {config['num_labels']} labels",
         "",
-        f"`{file}` ({description['format']}) takes uint8 images {description['input']['shape']} and gives "
-        f"{', '.join(f'`{name}` {shape}' for name, shape in description['outputs'].items())}. Classes, in order: "
-        f"{', '.join(map(_code, description['classes'][:20]))}{' ...' if len(description['classes']) > 20 else ''}.",
+        f"`{file}` ({description['format']}) takes uint8 images {_shape(description['input']['shape'])} and gives "
+        f"{', '.join(f'`{name}` {_shape(shape)}' for name, shape in description['outputs'].items())}. "
+        f"Classes, in order: {', '.join(map(_code, description['classes'][:20]))}"
+        f"{' ...' if len(description['classes']) > 20 else ''}.",
         "",
         "## Preprocessing",
         "",
@@ -73,7 +74,7 @@ def card(description: Mapping[str, Any], file: str) -> str:
         "",
         "## Training",
         "",
-        f"{result.get('iterations', config['num_train_iter'])} steps of {config['batch_size']} labelled and "
+        f"{description['step'] or config['num_train_iter']} steps of {config['batch_size']} labelled and "
         f"{config['batch_size'] * config['uratio']} unlabelled images, network {config['net']}, {config['optim']} at "
         f"{config['lr']}, seed {config['seed']}; the averaged weights (momentum {config['ema_m']}) are exported. "
         f"Every key stands in `{file}.json`.",
@@ -81,13 +82,21 @@ def card(description: Mapping[str, Any], file: str) -> str:
         "## Results",
         "",
     ]
-    lines += _results(accuracy, detection, description["detector"] is not None)
+    lines += _results(result, description["step"], description["detector"] is not None)
     lines += ["", "## Limits", ""]
     lines += _limits(description, pool)
     return "\n".join(lines) + "\n"
 
 
-def _results(accuracy: Mapping[str, Any], detection: Mapping[str, Any], has_detector: bool) -> list[str]:
+def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) -> list[str]:
+    """What the run measured of the weights of that step: at its end, or at its best evaluation."""
+    accuracy, detection = result.get("accuracy") or {}, result.get("detection") or {}
+    if result and step not in (None, result.get("iterations")):
+        if step == accuracy.get("best_iteration"):
+            return [f"- Test accuracy {100 * accuracy['best']:.2f} % at step {step}, chosen as the run's best."]
+        return [
+            f"The run reports its step {result.get('iterations')}: these weights, of step {step}, are not measured."
+        ]
     lines = []
     if accuracy.get("last") is not None:
         lines.append(f"- Test accuracy {100 * accuracy['last']:.2f} % at the last step.")
@@ -115,6 +124,10 @@ def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str
             "- `synthetic` ranks images; it is no verdict on one image, and 0.5 is no calibrated threshold.",
         ]
     return lines
+
+
+def _shape(shape: list[Any]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _code(name: str) -> str:

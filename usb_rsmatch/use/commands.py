@@ -63,17 +63,21 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
-def _load_run(args: argparse.Namespace, device: str | None) -> Any:
-    """The run that the arguments name, without third-party notices about names that semilearn still uses."""
+def quiet() -> None:
+    """Keep third-party notices about names that semilearn still uses out of the way of the user's own lines."""
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+
+
+def _load_run(args: argparse.Namespace, device: str | None) -> Any:
+    """The run that the arguments name."""
+    quiet()
     from usb_rsmatch.usb.inference import load_run
 
     return load_run(args.run_dir, device, args.c)

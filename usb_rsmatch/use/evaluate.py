@@ -14,8 +14,8 @@ from usb_rsmatch.data.classes import ClassIndex
 from usb_rsmatch.data.real import open_real
 from usb_rsmatch.data.sources import Source, SourceRequest, is_known_dataset, open_source
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.progress import Progress
 from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
-from usb_rsmatch.use.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ figure img {
   border: 1px solid var(--line); border-radius: 3px;
 }
 meter { width: 100%; height: .5rem; margin-top: .35rem; }
+meter::-webkit-meter-optimum-value { background: var(--bar); }
+meter::-moz-meter-bar { background: var(--bar); }
 figcaption { font-size: .74rem; line-height: 1.35; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 620; }
 """
@@ -66,7 +68,7 @@ def gallery(audit: Audit) -> str:
         f"{100 * share.estimate:.1f} % look synthetic "
         f'<span class="soft">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
     )
-    warnings = "".join(f'<p class="warn">{escape(_shown(line))}</p>' for line in audit.warnings)
+    warnings = "".join(f'<p class="warn">Warning: {escape(_shown(line))}</p>' for line in audit.warnings)
     failed = "".join(f"<li>{escape(_shown(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
     return f"""<!doctype html>
 <html lang="en">

@@ -53,6 +53,12 @@ class ImageList:
     def __init__(self, names: Sequence[str], items: Sequence[Path | ArrayImage]) -> None:
         self.names, self.items = list(names), list(items)
 
+    @classmethod
+    def of_array(cls, images: Any, name: str = "image") -> ImageList:
+        """Those of an array uint8 [N, H, W, C], in memory or on disk, called `name#0`, `name#1`, ..."""
+        rows = range(len(images))
+        return cls([f"{name}#{row}" for row in rows], [ArrayImage(images, row) for row in rows])
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -137,9 +143,9 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
                 continue
             seen.add(key)
             if path.lower().endswith(".npz"):
-                images, _ = read_npz(path)
-                names += [f"{path}#{number}" for number in range(len(images))]
-                items += [ArrayImage(images, row) for row in range(len(images))]
+                packed = ImageList.of_array(read_npz(path)[0], path)
+                names += packed.names
+                items += packed.items
             else:
                 names.append(path)
                 items.append(Path(path))

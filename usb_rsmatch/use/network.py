@@ -1,4 +1,4 @@
-"""A trained run as one network from uint8 images to probabilities, with nothing that only training needs."""
+"""A trained run as one network from uint8 images to probabilities, without the dummy head."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from usb_rsmatch.progress import Progress
 from usb_rsmatch.use.images import ImageList
-from usb_rsmatch.use.progress import Progress
 from usb_rsmatch.use.tables import Cell, csv_rows, refuse_existing
 
 

@@ -1,0 +1,56 @@
+"""How far long work is: a bar on a terminal, a plain line now and then elsewhere, both with rate and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+EVERY = 30.0  # seconds between plain lines
+
+
+class Progress:
+    """Counts from `done` to `total`; `update(n)` moves it on. Nothing is shown of work that ends at once."""
+
+    def __init__(self, total: int, title: str, unit: str = "image", done: int = 0) -> None:
+        self.total, self.title, self.unit, self.begun, self.done = total, title, unit, done, done
+        self.started = self.told = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, delay=0.5, leave=False
+            )
+
+    def update(self, n: int) -> None:
+        """Count `n` more."""
+        self.done += n
+        if self.bar is not None:
+            self.bar.update(n)
+        elif time.monotonic() - self.told >= EVERY:
+            self.told = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """The state in words: "making images: 256 of 1000, 21.3 images/s, 0:00:35 left"."""
+        taken = time.monotonic() - self.started
+        rate = (self.done - self.begun) / taken if taken > 0 else 0.0
+        parts = [f"{self.title}: {self.done} of {self.total}"]
+        if rate > 0:
+            left = round((self.total - self.done) / rate)
+            parts.append(f"{rate:.3g} {self.unit}s/s")
+            if left > 0:
+                parts.append(f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02} left")
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
