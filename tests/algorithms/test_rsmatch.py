@@ -203,7 +203,7 @@ def test_the_supervised_yardstick_learns_provenance(tiny: dict[str, Any]) -> Non
     reference.model.load_state_dict(alg.model.state_dict())
     _, log_dict, batch = one_step(alg)
     reference.model.train()
-    logit = reference.detector(in_eight_positions(batch["x_ulb_w"], np.arange(len(batch["x_ulb_w"]))))
+    logit = reference.detector(in_eight_positions(batch["x_ulb_w"], np.arange(len(batch["x_ulb_w"]))))  # of step 0
     synthetic = batch["is_synthetic"]
     assert 0 < synthetic.sum() < len(synthetic)
     both = F.softplus(-logit[synthetic]).mean() + F.softplus(logit[~synthetic]).mean()
@@ -222,12 +222,39 @@ def test_an_adaptive_threshold_identifies_the_estimated_share(tiny: dict[str, An
     assert other.hooks_dict["SyntheticDetectionHook"].threshold == hook.threshold != 0.5
 
 
-def test_a_queue_that_all_images_have_left_adds_nothing(tiny: dict[str, Any]) -> None:
+def test_of_a_queue_that_all_images_have_left_nothing_counts(tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_warmup=1.0)
     hook = alg.hooks_dict["SyntheticDetectionHook"]
     hook._cold_steps, hook._queue_serves = 0, True
     views, counted = hook._sample(alg, 4)
     assert len(hook.queue) == 0 and len(views) == len(counted) == 12 and not counted.any()
+
+
+def test_mined_images_of_every_class_come_in_every_position(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue's batch is in the order of its classes, so a place alone would tie a class to a position."""
+    from usb_rsmatch.detection import hook as hook_module
+
+    seen: set[tuple[int, int]] = set()
+
+    def turn(x: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+        if len(x) == 12:  # the mined ones; 4 are labelled
+            seen.update(zip(range(12), (places % 8).tolist(), strict=True))
+        return in_eight_positions(x, places)
+
+    monkeypatch.setattr(hook_module, "in_eight_positions", turn)
+    alg = algorithm(tiny, algorithm="rsmatch", rs_warmup=1.0, num_train_iter=24)
+    hook = alg.hooks_dict["SyntheticDetectionHook"]
+    hook._cold_steps = 0
+    alg.train()
+    assert seen == {(row, position) for row in range(12) for position in range(8)}
+
+
+def test_a_pool_of_labelled_images_alone_is_evaluated(tiny: dict[str, Any]) -> None:
+    alg = algorithm(tiny, algorithm="rsmatch", real_count=20, synthetic_count=0, synthetic=[])
+    alg.train()
+    assert alg.detection_report["auroc"] is None and "share" not in alg.detection_report
 
 
 @pytest.mark.parametrize("name", ["mixmatch", "meanteacher", "simmatch", "comatch", "crmatch", "openmatch", "rsmatch"])

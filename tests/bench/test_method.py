@@ -90,8 +90,10 @@ def test_efficiency_and_control(compared: Callable[..., Path], tmp_path: Path) -
     detection = compared("detection", {**runs, ("supervised", "gan"): (0.95, 0.9)}, "synthetic", auroc=True)
     control = compared("control", {(method.MINED, None): (0.5, 0.52, 0.48)}, auroc=True)
     content = summary(tmp_path, detection, control)
-    ratios = [0.8, 0.75, 1.0, 0.5]
-    assert content["mining_efficiency_mean"]["mean"] == pytest.approx(sum(ratios) / 4)
+    expected = ttest_1samp([(0.8 + 1.0) / 2, (0.75 + 0.5) / 2], 0).confidence_interval(0.95)  # by seed
+    assert content["mining_efficiency_mean"]["mean"] == pytest.approx((0.8 + 0.75 + 1.0 + 0.5) / 4)
+    assert content["mining_efficiency_mean"]["low"] == pytest.approx(expected.low)
+    assert content["mining_efficiency_mean"]["n"] == 2
     assert content["mining_efficiency_min"]["mean"] == pytest.approx(0.5)
     assert content["auroc_clean_mean"]["mean"] == pytest.approx(0.8375) and "auroc_mean" not in content
     expected = ttest_1samp([0.5, 0.52, 0.48], 0).confidence_interval(0.95)

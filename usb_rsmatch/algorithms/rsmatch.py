@@ -27,7 +27,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features
+from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.config import KEYS
 
@@ -166,7 +166,8 @@ class RSMatch(HeadsOnBackbone):
         if self.mask is None or self.consistency_loss.targets is None:
             raise unfit(self.args.rs_base)
 
-        feat, mask, pseudo_label = out_dict["feat"], self.mask, self.consistency_loss.targets
+        feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
+        mask, pseudo_label = self.mask, self.consistency_loss.targets
         self.call_hook("observe", "SyntheticDetectionHook", idx_ulb=idx_ulb, pseudo_label=pseudo_label, mask=mask)
         if self.synthetic_to in ("dummy", "both"):
             logits_dummy = self.network.dummy_head(feat["x_ulb_s"])

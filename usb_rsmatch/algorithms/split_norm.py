@@ -54,12 +54,19 @@ class NormaliseApart(torch.autograd.Function):
         `apart` float [B] is 1 for the images of the second group. Statistics are float32, or float64 where x is.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):  # statistics of eight bits would stay in the running ones
+            return NormaliseApart._forward(ctx, x, weight, bias, apart, eps, wide)
+
+    @staticmethod
+    def _forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, apart: Tensor, eps: float, wide: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         groups = _groups(apart, wide)
         images = groups.sum(1, keepdim=True)
         counted = images.clamp(min=1)
         # Each channel of each image as a group: the one kernel that gives its statistics in one quick pass.
         shape = (len(x), x.shape[1], x[0, 0].numel(), x.shape[1])
-        _, mean_of_each, inverse = torch.native_group_norm(x, weight, bias, *shape, eps)  # [B, C]
+        _, mean_of_each, inverse = torch.native_group_norm(x.to(wide), weight, bias, *shape, eps)  # [B, C]
         var_of_each = inverse.square().reciprocal() - eps
         mean = groups @ mean_of_each / counted
         spread = (mean_of_each - _of_image(mean, apart)).square()
@@ -104,6 +111,8 @@ class NormaliseInTurn(torch.autograd.Function):
         out, statistics = torch.empty_like(x), []
         for start, stop, kept in ((0, first, running), (first, len(x), (None, None))):
             if start < stop:
+                if (stop - start) * x[0, 0].numel() == 1:
+                    kept = (None, None)  # one value has no variance to keep
                 own = [x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2)]
                 torch.ops.aten.native_batch_norm.out(
                     x[start:stop],

@@ -69,6 +69,16 @@ def better(*arms: BySeed) -> BySeed:
     return max(arms, key=lambda values: estimate(list(values.values())).mean)
 
 
+def over_seeds(places: Sequence[BySeed]) -> Estimate | None:
+    """The mean over places of a grid with its interval over the seeds that all of them have.
+
+    The places share a seed's split, order and first weights, so that they are no independent values.
+    """
+    seeds = set.intersection(*(set(place) for place in places)) if places else set()
+    means = [sum(place[seed] for place in places) / len(places) for seed in sorted(seeds)]
+    return estimate(means) if means else None
+
+
 def figure(values: Estimate | None) -> dict[str, Any] | None:
     """An estimate as the file holds it; None where there is no interval yet."""
     if values is None or values.low is None:
@@ -77,9 +87,9 @@ def figure(values: Estimate | None) -> dict[str, Any] | None:
 
 
 def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
-    """The file's figures: accuracies in points, each with its 95 % t interval over `n`, differences paired by seed.
+    """The file's figures: accuracies in points, each with its 95 % t interval over `n` seeds, differences paired.
 
-    A figure whose runs are not there is left out.
+    The least efficiency of `n` runs has no interval: its ends are itself. A figure without runs is left out.
     """
     found: dict[str, Estimate | None] = {}
     if ways := grids.get("ways"):
@@ -95,14 +105,12 @@ def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
         found["gap_to_oracle"] = paired_difference(oracle, mined)
         found["clean_pool_gap"] = paired_difference(curve.accuracy(MINED, synthetic_ratio=0.0), real)
     if detection := grids.get("detection"):
-        ratios = [ratio for place in efficiencies(detection).values() for ratio in place.values()]
-        if ratios:
-            found["mining_efficiency_mean"] = estimate(ratios)
+        by_pool = efficiencies(detection)
+        found["mining_efficiency_mean"] = over_seeds(list(by_pool.values()))
+        if ratios := [ratio for place in by_pool.values() for ratio in place.values()]:
             found["mining_efficiency_min"] = Estimate(len(ratios), min(ratios), 0.0, min(ratios), min(ratios))
         for name, arm in (("auroc_mean", "mined, as they are"), ("auroc_clean_mean", "mined")):
-            places = detection.places("synthetic")
-            scores = [score for place in places for score in detection.auroc(arm, synthetic=place).values()]
-            found[name] = estimate(scores) if scores else None
+            found[name] = over_seeds([detection.auroc(arm, synthetic=p) for p in detection.places("synthetic")])
     if control := grids.get("control"):
         found["control_auroc"] = estimate(list(control.auroc(MINED).values()))
     return {name: made for name, value in found.items() if (made := figure(value))}
@@ -158,7 +166,13 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no results: `--keep saved_models/ways` copies those of a comparison there")
     collections = [collect(path) for path in folders]
     grids = {collection.name: Runs(collection) for collection in collections}
+    if len(grids) < len(collections):
+        raise UserError(f"{folder} holds one comparison twice, under the name of another: remove one")
     everything = [record.result for runs in grids.values() for record in runs.collection.records]
+    first = everything[0]
+    for name in ("versions", "threads", "device"):
+        if odd := next((r for r in everything if getattr(r, name) != getattr(first, name)), None):
+            raise UserError(f"{odd.path} and {first.path} differ in {name}: keep results of one machine alone")
     tables: dict[str, Any] = {}
     if ways := grids.get("ways"):
         tables["ways"] = accuracy_table(ways, POOL)
@@ -176,7 +190,9 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         "pools": sorted({f"{result.dataset}: {result.describe_pool()}" for result in everything}),
         "grids": {name: _extent(runs.collection) for name, runs in grids.items()},
         "tables": tables,
-        "versions": everything[0].versions,
+        "versions": first.versions,
+        "threads": int(first.threads) if first.threads.isdigit() else first.threads,
+        "device": first.device,
         "train_hours": round(sum(result.train_seconds for result in everything) / 3600, 2),
         "date": max(result.finished for result in everything)[:10],
     }
@@ -308,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{keep(comparison, args.kept)} new results of {comparison}")
         summary = summarise(args.kept)
         words = ["python", "-m", "usb_rsmatch.bench.method", "--out", args.out]
+        words += ["--kept", args.kept] if args.kept != KEPT else []
         write_json(args.out, summary | {"command": shlex.join(words)})
     except UserError as error:
         print(error, file=sys.stderr)

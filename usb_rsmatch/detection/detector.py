@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ def teaches_backbone(detector: nn.Module) -> bool:
     return bool(getattr(detector, "teaches_backbone", False))
 
 
+def widened(value: Tensor) -> Tensor:
+    """A tensor in float32 where it has fewer bits."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def blur_residual(x: Tensor) -> Tensor:
     """Images [B, C, H, W] minus their 3 x 3 mean: noise and edges, not the object (our choice).
 
@@ -76,14 +82,16 @@ def in_eight_positions(x: Tensor, places: np.ndarray) -> Tensor:
     Few real images teach the detector; what a generator leaves behind looks alike in all eight (our choice). It draws
     nothing: `places` int [B] number the images of a step's batch, which is shuffled.
     """
-    turned = torch.empty_like(x)
-    for position in range(8):
-        rows = torch.from_numpy(np.flatnonzero(places % 8 == position)).to(x.device, non_blocking=True)
-        part = x.index_select(0, rows)
-        part = part.transpose(2, 3) if position & 4 else part
-        flips = [dim for dim, bit in ((2, 1), (3, 2)) if position & bit]
-        turned.index_copy_(0, rows, part.flip(flips) if flips else part.contiguous())
-    return turned
+    source = _eight_positions(x.shape[-1])[places % 8].to(x.device, non_blocking=True)  # [B, S * S]
+    return x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+
+
+@lru_cache(maxsize=8)
+def _eight_positions(size: int) -> Tensor:
+    """Where each pixel of a square comes from in each of its eight positions, int64 [8, size * size]."""
+    square = torch.arange(size * size).view(size, size)
+    quarters = [square.rot90(k) for k in range(4)]
+    return torch.stack([position.flatten() for position in (*quarters, *(turn.flip(1) for turn in quarters))])
 
 
 class ResidualDetector(nn.Module):

@@ -3,37 +3,72 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from usb_rsmatch.errors import UserError
 
 
-def read_scores(path: str, size: int) -> np.ndarray:
-    """Probabilities of synthetic float32 [size] from a CSV with the columns `index` and `score`.
+def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
+    """Probabilities of synthetic float32 [N] of a pool's images, from a CSV with a column `score`.
 
-    Errors: UserError for a missing file or column, a score outside [0, 1], or an image of the pool without one.
+    A column `index` says which image of the pool, or `file` by its path, or by the end of it that no other image of
+    the pool has; `names` [N] are the pool's. A score may come for files that are not in the pool, but for each image
+    of it once. Errors: UserError for a missing file or column, a score outside [0, 1], an image without a score or
+    with two.
     """
+    called = Path(path).name
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"rs_detector: cannot read the scores {path}: {error}") from None
-    if not rows or not {"index", "score"} <= rows[0].keys():
-        raise UserError(f"rs_detector: {Path(path).name} needs the columns index and score")
-    scores = np.full(size, np.nan, dtype=np.float32)
+    columns = set(rows[0]) if rows else set()
+    if "score" not in columns or not columns & {"index", "file"}:
+        raise UserError(f"rs_detector: {called} needs the columns score, and index or file")
+    places = None if "index" in columns else _places(names)
+    scores = np.full(len(names), np.nan, dtype=np.float32)
     for line, row in enumerate(rows, start=2):
+        where = f"rs_detector: {called}:{line}"
         try:
-            index, score = int(row["index"]), float(row["score"])
+            score = float(row["score"])
+            index = int(row["index"]) if places is None else _find(places, row["file"], where)
+        except UserError:
+            raise
         except (TypeError, ValueError):
-            raise UserError(f"rs_detector: {Path(path).name} line {line} holds no index and score") from None
-        if not 0 <= index < size or not 0.0 <= score <= 1.0:
-            raise UserError(
-                f"rs_detector: {Path(path).name}:{line}: index {index} is to be under {size}, score {score} in 0..1"
-            )
+            raise UserError(f"{where}: holds no {'file' if places else 'index'} and score") from None
+        if index is None:
+            continue
+        if not 0 <= index < len(names) or not 0.0 <= score <= 1.0:
+            raise UserError(f"{where}: index {index} is to be under {len(names)}, score {score} in 0..1")
+        if not np.isnan(scores[index]):
+            raise UserError(f"{where}: {names[index]} has a score already")
         scores[index] = score
-    missing = int(np.isnan(scores).sum())
-    if missing:
-        raise UserError(f"rs_detector: {Path(path).name} has no score for {missing} of the pool's {size} images")
+    missing = np.flatnonzero(np.isnan(scores))
+    if len(missing):
+        raise UserError(
+            f"rs_detector: {called} has no score for {len(missing)} of the pool's {len(names)} images; "
+            f"the first: {names[int(missing[0])]}"
+        )
     return scores
+
+
+def _places(names: Sequence[str]) -> dict[str, list[tuple[PurePath, int]]]:
+    """{file name without its folders: path and number of the pool's images that have it}."""
+    places: dict[str, list[tuple[PurePath, int]]] = {}
+    for index, name in enumerate(names):
+        places.setdefault(PurePath(name).name, []).append((PurePath(name), index))
+    return places
+
+
+def _find(places: Mapping[str, list[tuple[PurePath, int]]], file: str, where: str) -> int | None:
+    """The pool's image whose path ends with `file`; None for one that is not in the pool."""
+    wanted = PurePath(file)
+    ends = [
+        (path, index) for path, index in places.get(wanted.name, []) if path.parts[-len(wanted.parts) :] == wanted.parts
+    ]
+    if len(ends) > 1:
+        raise UserError(f"{where}: {file} may be {ends[0][0]} or {ends[1][0]}; give more of the path")
+    return ends[0][1] if ends else None

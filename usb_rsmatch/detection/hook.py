@@ -17,7 +17,7 @@ from semilearn.core.hooks import Hook
 from torch import Tensor
 
 from usb_rsmatch.data.keyed import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
-from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone
+from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone, widened
 from usb_rsmatch.detection.external import read_scores
 from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
@@ -25,6 +25,7 @@ from usb_rsmatch.detection.prior import best_bin_estimate, nnpu_loss
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.detection.tally import PseudoLabelTally
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.processes import gather, own, size
 
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
@@ -34,9 +35,9 @@ MINED_SHARE = 0.3  # of a pseudo-class, those that look most synthetic, enters t
 MINED_PER_LABELED = 3  # mined images in the detector's batch for each labelled one (ours)
 
 
-def widened(value: Tensor) -> Tensor:
-    """A tensor in float32 where it has fewer bits."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+def _classes(pseudo_label: Tensor) -> Tensor:
+    """Pseudo-labels int64 [B], the likeliest class of soft ones."""
+    return pseudo_label.detach().argmax(1) if pseudo_label.ndim == 2 else pseudo_label.detach()
 
 
 class SyntheticDetectionHook(Hook):
@@ -61,6 +62,8 @@ class SyntheticDetectionHook(Hook):
         self._cold_steps = min(int(COLD_SHARE * args.num_train_iter), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
+        if dataset is not None and not hasattr(dataset, "set"):
+            raise UserError(f"rs_detector: {args.rs_detector} needs a pool of ours; for USB's own data take none")
         self._dataset = dataset
         length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
@@ -72,14 +75,14 @@ class SyntheticDetectionHook(Hook):
         elif self._kind == "random":
             self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
         elif self._kind == "scores":
-            self._known = torch.from_numpy(read_scores(args.rs_detector.removeprefix("scores:"), length))
+            self._known = torch.from_numpy(read_scores(args.rs_detector.removeprefix("scores:"), dataset.set.names))
         classwise = args.rs_queue == "classwise"
         self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, args.rs_queue_length, classwise)
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((length,), float("nan"))
         self.tally = PseudoLabelTally()
         self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
-        self._queue_serves = False  # whether anything was ever queued: a GPU is not asked again
+        self._queue_serves = False
 
     def _follow(self, device: torch.device) -> None:
         """Move what is remembered to the device of a batch; it is there already but for the first step."""
@@ -97,6 +100,7 @@ class SyntheticDetectionHook(Hook):
             "scores": self.scores.cpu().clone(),
             "real_share": self.real_share,
             "threshold": self.threshold,
+            "queue_serves": self._queue_serves,
             "tally": self.tally.state_dict(),
         }
 
@@ -104,7 +108,7 @@ class SyntheticDetectionHook(Hook):
         self.queue.load_state_dict(state["queue"])
         self.ranking.load_state_dict(state["ranking"])
         self.scores.copy_(state["scores"])
-        self.real_share, self._queue_serves = state["real_share"], False
+        self.real_share, self._queue_serves = state["real_share"], state.get("queue_serves", False)
         if "tally" in state:  # not in older checkpoints
             self.threshold = state["threshold"]
             self.tally.load_state_dict(state["tally"])
@@ -140,7 +144,10 @@ class SyntheticDetectionHook(Hook):
     def observe(self, algorithm: Any, idx_ulb: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
         """Count the pseudo-labels and the base rule's mask float [uB] of a step, for the metrics alone."""
         if self._dataset is not None:
-            self.tally.add(self._is_synthetic[idx_ulb], self._labels[idx_ulb], pseudo_label.detach(), mask.detach())
+            idx_ulb, mask = gather(idx_ulb), gather(mask.detach())
+            pseudo_label = gather(_classes(pseudo_label))
+            self._follow(idx_ulb.device)
+            self.tally.add(self._is_synthetic[idx_ulb], self._labels[idx_ulb], pseudo_label, mask)
 
     def detection_loss(
         self,
@@ -168,7 +175,7 @@ class SyntheticDetectionHook(Hook):
             with torch.no_grad():
                 self._remember(idx_ulb, widened(detector(pool)).sigmoid())
         if self._kind != "csqueue" and not reads_features(detector):
-            inputs, pool = self._turned(inputs), self._turned(pool)
+            inputs, pool = self._turned(algorithm, inputs), self._turned(algorithm, pool)
         if self._kind == "pu":
             logits = widened(detector(torch.cat([inputs, pool])))
             return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
@@ -176,51 +183,54 @@ class SyntheticDetectionHook(Hook):
             return self._supervised_loss(widened(detector(pool)), idx_ulb)
         self._mine(idx_ulb, pseudo_label)
         warm = algorithm.it >= self._cold_steps
-        self._queue_serves = self._queue_serves or (warm and len(self.queue) > 0)
-        serves = warm and self._queue_serves
+        if warm and not (self._queue_serves and self.scores.is_cuda):  # a GPU is waited for until once it serves
+            self._queue_serves = len(self.queue) > 0
         counted = None
-        if serves:
+        if warm and self._queue_serves:
             synthetic, counted = self._sample(algorithm, len(x_lb))
         else:
             synthetic = self._pseudo_fakes(algorithm, x_lb)
         if reads_features(detector):
             synthetic = self._features(algorithm, synthetic)
         else:
-            inputs, synthetic = self._turned(inputs), self._turned(synthetic)
+            inputs, synthetic = self._turned(algorithm, inputs), self._turned(algorithm, synthetic)
         logits = widened(detector(torch.cat([inputs, synthetic])))
         logits_real, logits_synthetic = logits[: len(inputs)], logits[len(inputs) :]
         missed = F.softplus(-logits_synthetic)
         missed = missed.mean() if counted is None else (missed * counted).sum() / counted.sum().clamp(min=1)
         return F.softplus(logits_real).mean() + missed
 
-    def _turned(self, x: Tensor) -> Tensor:
-        """A process's images of a step [n, C, S, S], in the eight positions that their places in the batch say."""
-        return in_eight_positions(x, own(np.arange(len(x) * size())))
+    def _turned(self, algorithm: Any, x: Tensor) -> Tensor:
+        """A process's images of a step [n, C, S, S], turned by their places in the batch, which move on with the steps:
+        a batch of mined images is in the order of their classes."""
+        return in_eight_positions(x, own(np.arange(len(x) * size())) + algorithm.it)
 
     def _features(self, algorithm: Any, x: Tensor) -> Tensor:
         """The backbone's features [n, F] of mined images; the statistics that it keeps for test stay as they are."""
         algorithm.bn_controller.freeze_bn(algorithm.model)
         with torch.set_grad_enabled(teaches_backbone(algorithm.detector)):
-            features = algorithm.network(x, only_feat=True)
+            features = widened(algorithm.network(x, only_feat=True))
         algorithm.bn_controller.unfreeze_bn(algorithm.model)
         return features
 
     def _supervised_loss(self, logits: Tensor, idx_ulb: Tensor) -> Tensor:
         """What the same detector would learn from true provenance: the yardstick of mining. Both kinds count alike."""
         synthetic = self._is_synthetic[idx_ulb].to(logits.dtype)
-        share = synthetic.mean().clamp(1e-6, 1 - 1e-6)
+        share = gather(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, on every process
         weight = synthetic / share + (1 - synthetic) / (1 - share)
         return F.binary_cross_entropy_with_logits(logits, synthetic, weight)
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
         idx_ulb, score = gather(idx_ulb), gather(score).to(self.scores.dtype)
+        if idx_ulb.is_cuda:  # of an image that comes twice the last score counts, as on a CPU
+            again = (idx_ulb[:, None] == idx_ulb) * torch.arange(len(idx_ulb), device=idx_ulb.device)
+            score = score[again.argmax(1)]
         before = self.scores[idx_ulb]
         self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
         """The images of the batch that rank highest within their pseudo-class enter its queue, the others leave it."""
-        classes = pseudo_label.detach()
-        idx_ulb, classes = gather(idx_ulb), gather(classes.argmax(1) if classes.ndim == 2 else classes)
+        idx_ulb, classes = gather(idx_ulb), gather(_classes(pseudo_label))
         scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
         self.queue.push(idx_ulb, classes, scores, top)
@@ -228,7 +238,7 @@ class SyntheticDetectionHook(Hook):
     def _sample(self, algorithm: Any, num_labeled: int) -> tuple[Tensor, Tensor]:
         """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's.
 
-        And float [n], 1 where one counts: 0 of a queue that all images have left.
+        And float [n], 1 where one counts: 0 of a queue that all images have left while a GPU was not asked.
         """
         n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
@@ -261,7 +271,7 @@ class SyntheticDetectionHook(Hook):
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)
-        share = self._estimate_share(algorithm, scores) if self._kind in TRAINED else None
+        share = self._estimate_share(algorithm, scores) if self._kind in TRAINED and len(indices) else None
         measured = Measured(indices, scores, share, self.queue.indices, self.tally.report())
         publish_report(algorithm, self._dataset.set, measured)
 
@@ -269,14 +279,15 @@ class SyntheticDetectionHook(Hook):
         """The share of synthetic images in the pool, from its scores float [n] and those of the labelled images.
 
         The detector has learnt from the labelled ones, so it comes out rather too high (our choice; there are too few
-        of them to keep some back).
+        of them to keep some back). What acts on it keeps to 5 to 95 %.
         """
         labeled = algorithm.dataset_dict["train_lb"]
         real = score_images(algorithm, labeled, np.arange(len(labeled)), self._score_of(algorithm))
         share = best_bin_estimate(torch.from_numpy(real), torch.from_numpy(scores))
         self.real_share = float(np.clip(1.0 - share, 0.05, 0.95))
         if self._adaptive:
-            self.threshold = float(np.quantile(scores, self.real_share))
+            at = np.quantile(scores, self.real_share).astype(np.float32)
+            self.threshold = float(np.nextafter(at, np.float32(-1)))  # scores may be 1 to the last bit, and those count
         return share
 
     def _score_of(self, algorithm: Any) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Measuring a score on the pool against provenance: the only place where the flags of a run are looked at."""
+"""Measuring at evaluations: scores of the pool against provenance, the queue, and the base rule's pseudo-labels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float] | None:
     queued = queued[queued >= 0]
     if not len(queued):
         return None
-    counts = np.bincount(pool.labels[queued][pool.labels[queued] >= 0], minlength=2)
+    counts = np.bincount(pool.labels[queued][pool.labels[queued] >= 0], minlength=1)
     p = counts[counts > 0] / max(counts.sum(), 1)
-    balance = -(p * np.log(p)).sum() / np.log(pool.labels.max() + 1) if len(p) else 0.0
+    classes = max(2, len(np.unique(pool.labels[pool.labels >= 0])))
+    balance = abs((p * np.log(p)).sum()) / np.log(classes)
     return {"purity": float(pool.is_synthetic[queued].mean()), "balance": float(balance)}

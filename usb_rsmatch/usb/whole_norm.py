@@ -20,6 +20,10 @@ class WholeBatchNorm:
         """Float [B, C, ...], normalised by the statistics of all images, or of those of an image's group."""
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
+        with torch.autocast(x.device.type, enabled=False):  # statistics of eight bits would stay in the running ones
+            return self._normalise(x)
+
+    def _normalise(self: Any, x: Tensor) -> Tensor:
         space = list(range(2, x.ndim))
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         apart = _apart(self, wide)
