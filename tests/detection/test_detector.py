@@ -51,6 +51,7 @@ def test_neighbouring_pixel_residual_of_odd_sizes(images: torch.Tensor) -> None:
 
 def test_eight_positions_are_those_of_a_square() -> None:
     image = torch.arange(18.0).view(1, 2, 3, 3)
+    assert in_eight_positions(image[:0], np.arange(0)).shape == (0, 2, 3, 3)
     turned = in_eight_positions(image.expand(9, -1, -1, -1), np.arange(5, 14))
     quarter_turns = [image[0].rot90(k, (1, 2)) for k in range(4)]
     all_eight = [*quarter_turns, *(turn.flip(2) for turn in quarter_turns)]

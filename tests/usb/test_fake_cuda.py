@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_map_only
 
 from usb_rsmatch.data import augment, ops
+from usb_rsmatch.detection.detector import _eight_positions
 from usb_rsmatch.usb import fast
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.mixins import CoreMixin
@@ -28,7 +29,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A mode whose tensors have devices and shapes but no numbers; draws are made on the host, whatever the device."""
     warnings.simplefilter("ignore")  # torch says that CUDA is absent
     monkeypatch.setattr(fast.Switches, "for_device", classmethod(lambda cls, device: cls(fused=False)))
-    for kept in (augment._constant, ops._count):  # tensors of one mode are strangers in another
+    for kept in (augment._constant, ops._count, _eight_positions):  # tensors of one mode are strangers in another
         kept.cache_clear()
     draws = augment._draws
 
@@ -38,7 +39,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(augment, "_draws", real_draws)
     yield FakeTensorMode(allow_non_fake_inputs=True)
-    for kept in (augment._constant, ops._count):
+    for kept in (augment._constant, ops._count, _eight_positions):
         kept.cache_clear()
 
 
