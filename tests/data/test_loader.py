@@ -15,6 +15,7 @@ from PIL import Image
 from semilearn.core.utils import ALGORITHMS
 from semilearn.datasets.cv_datasets.datasetbase import BasicDataset
 
+from usb_rsmatch.data import batched
 from usb_rsmatch.data.keyed import keyed_globals
 from usb_rsmatch.data.loader import HybridDataset, PilViews, build_datasets, build_loaders, describes_pool, view_name
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet
@@ -168,6 +169,13 @@ def test_labelled_and_unlabelled_views_at_one_position_differ() -> None:
     data = build_datasets(pool, arguments())
     pairs = [(data["train_lb"][(p, 0)]["x_lb"], data["train_ulb"][(p, 0)]["x_ulb_w"]) for p in range(8)]
     assert any(not torch.equal(*pair) for pair in pairs)
+
+
+def test_the_two_labelled_views_of_defixmatch_are_drawn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their crops differ, as with USB, whose transforms draw one after the other."""
+    monkeypatch.setattr(batched, "STRONG", batched.WEAK)  # of the same kind they would be the same, drawn together
+    batch = next(iter(loaders(toy_pool(), algorithm="defixmatch", rs_loader="batched", batch_size=8)["train_lb"]))
+    assert not torch.equal(batch["x_lb"], batch["x_lb_s"])
 
 
 def test_an_index_alone_draws_from_the_global_generators_as_in_usb() -> None:

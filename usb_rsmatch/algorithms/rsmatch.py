@@ -84,7 +84,8 @@ class RSMatch(HeadsOnBackbone):
         return object.__new__(composed)
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        self.synthetic_to = args.rs_synthetic_to
+        self.teaches_main = args.rs_synthetic_to in ("main", "both")
+        self.teaches_dummy = args.rs_synthetic_to in ("dummy", "both")
         self.lambda_syn, self.lambda_det = args.rs_lambda_syn, args.rs_lambda_det
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.consistency_loss: KeepTargets = KeepTargets(self.consistency_loss)
@@ -129,6 +130,10 @@ class RSMatch(HeadsOnBackbone):
         """The detector's logit [B] of normalised images [B, 3, H, W]."""
         return self.detector(self.network(x, only_feat=True) if reads_features(self.detector) else x)
 
+    def synthetic_probability(self, x: Tensor) -> Tensor:
+        """The probability of synthetic float [B] of normalised images [B, 3, H, W]."""
+        return self.synthetic_logit(x).float().sigmoid()
+
     def detector_cost(self) -> float | None:
         """The detector's multiply-adds over the backbone's, for one image; None without a detector."""
         detector, image = self.network.detector, (3, self.args.img_size, self.args.img_size)
@@ -169,13 +174,19 @@ class RSMatch(HeadsOnBackbone):
         feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
         mask, pseudo_label = self.mask, self.consistency_loss.targets
         self.call_hook("observe", "SyntheticDetectionHook", idx_ulb=idx_ulb, pseudo_label=pseudo_label, mask=mask)
-        if self.synthetic_to in ("dummy", "both"):
+        if self.teaches_dummy:
             logits_dummy = self.network.dummy_head(feat["x_ulb_s"])
             syn_loss = self.consistency_loss.loss(logits_dummy, pseudo_label, "ce", mask=mask * self.synthetic)
             out_dict["loss"] = out_dict["loss"] + self.lambda_syn * syn_loss
             log_dict["train/syn_loss"] = syn_loss.detach()
         det_loss = self.call_hook(
-            "detection_loss", "SyntheticDetectionHook", **batch, feat=feat, pseudo_label=pseudo_label
+            "detection_loss",
+            "SyntheticDetectionHook",
+            idx_ulb=idx_ulb,
+            x_lb=x_lb,
+            x_ulb_w=x_ulb_w,
+            feat=feat,
+            pseudo_label=pseudo_label,
         )
         if det_loss is not None:
             out_dict["loss"] = out_dict["loss"] + self.lambda_det * det_loss
@@ -189,7 +200,7 @@ class RSMatch(HeadsOnBackbone):
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
-            return result if self.synthetic_to in ("main", "both") else result * (1.0 - self.synthetic.to(result.dtype))
+            return result if self.teaches_main else result * (1.0 - self.synthetic.to(result.dtype))
         return result
 
     @staticmethod

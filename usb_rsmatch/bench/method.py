@@ -24,6 +24,13 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json, write_text
 
 KEPT = "results/method"
+# Which arm a grid's others are compared with, and the axis along which it is.
+BASELINES = {
+    "ways": ("FixMatch, whole pool", None),
+    "contamination": ("FixMatch, whole pool", "synthetic_ratio"),
+    "fashion": ("FixMatch, whole pool", None),
+    "benchmark": ("FixMatch", None),
+}
 REAL, MORE, POOL = "FixMatch, real part only", "FixMatch, as many further real images", "FixMatch, whole pool"
 MINED, ORACLE = "RSMatch", "RSMatch, oracle"
 ORACLE_WAY = "main and dummy head, normalised apart"  # what RSMatch's defaults do, in method/ways
@@ -173,23 +180,15 @@ def summarise(folder: str | Path) -> dict[str, Any]:
     for name in ("versions", "threads", "device"):
         if odd := next((r for r in everything if getattr(r, name) != getattr(first, name)), None):
             raise UserError(f"{odd.path} and {first.path} differ in {name}: keep results of one machine alone")
-    tables: dict[str, Any] = {}
-    if ways := grids.get("ways"):
-        tables["ways"] = accuracy_table(ways, POOL)
-    if curve := grids.get("contamination"):
-        tables["contamination"] = accuracy_table(curve, POOL, "synthetic_ratio")
-    if fashion := grids.get("fashion"):
-        tables["fashion"] = accuracy_table(fashion, POOL)
-    if benchmark := grids.get("benchmark"):
-        tables["benchmark"] = accuracy_table(benchmark, "FixMatch")
+    rows = {name: accuracy_table(grids[name], *BASELINES[name]) for name in BASELINES if name in grids}
     if detection := grids.get("detection"):
-        tables["detection"] = detection_table(detection)
+        rows["detection"] = detection_table(detection)
     return {
         **figures(grids),
         "seeds": sorted({result.seed for result in everything}),
         "pools": sorted({f"{result.dataset}: {result.describe_pool()}" for result in everything}),
         "grids": {name: _extent(runs.collection) for name, runs in grids.items()},
-        "tables": tables,
+        "tables": rows,
         "versions": first.versions,
         "threads": int(first.threads) if first.threads.isdigit() else first.threads,
         "device": first.device,
@@ -222,7 +221,7 @@ def keep(comparison: str, folder: str | Path) -> int:
     for path, text in new.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
-    return len(new) - 1
+    return len(new) - 1  # less the record, which is always written
 
 
 # tables -----------------------------------------------------------------------------------------------------------
@@ -254,7 +253,7 @@ def accuracies(rows: Sequence[Mapping[str, Any]], against: str) -> str:
         return [row["arm"], *place, f"{mean['mean']:.1f}{spread}", shown(row["difference"]), auroc, str(mean["n"])]
 
     place = ["share synthetic"] if rows and "synthetic_ratio" in rows[0] else []
-    heads = ["arm", *place, "accuracy (%)", f"less {against}, 95 % interval", "AUROC", "seeds"]
+    heads = ["arm", *place, "accuracy (%)", f"less that of {against}, 95 % interval", "AUROC", "seeds"]
     return markdown(map(cells, rows), heads)
 
 
@@ -270,9 +269,8 @@ def detections(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """{grid: its Markdown table} of what is measured."""
-    against = {"benchmark": "FixMatch"}
     return {
-        name: detections(rows) if name == "detection" else accuracies(rows, against.get(name, "FixMatch on the pool"))
+        name: detections(rows) if name == "detection" else accuracies(rows, BASELINES[name][0])
         for name, rows in summary["tables"].items()
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data import augment
-from usb_rsmatch.data.keyed import LABELED_VIEW, QUARTER_TURN, UNLABELED, Order, uniforms
+from usb_rsmatch.data.keyed import LABELED_STRONG_VIEW, LABELED_VIEW, QUARTER_TURN, UNLABELED, Order, uniforms
 from usb_rsmatch.data.records import DataSpec, ImageSet
 
 Steps = Callable[[], range]
@@ -77,7 +77,7 @@ class BatchedImages:
         index = torch.from_numpy(indices)
         batch = {"idx_lb": index, "x_lb": self.view(WEAK, images, at, LABELED_VIEW), "y_lb": self.labels[index]}
         if name == "defixmatch":
-            batch["x_lb_s"] = self.view(STRONG, images, at, LABELED_VIEW)
+            batch["x_lb_s"] = self.view(STRONG, images, at, LABELED_STRONG_VIEW)
         return batch
 
     def unlabeled_batch(self, name: str, positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ _27, _30, _31, _40 = map(np.uint64, (27, 30, 31, 40))
 
 # Whoever draws for a position has a number of its own, the `view` below. A new one is added here and nowhere else.
 UNLABELED = range(8)  # the views of an unlabelled image, in the order of its batch
-LABELED_VIEW = 8
+LABELED_VIEW, LABELED_STRONG_VIEW = 8, 10  # the second for DeFixMatch alone
 QUARTER_TURN = 9  # ReMixMatch's rotation
 QUEUE_VIEW, QUEUE_DRAW = 16, 17  # a mined image seen again, and which one it is
 FAKE_DRAW = 18  # principal components of a pseudo-fake

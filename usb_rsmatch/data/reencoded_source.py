@@ -5,8 +5,6 @@ A detector that tells them from the others has learnt a format and no synthesis.
 
 from __future__ import annotations
 
-import numpy as np
-
 from usb_rsmatch.data.pipeline import through_jpeg
 from usb_rsmatch.data.sources import ArraySource, Source, SourceRequest, register_source
 from usb_rsmatch.errors import UserError
@@ -24,10 +22,10 @@ def open_reencoded(argument: str, request: SourceRequest) -> Source:
     if argument:
         raise UserError(f"reencoded:{argument}: takes nothing after the colon")
     request.reject_options("reencoded", "quality")
-    images, labels = request.spare() if request.spare is not None else (np.empty(0, np.uint8), np.empty(0, np.int64))
-    if not len(images):
+    quality = convert(_QUALITY, request.options.get("quality", _QUALITY.default), "reencoded")
+    if request.spare is None or not len((spare := request.spare())[0]):
         raise UserError("reencoded: all real images are in the pool; set real_count, so that some are left")
-    quality = convert(_QUALITY, request.options.get("quality", 75), "reencoded")
+    images, labels = spare
     return ArraySource("reencoded", through_jpeg(images, quality), labels, (request.generator,))
 
 

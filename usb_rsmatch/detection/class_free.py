@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from usb_rsmatch.data.augment import ViewSpec, normalise, weak
 from usb_rsmatch.data.keyed import AUDIT_FAKE_DRAW, AUDITED_VIEW, TRUSTED_VIEW, derive, generator, uniforms
-from usb_rsmatch.detection.detector import ResidualDetector, blur_residual, in_eight_positions
+from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
 from usb_rsmatch.detection.metrics import auroc
 from usb_rsmatch.detection.prior import best_bin_estimate
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
@@ -120,7 +120,6 @@ def _train(real: Tensor, pool: Tensor, look: Look, seed: int, device: str, tell:
     components = PrincipalComponents(look(both[some]))
     spec, best, best_at, mined = ViewSpec(SHIFT, flip=False), -1.0, 0, pool[:0]
     state: dict[str, Tensor] = {}
-    places = np.arange(BATCH)  # rows are drawn at random
     for step in range(STEPS[1] + 1):
         if step and step % CHECK == 0:
             score = _validate(detector, held_real, held_pool, look)
@@ -139,7 +138,6 @@ def _train(real: Tensor, pool: Tensor, look: Look, seed: int, device: str, tell:
             x_synthetic = components.rebuild(shown, uniforms(seed, positions, AUDIT_FAKE_DRAW, 1)[:, 0])
         else:
             x_synthetic = look(weak(_draw(mined, seed, step, "pool"), seed, positions, AUDITED_VIEW, spec).to(device))
-        x_real, x_synthetic = (in_eight_positions(x, places) for x in (x_real, x_synthetic))
         out = detector(torch.cat([x_real, x_synthetic])).float()
         loss = F.softplus(out[: len(x_real)]).mean() + F.softplus(-out[len(x_real) :]).mean()
         optimiser.zero_grad()

@@ -138,22 +138,10 @@ class FeatureDetector(nn.Module):
         return self.layers(feat).squeeze(1)
 
 
-def _residual(num_features: int, width: int) -> nn.Module:
-    return ResidualDetector(blur_residual, width)
-
-
-def _npr(num_features: int, width: int) -> nn.Module:
-    return ResidualDetector(neighbouring_pixel_residual, width)
-
-
-def _feature_gradient(num_features: int, width: int) -> nn.Module:
-    return FeatureDetector(num_features, width, teaches_backbone=True)
-
-
-register_detector("residual", _residual)
-register_detector("npr", _npr)
+register_detector("residual", lambda num_features, width: ResidualDetector(blur_residual, width))
+register_detector("npr", lambda num_features, width: ResidualDetector(neighbouring_pixel_residual, width))
 register_detector("feature", FeatureDetector)
-register_detector("feature_gradient", _feature_gradient)
+register_detector("feature_gradient", lambda num_features, width: FeatureDetector(num_features, width, True))
 
 
 def multiply_adds(module: nn.Module, input_shape: tuple[int, ...]) -> int:

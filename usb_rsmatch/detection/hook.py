@@ -7,7 +7,6 @@ is measured, nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -157,7 +156,6 @@ class SyntheticDetectionHook(Hook):
         x_ulb_w: Tensor,
         feat: dict[str, Tensor],
         pseudo_label: Tensor,
-        **_: Any,
     ) -> Tensor | None:
         """L_det: labelled images are real, mined ones synthetic (`csqueue`), or the pool is a mixture (`pu`).
 
@@ -165,45 +163,53 @@ class SyntheticDetectionHook(Hook):
         """
         if self._kind not in TRAINED:
             return None
-        detector = algorithm.detector
-        inputs, pool = x_lb, x_ulb_w
-        if reads_features(detector):
-            inputs, pool = feat["x_lb"], feat["x_ulb_w"]
-            if not teaches_backbone(detector):
-                inputs, pool = inputs.detach(), pool.detach()
-        if reads_features(detector):
-            with torch.no_grad():
-                self._remember(idx_ulb, widened(detector(pool)).sigmoid())
-        if self._kind != "csqueue" and not reads_features(detector):
-            inputs, pool = self._turned(algorithm, inputs), self._turned(algorithm, pool)
+        real, pool = self._inputs(algorithm, idx_ulb, x_lb, x_ulb_w, feat)
         if self._kind == "pu":
-            logits = widened(detector(torch.cat([inputs, pool])))
-            return nnpu_loss(logits[: len(inputs)], logits[len(inputs) :], self.real_share)
+            on_real, on_pool = self._logits(algorithm, real, pool)
+            return nnpu_loss(on_real, on_pool, self.real_share)
         if self._kind == "supervised":
-            return self._supervised_loss(widened(detector(pool)), idx_ulb)
+            return self._supervised_loss(self._logits(algorithm, pool)[0], idx_ulb)
         self._mine(idx_ulb, pseudo_label)
+        synthetic, counted = self._examples(algorithm, x_lb)
+        on_real, on_synthetic = self._logits(algorithm, real, synthetic)
+        missed = (F.softplus(-on_synthetic) * counted).sum() / counted.sum().clamp(min=1)
+        return F.softplus(on_real).mean() + missed
+
+    def _inputs(
+        self, algorithm: Any, idx_ulb: Tensor, x_lb: Tensor, x_ulb_w: Tensor, feat: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What the detector takes of labelled images and of the pool's: images, or features, which it scores here."""
+        detector = algorithm.detector
+        if not reads_features(detector):
+            return x_lb, x_ulb_w
+        real, pool = feat["x_lb"], feat["x_ulb_w"]
+        if not teaches_backbone(detector):
+            real, pool = real.detach(), pool.detach()
+        with torch.no_grad():
+            self._remember(idx_ulb, widened(detector(pool)).sigmoid())
+        return real, pool
+
+    def _logits(self, algorithm: Any, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The detector's logits of a batch in parts; images [n, C, S, S] come in the eight positions of a square.
+
+        An image's place in the batch says which, moving on with the steps: mined ones are in the order of their
+        classes.
+        """
+        if not reads_features(algorithm.detector):
+            parts = tuple(in_eight_positions(x, own(np.arange(len(x) * size())) + algorithm.it) for x in parts)
+        return widened(algorithm.detector(torch.cat(parts))).split([len(x) for x in parts])
+
+    def _examples(self, algorithm: Any, x_lb: Tensor) -> tuple[Tensor, Tensor]:
+        """Images that stand for synthetic ones, mined or pseudo-fakes, and float [n], 1 where one counts."""
         warm = algorithm.it >= self._cold_steps
         if warm and not (self._queue_serves and self.scores.is_cuda):  # a GPU is waited for until once it serves
             self._queue_serves = len(self.queue) > 0
-        counted = None
         if warm and self._queue_serves:
             synthetic, counted = self._sample(algorithm, len(x_lb))
         else:
             synthetic = self._pseudo_fakes(algorithm, x_lb)
-        if reads_features(detector):
-            synthetic = self._features(algorithm, synthetic)
-        else:
-            inputs, synthetic = self._turned(algorithm, inputs), self._turned(algorithm, synthetic)
-        logits = widened(detector(torch.cat([inputs, synthetic])))
-        logits_real, logits_synthetic = logits[: len(inputs)], logits[len(inputs) :]
-        missed = F.softplus(-logits_synthetic)
-        missed = missed.mean() if counted is None else (missed * counted).sum() / counted.sum().clamp(min=1)
-        return F.softplus(logits_real).mean() + missed
-
-    def _turned(self, algorithm: Any, x: Tensor) -> Tensor:
-        """A process's images of a step [n, C, S, S], turned by their places in the batch, which move on with the steps:
-        a batch of mined images is in the order of their classes."""
-        return in_eight_positions(x, own(np.arange(len(x) * size())) + algorithm.it)
+            counted = torch.ones(len(synthetic), device=x_lb.device)
+        return (self._features(algorithm, synthetic) if reads_features(algorithm.detector) else synthetic), counted
 
     def _features(self, algorithm: Any, x: Tensor) -> Tensor:
         """The backbone's features [n, F] of mined images; the statistics that it keeps for test stay as they are."""
@@ -282,7 +288,7 @@ class SyntheticDetectionHook(Hook):
         of them to keep some back). What acts on it keeps to 5 to 95 %.
         """
         labeled = algorithm.dataset_dict["train_lb"]
-        real = score_images(algorithm, labeled, np.arange(len(labeled)), self._score_of(algorithm))
+        real = score_images(algorithm, labeled, np.arange(len(labeled)), algorithm.synthetic_probability)
         share = best_bin_estimate(torch.from_numpy(real), torch.from_numpy(scores))
         self.real_share = float(np.clip(1.0 - share, 0.05, 0.95))
         if self._adaptive:
@@ -290,11 +296,8 @@ class SyntheticDetectionHook(Hook):
             self.threshold = float(np.nextafter(at, np.float32(-1)))  # scores may be 1 to the last bit, and those count
         return share
 
-    def _score_of(self, algorithm: Any) -> Callable[[Tensor], Tensor]:
-        return lambda x: algorithm.synthetic_logit(x).float().sigmoid()
-
     def pool_scores(self, algorithm: Any, indices: np.ndarray) -> np.ndarray:
         """Probability of synthetic float32 [n] of images of the pool: the known scores, or the detector's."""
         if self._known is not None:
             return self._known.cpu()[torch.from_numpy(indices)].numpy()
-        return score_images(algorithm, self._dataset, indices, self._score_of(algorithm))
+        return score_images(algorithm, self._dataset, indices, algorithm.synthetic_probability)

@@ -101,7 +101,7 @@ class Run:
         if not self.has_detector:
             raise UserError("this run trained no detector: only rsmatch with csqueue, pu or supervised does")
         parts = [
-            self.algorithm.synthetic_logit(x).float().sigmoid().cpu().numpy() for x in self._batches(images, batch_size)
+            self.algorithm.synthetic_probability(x).cpu().numpy() for x in self._batches(images, batch_size)
         ]
         return np.concatenate([np.empty(0, np.float32), *parts])
 
