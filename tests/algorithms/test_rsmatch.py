@@ -130,6 +130,15 @@ def test_main_head_gets_no_gradient_from_images_identified_as_synthetic(base: st
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("source", ["residual", "feature", "feature_gradient"])
+def test_heads_and_detector_take_features_of_half_precision(source: str, tiny: dict[str, Any]) -> None:
+    """With `amp` the base rule's step runs under autocast, what RSMatch adds to it does not."""
+    alg = algorithm(tiny, algorithm="rsmatch", rs_detector_input=source)
+    alg.amp_cm = lambda: torch.autocast("cpu", torch.bfloat16)
+    out_dict, log_dict, _ = one_step(alg)
+    assert out_dict["loss"].isfinite() and torch.as_tensor(log_dict["train/syn_loss"]).dtype == torch.float32
+
+
 def test_drop_ignores_synthetic_images_and_the_dummy_head(tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_detector="oracle", rs_synthetic_to="drop")
     out_dict, log_dict, _ = one_step(alg)
@@ -149,7 +158,7 @@ def test_no_identification_before_the_warm_up_is_over(tiny: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("source", ["residual", "npr", "feature", "feature_gradient"])
 @pytest.mark.parametrize("kind", ["csqueue", "pu", "supervised"])
-def test_detector_learns_and_leaves_the_backbone_alone(source: str, kind: str, tiny: dict[str, Any]) -> None:
+def test_every_detector_learns(source: str, kind: str, tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_detector=kind, rs_detector_input=source, rs_synthetic_to="main")
     one_step(alg)  # fills the queue
     out_dict, log_dict, _ = one_step(alg)

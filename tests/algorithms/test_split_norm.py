@@ -156,3 +156,23 @@ def test_names_of_weights_stay_and_other_norms_are_left() -> None:
     split_norms(network, Group())
     assert list(network.state_dict()) == names
     assert [type(m) is SplitBatchNorm2d for m in network] == [False, True, False, False]
+
+
+def test_under_autocast_statistics_keep_full_precision() -> None:
+    x = 3 + images(0, 12, 4, 5, 5).float()
+    norm, apart = nn.BatchNorm2d(4), torch.tensor([0.0] * 8 + [1.0] * 4)
+    expected, got = split(norm, apart), split(norm, apart)
+    wanted = expected(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(got(x), wanted)
+    torch.testing.assert_close(got.running_mean, expected.running_mean)
+    torch.testing.assert_close(got.running_var, expected.running_var)
+
+
+def test_one_value_leaves_no_statistics_that_are_no_numbers() -> None:
+    norm = nn.BatchNorm2d(4)
+    group = Group()
+    split_norms(norm, group)
+    group.first = 1
+    assert norm(images(0, 3, 4, 1, 1).float()).isfinite().all()
+    assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()
