@@ -85,15 +85,20 @@ def test_training_changes_the_weights_and_the_seed_matters(tiny: dict[str, Any])
     assert not torch.equal(a["model.conv1.weight"], a["ema_model.conv1.weight"])
 
 
-def test_provenance_is_for_measuring_only(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shuffled provenance flags leave the training of RSMatch as it is, bit for bit."""
+@pytest.mark.parametrize(
+    "changes", [{}, {"rs_threshold": "adaptive", "rs_detector_input": "feature"}, {"rs_detector": "pu"}]
+)
+def test_provenance_is_for_measuring_only(
+    changes: dict[str, Any], tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shuffled provenance flags and labels of the unlabelled images leave RSMatch's training as it is, bit for bit."""
     import dataclasses
 
     import numpy as np
 
     from usb_rsmatch.usb import run
 
-    tiny |= {"algorithm": "rsmatch", "rs_warmup": 0.0}
+    tiny |= {"algorithm": "rsmatch", "rs_warmup": 0.0, **changes}
     train({**tiny, "save_name": "true"}, note=silent)
     complete = run.complete
 
@@ -101,7 +106,12 @@ def test_provenance_is_for_measuring_only(tiny: dict[str, Any], monkeypatch: pyt
         complete(args)
         rng, pool = np.random.default_rng(0), args.pool.unlabeled
         order = rng.permutation(len(pool))
-        mixed = dataclasses.replace(pool, is_synthetic=pool.is_synthetic[order], generator=pool.generator[order])
+        mixed = dataclasses.replace(
+            pool,
+            is_synthetic=pool.is_synthetic[order],
+            generator=pool.generator[order],
+            labels=np.where(pool.is_labeled, pool.labels, pool.labels[order]),
+        )
         args.pool = dataclasses.replace(args.pool, unlabeled=mixed)
 
     monkeypatch.setattr(run, "complete", shuffled)
