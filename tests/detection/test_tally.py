@@ -30,7 +30,9 @@ def test_it_counts_what_plain_python_counts(batches: list[list[tuple[bool, int, 
         right = sum(mask for _, label, pseudo, mask in mine if label == pseudo)
         assert report["utilisation"] == (pytest.approx(sum(m for *_, m in mine) / len(mine)) if mine else None)
         assert report["accuracy"] == (pytest.approx(right / known) if known else None)
-    assert tally.report()["real"] == {"utilisation": None, "accuracy": None}  # counting started anew
+    assert tally.report() == tally.report()
+    fill(tally, [(False, 1, 1, 1.0)], soft)  # counting starts anew
+    assert tally.report()["real"] == {"utilisation": 1.0, "accuracy": 1.0}
 
 
 def test_its_state_goes_on() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,31 +14,34 @@ class PseudoLabelTally:
     """Counts what the steps since the last evaluation made of the pool's two parts; no step waits for it.
 
     `sums` float64 [2, 4], a row a part: images seen, weight that the mask gave them, and of those whose class is known
-    the mask's weight in all and on right pseudo-labels.
+    the mask's weight in all and on right pseudo-labels. After a report the next batch starts anew, so that a process
+    that goes on after an evaluation can report it again.
     """
 
     def __init__(self) -> None:
         self.sums = torch.zeros(2, 4, dtype=torch.float64)
+        self.reported = False
 
     def add(self, is_synthetic: Tensor, labels: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
         """One batch: `is_synthetic` bool [B], true `labels` int64 [B] (-1: unknown), `pseudo_label` int64 [B] or
         float [B, K], the base rule's `mask` float [B] before RSMatch takes anything from it."""
+        if self.reported:
+            self.sums, self.reported = torch.zeros_like(self.sums), False
         classes = pseudo_label.argmax(1) if pseudo_label.ndim == 2 else pseudo_label
         mask, known = mask.double(), (labels >= 0).double()
         values = torch.stack([torch.ones_like(mask), mask, mask * known, mask * (classes == labels)], dim=1)
         self.sums = self.sums.to(mask.device).index_add(0, is_synthetic.long(), values)
 
     def report(self) -> dict[str, dict[str, float | None]]:
-        """{part: {"utilisation", "accuracy"}}, each 0 to 1, None where nothing was counted; counting starts anew."""
-        rows = self.sums.tolist()
-        self.sums = torch.zeros_like(self.sums)
+        """{part: {"utilisation", "accuracy"}}, each 0 to 1, None where nothing was counted."""
+        rows, self.reported = self.sums.tolist(), True
         return {
             part: {"utilisation": used / seen if seen else None, "accuracy": right / known if known else None}
             for part, (seen, used, known, right) in zip(PARTS, rows, strict=True)
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums.cpu().clone()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.cpu().clone(), "reported": self.reported}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sums = state["sums"].to(self.sums)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.reported = state["sums"].to(self.sums), state["reported"]
