@@ -48,29 +48,37 @@ def fake_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, fake_digits: Path) -> dict[str, Path]:
-    """The run folders of RSMatch and of FixMatch after 60 steps on 200 real and 200 synthetic digits."""
-    from usb_rsmatch.usb.run import train
-
-    root = tmp_path_factory.mktemp("finished")
-    config: dict[str, Any] = {
+def small_pool(fake_digits: Path) -> dict[str, Any]:
+    """The keys of 200 real and 200 synthetic digits, and of a network for them."""
+    return {
         "dataset": "digits",
         "num_labels": 20,
         "synthetic": [{"source": f"npz:{fake_digits}", "generator": "blend"}],
         "real_count": 200,
         "synthetic_count": 200,
         "net": "small_wrn_10_1",
-        "batch_size": 8,
         "uratio": 3,
-        "lr": 0.03,
-        "ema_m": 0.8,
         "eval_batch_size": 256,
         "num_workers": 0,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_pool: dict[str, Any]) -> dict[str, Path]:
+    """The run folders of RSMatch and of FixMatch after 60 steps on 200 real and 200 synthetic digits."""
+    from usb_rsmatch.usb.run import train
+
+    root = tmp_path_factory.mktemp("finished")
+    config = {
+        **small_pool,
+        "batch_size": 8,
+        "lr": 0.03,
+        "ema_m": 0.8,
         "rs_loader": "batched",
         "num_train_iter": 60,
         "num_eval_iter": 30,
         "num_log_iter": 10,
-        "device": "cpu",
         "save_dir": str(root),
     }
     for algorithm in ("rsmatch", "fixmatch"):
@@ -79,27 +87,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, fake_digits: Path) -> dic
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, fake_digits: Path) -> dict[str, Any]:
+def tiny(tmp_path: Path, small_pool: dict[str, Any]) -> dict[str, Any]:
     """A run of 12 steps on 200 real and 200 synthetic digits, in a few seconds."""
     return {
+        **small_pool,
         "algorithm": "fixmatch",
-        "dataset": "digits",
-        "num_labels": 20,
-        "synthetic": [{"source": f"npz:{fake_digits}", "generator": "blend"}],
-        "real_count": 200,
-        "synthetic_count": 200,
-        "net": "small_wrn_10_1",
         "batch_size": 4,
-        "uratio": 3,
-        "eval_batch_size": 256,
-        "num_workers": 0,
         "epoch": 2,
         "num_train_iter": 12,
         "num_eval_iter": 6,
         "num_log_iter": 2,
         "ema_m": 0.9,
         "seed": 0,
-        "device": "cpu",
         "save_dir": str(tmp_path / "runs"),
         "save_name": "run",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from usb_rsmatch.errors import UserError
@@ -17,31 +17,30 @@ class Key:
     """
 
     name: str
-    kind: str  # int | float | bool | str | list | mapping, words joined by "|" for a choice, or "float or WORD"
+    kind: str  # int | float | bool | str | list | mapping, or words joined by "|" for a choice
     default: Any
     help: str
     origin: str = "usb"
     low: float | None = None
     high: float | None = None
     optional: bool = False  # None is a value
+    word: str | None = None  # taken beside what `kind` says
 
 
 def convert(key: Key, value: Any, where: str) -> Any:
     """`value` as the key's type, or a UserError that names the key and what it takes."""
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{where}: {key.name} takes {what}, not {shown(value)}")
+        word = f" or {key.word}" if key.word else ""
+        return UserError(f"{where}: {key.name} takes {what}{word}, not {shown(value)}")
+
+    if key.word is not None and value == key.word:
+        return value
 
     if value is None or value == "None":
         if key.optional:
             return None
         raise refuse(f"a value ({key.kind})")
-    if " or " in key.kind:
-        plain_kind, _, word = key.kind.partition(" or ")
-        try:
-            return value if value == word else convert(replace(key, kind=plain_kind), value, where)
-        except UserError as error:
-            raise UserError(str(error).replace(", not ", f" or {word}, not ")) from None
     if "|" in key.kind:
         if value not in key.kind.split("|"):
             raise refuse(" or ".join(key.kind.split("|")))

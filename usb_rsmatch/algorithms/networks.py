@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,14 +42,15 @@ class BackboneWithHeads(nn.Module):
         return [f"backbone.{name}" for name in names()]
 
 
-class HeadsOnBackbone(AlgorithmBase):
+class HeadsOnBackbone(AlgorithmBase, ABC):
     """An algorithm whose model and averaged model are `wrap(backbone)`.
 
     The heads' first weights are drawn apart: neither the backbone's nor what is drawn later depends on them.
     """
 
+    @abstractmethod
     def wrap(self, backbone: Any) -> BackboneWithHeads:
-        raise NotImplementedError
+        """The backbone with the algorithm's heads beside it."""
 
     def _wrapped(self, backbone: Any) -> BackboneWithHeads:
         with torch.random.fork_rng(devices=[]):

@@ -54,13 +54,6 @@ class NormaliseApart(torch.autograd.Function):
         `apart` float [B] is 1 for the images of the second group. Statistics are float32, or float64 where x is.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):  # statistics of eight bits would stay in the running ones
-            return NormaliseApart._forward(ctx, x, weight, bias, apart, eps, wide)
-
-    @staticmethod
-    def _forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, apart: Tensor, eps: float, wide: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         groups = _groups(apart, wide)
         images = groups.sum(1, keepdim=True)
         counted = images.clamp(min=1)
@@ -105,9 +98,16 @@ class NormaliseInTurn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, first: int, running: tuple[Tensor, Tensor], *how: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        first: int,
+        running: tuple[Tensor, Tensor],
+        momentum: float,
+        eps: float,
     ) -> Tensor:
-        """Normalised x [B, C, H, W]; `running` mean and variance follow the first part. `how`: momentum and eps."""
+        """Normalised x [B, C, H, W], of which `first` images are the first part; `running` statistics follow that."""
         out, statistics = torch.empty_like(x), []
         for start, stop, kept in ((0, first, running), (first, len(x), (None, None))):
             if start < stop:
@@ -120,14 +120,15 @@ class NormaliseInTurn(torch.autograd.Function):
                     bias,
                     *kept,
                     True,
-                    *how,
+                    momentum,
+                    eps,
                     out=out[start:stop],
                     save_mean=own[0],
                     save_invstd=own[1],
                 )
                 statistics += own
         ctx.save_for_backward(x, weight, *statistics)
-        ctx.first, ctx.eps = first, how[1]
+        ctx.first, ctx.eps = first, eps
         return out
 
     @staticmethod
@@ -183,7 +184,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             running = (self.running_mean, self.running_var)
             return NormaliseInTurn.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
         assert apart is not None
-        out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
+        with torch.autocast(input.device.type, enabled=False):  # the running ones would keep statistics of eight bits
+            out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             values = images[0] * input[0, 0].numel()

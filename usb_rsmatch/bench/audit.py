@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from usb_rsmatch.data.keyed import derive, generator
+from usb_rsmatch.data.pipeline import cleared
 from usb_rsmatch.data.real import open_real
 from usb_rsmatch.detection import class_free
 from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
@@ -200,7 +201,7 @@ def _images(setting: Setting, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     )
     real = np.concatenate([train, data.test.load(np.arange(len(data.test)), size, channels)])
     if setting.cleared:
-        real, made = (np.where(images < CLEARED, 0, images).astype(np.uint8) for images in (real, made))
+        real, made = (cleared(images, CLEARED) for images in (real, made))
     return real, made
 
 

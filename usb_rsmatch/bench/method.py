@@ -24,18 +24,18 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json, write_text
 
 KEPT = "results/method"
-# Which arm a grid's others are compared with, and the axis along which it is.
-BASELINES = {
-    "ways": ("FixMatch, whole pool", None),
-    "contamination": ("FixMatch, whole pool", "synthetic_ratio"),
-    "fashion": ("FixMatch, whole pool", None),
-    "benchmark": ("FixMatch", None),
-}
 REAL, MORE, POOL = "FixMatch, real part only", "FixMatch, as many further real images", "FixMatch, whole pool"
 MINED, ORACLE = "RSMatch", "RSMatch, oracle"
 ORACLE_WAY = "main and dummy head, normalised apart"  # what RSMatch's defaults do, in method/ways
 POINTS = ("ceiling_real", "oracle_gain", "gain_over_best_baseline", "gap_to_oracle", "clean_pool_gap")
 HEADLINE = 0.5  # share of synthetic images
+# Which arm a grid's others are compared with, and the axis along which it is.
+BASELINES = {
+    "ways": (POOL, None),
+    "contamination": (POOL, "synthetic_ratio"),
+    "fashion": (POOL, None),
+    "benchmark": ("FixMatch", None),
+}
 BySeed = Mapping[int, float]
 
 

@@ -46,9 +46,8 @@ def key_table(keys: Sequence[Key]) -> str:
 
 def takes(key: Key) -> str:
     """What a key takes, in words: its type or choices, and its bounds."""
-    if " or " in key.kind:
-        plain, _, word = key.kind.partition(" or ")
-        return f"{takes(replace(key, kind=plain))}, or `{word}`"
+    if key.word:
+        return f"{takes(replace(key, word=None))}, or `{key.word}`"
     if "|" in key.kind:
         return " or ".join(f"`{word}`" for word in key.kind.split("|"))
     words = {"int": "whole number", "float": "number", "bool": "`true` or `false`", "str": "word"}

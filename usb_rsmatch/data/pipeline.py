@@ -54,7 +54,7 @@ class Pipeline:
         images = source.load(indices, self.size, self.channels)
         if self.jpeg is not None:
             images = through_jpeg(images, self.jpeg)
-        return np.where(images < self.clear_below, np.uint8(0), images) if self.clear_below else images
+        return cleared(images, self.clear_below) if self.clear_below else images
 
     def take(self, source: Source, rows: np.ndarray) -> tuple[Images, np.ndarray]:
         """The images at `rows` int64 [n], in memory where they are few enough for their source, and their digests.
@@ -118,6 +118,11 @@ class _Later:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.pipeline.load(self.source, rows)
+
+
+def cleared(images: np.ndarray, below: int) -> np.ndarray:
+    """uint8 images of any shape with grey levels under `below` set to 0."""
+    return np.where(images < below, np.uint8(0), images)
 
 
 def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:

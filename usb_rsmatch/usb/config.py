@@ -63,7 +63,7 @@ _OURS = [
     Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
     Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
     Key("rs_synthetic_to", "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"),
-    Key("rs_threshold", "float or adaptive", 0.5, "an image counts as synthetic from this probability", "ours", 0, 1),
+    Key("rs_threshold", "float", 0.5, "an image counts as synthetic from this", "ours", 0, 1, word="adaptive"),
     Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
     Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),
     Key("rs_lambda_syn", "float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", 0),
