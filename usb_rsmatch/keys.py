@@ -27,6 +27,11 @@ class Key:
     word: str | None = None  # taken beside what `kind` says
 
 
+def stands_on_a_base_rule(algorithm: str) -> bool:
+    """Whether an algorithm is RSMatch or a variant of it, which is told by its name: `rsmatch`, `rsmatch_...`."""
+    return algorithm == "rsmatch" or algorithm.startswith("rsmatch_")
+
+
 def convert(key: Key, value: Any, where: str) -> Any:
     """`value` as the key's type, or a UserError that names the key and what it takes."""
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.keys import stands_on_a_base_rule
 from usb_rsmatch.usb.config import KEYS
 
 # What the step takes of a batch; a base rule may take any part of it.
@@ -37,7 +38,7 @@ BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s
 
 def base_rule(name: str) -> type[AlgorithmBase]:
     """USB's class of a base rule; UserError where RSMatch cannot stand on it."""
-    if name not in ALGORITHMS or name == "rsmatch":
+    if name not in ALGORITHMS or stands_on_a_base_rule(name):
         raise UserError(f"rs_base: unknown algorithm {name!r}")
     core: type[AlgorithmBase] = ALGORITHMS[name]
     keys = set(inspect.signature(core.train_step).parameters) - {"self"}

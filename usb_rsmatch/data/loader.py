@@ -30,6 +30,7 @@ from usb_rsmatch.data.keyed import LABELED_VIEW, UNLABELED, Order, keyed_globals
 from usb_rsmatch.data.pool import DataSpec, HybridPool, ImageSet
 from usb_rsmatch.data.sources import is_known_dataset
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.keys import stands_on_a_base_rule
 
 
 def describes_pool(args: Any) -> bool:
@@ -39,7 +40,7 @@ def describes_pool(args: Any) -> bool:
 
 def view_name(args: Any) -> str:
     """The algorithm by whose name USB chooses the views; RSMatch wants those of its base rule."""
-    return getattr(args, "rs_base", "fixmatch") if args.algorithm == "rsmatch" else args.algorithm
+    return getattr(args, "rs_base", "fixmatch") if stands_on_a_base_rule(args.algorithm) else args.algorithm
 
 
 class PilViews:

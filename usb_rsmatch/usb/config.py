@@ -11,7 +11,7 @@ from typing import Any
 
 from usb_rsmatch.data.settings import POOL_KEYS, PoolConfig
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.keys import Key, convert, nearest
+from usb_rsmatch.keys import Key, convert, nearest, stands_on_a_base_rule
 from usb_rsmatch.usb.shipped import find_config
 from usb_rsmatch.usb.values import plain, read_yaml
 
@@ -163,7 +163,8 @@ def resolve(
         import_plugin(str(module))
     algorithm = convert(KEYS["algorithm"], given.get("algorithm", "fixmatch"), where)
     imbalanced = convert(KEYS["imb_algorithm"], given.get("imb_algorithm"), where)
-    base = convert(KEYS["rs_base"], given.get("rs_base", "fixmatch"), where) if algorithm == "rsmatch" else None
+    layered = stands_on_a_base_rule(algorithm)
+    base = convert(KEYS["rs_base"], given.get("rs_base", "fixmatch"), where) if layered else None
     known = {**KEYS, **algorithm_keys(algorithm, imbalanced, base)}
     values: dict[str, Any] = {name: key.default for name, key in known.items()}
     elsewhere: dict[str, Key] | None = None
@@ -226,6 +227,7 @@ def config_hash(config: Namespace | Mapping[str, Any]) -> str:
 
 def default_save_name(config: Namespace) -> str:
     """A run folder's name from what most runs differ in."""
-    base = f"_{config.rs_base}" if config.algorithm == "rsmatch" and config.rs_base != "fixmatch" else ""
+    other = stands_on_a_base_rule(config.algorithm) and config.rs_base != "fixmatch"
+    base = f"_{config.rs_base}" if other else ""
     imbalanced = f"_{config.imb_algorithm}" if config.imb_algorithm else ""
     return f"{config.algorithm}{base}{imbalanced}_{config.dataset}_{config.num_labels}_{config.seed}"

@@ -1,0 +1,77 @@
+"""The ways of use that were not taken: each adds to RSMatch's equations what its docstring says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from usb_rsmatch.algorithms import ways
+from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
+from usb_rsmatch.usb.config import resolve
+from usb_rsmatch.usb.run import build
+
+CUTOFF, LOW = 0.18, 0.165  # untrained networks are hardly surer than chance
+
+
+def build_way(tiny: dict[str, Any], name: str) -> Any:
+    config = {**tiny, "plugins": ["usb_rsmatch.algorithms.ways"], "algorithm": name, "p_cutoff": CUTOFF}
+    args, _ = resolve({**config, "rs_detector": "oracle", "rs_warmup": 0.0, "rs_norm": "shared"})
+    args.device = "cpu"
+    return build(args)
+
+
+def equations(name: str, m: torch.Tensor, confidence: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """m of a way of use."""
+    if name == "rsmatch_lower_cutoff":
+        return torch.where((m > 0) | ((s > 0) & (confidence >= LOW)), 1.0, 0.0)
+    if name == "rsmatch_half_weight":
+        return m * torch.where(s > 0, 0.5, 1.0)
+    if name == "rsmatch_pretraining":
+        return m * s
+    return m
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_step_equals_the_equations(name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "LOWER_CUTOFF", LOW)
+    monkeypatch.setattr(ways, "OWN_FROM", LOW)
+    way, reference = build_way(tiny, name), build_way(tiny, name)
+    reference.model.load_state_dict(way.model.state_dict())
+    with cuda_calls_stay_on_cpu():
+        way.model.train()
+        way.epoch = 0
+        way.call_hook("before_run")
+        batch = {**next(iter(way.loader_dict["train_lb"])), **next(iter(way.loader_dict["train_ulb"]))}
+        out_dict, log_dict = way.train_step(**way.process_batch(**batch))
+
+    network, n, u = reference.model.train(), len(batch["x_lb"]), len(batch["x_ulb_w"])
+    output = network(torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]))
+    (h_lb, h_w, h_s), s = output["logits"].split([n, u, u]), batch["is_synthetic"].float()
+    g_lb, g_w, g_s = network.dummy_head(output["feat"]).split([n, u, u])
+    confidence, q = h_w.softmax(1).max(1)
+    plain = (confidence >= CUTOFF).float()
+    m = equations(name, plain, confidence, s)
+    assert (m != plain).any() == (name in ("rsmatch_lower_cutoff", "rsmatch_half_weight", "rsmatch_pretraining"))
+    loss = F.cross_entropy(h_lb, batch["y_lb"]) + (m * F.cross_entropy(h_s, q, reduction="none")).mean()
+    loss = loss + (m * s * F.cross_entropy(g_s, q, reduction="none")).mean()
+    if name in ("rsmatch_dummy_on_labeled", "rsmatch_own_pseudo_labels"):
+        loss = loss + F.cross_entropy(g_lb, batch["y_lb"])
+    if name == "rsmatch_own_pseudo_labels":
+        sure = (g_w.softmax(1).max(1).values >= LOW).float()
+        assert 0 < (s * sure).sum() < s.sum()
+        loss = loss + (s * sure * F.cross_entropy(g_s, g_w.argmax(1), reduction="none")).mean()
+    if name == "rsmatch_consistent_heads":
+        p = h_s.softmax(1).detach()
+        loss = loss + (s * (p * (p.log() - g_s.log_softmax(1))).sum(1)).mean()
+    torch.testing.assert_close(out_dict["loss"], loss)
+    torch.testing.assert_close(torch.as_tensor(log_dict["train/total_loss"]), loss.detach())
+
+
+def test_pretraining_ends(tiny: dict[str, Any]) -> None:
+    way = build_way(tiny, "rsmatch_pretraining")
+    m, s = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 1.0])
+    way.it = int(ways.PRETRAINING * way.args.num_train_iter) + 1
+    assert torch.equal(way.masked(m, m, s), m)
