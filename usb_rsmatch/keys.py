@@ -25,6 +25,7 @@ class Key:
     high: float | None = None
     optional: bool = False  # None is a value
     word: str | None = None  # taken beside what `kind` says
+    parts: tuple[str, ...] = ()  # of a bool: some of these, in a list or between commas, in place of all or none
 
 
 def stands_on_a_base_rule(algorithm: str) -> bool:
@@ -56,7 +57,10 @@ def convert(key: Key, value: Any, where: str) -> Any:
             return value
         if str(value).lower() in words:
             return words[str(value).lower()]
-        raise refuse("true or false")
+        chosen = value if isinstance(value, list) else str(value).replace(" ", "").split(",")
+        if key.parts and chosen and set(chosen) <= set(key.parts):
+            return ",".join(part for part in key.parts if part in chosen)
+        raise refuse("true, false" + "".join(f", {part}" for part in key.parts) if key.parts else "true or false")
     if key.kind in ("int", "float"):
         if isinstance(value, bool):
             raise refuse("a number")

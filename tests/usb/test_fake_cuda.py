@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from usb_rsmatch.data import augment, ops
 from usb_rsmatch.detection.detector import _eight_positions
 from usb_rsmatch.usb import fast
-from usb_rsmatch.usb.config import resolve
+from usb_rsmatch.usb.config import FAST, resolve
 from usb_rsmatch.usb.mixins import CoreMixin
 from usb_rsmatch.usb.run import build
 
@@ -28,7 +28,8 @@ OURS = sorted(name for name in NAMES if ALGORITHMS[name].__module__.startswith("
 def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A mode whose tensors have devices and shapes but no numbers; draws are made on the host, whatever the device."""
     warnings.simplefilter("ignore")  # torch says that CUDA is absent
-    monkeypatch.setattr(fast.Switches, "for_device", classmethod(lambda cls, device: cls(fused=False)))
+    switches = fast.Switches(**{name: name != "fused" for name in FAST})
+    monkeypatch.setattr(fast.Switches, "chosen", classmethod(lambda cls, *_: switches))
     for kept in (augment._constant, ops._count, _eight_positions):  # tensors of one mode are strangers in another
         kept.cache_clear()
     draws = augment._draws

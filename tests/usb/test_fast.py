@@ -14,7 +14,7 @@ from semilearn import get_net_builder
 from semilearn.algorithms.flexmatch.utils import FlexMatchThresholdingHook
 from semilearn.core.utils import EMA, get_optimizer
 
-from usb_rsmatch.errors import Interrupted
+from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb import fast, run
 from usb_rsmatch.usb.config import resolve
 
@@ -87,6 +87,50 @@ def test_without_rs_fast_nothing_of_it_is_there(tiny: dict[str, Any]) -> None:
 
 
 # switches ---------------------------------------------------------------------------------------------------------
+
+
+def laid_over(algorithm: Any) -> set[str]:
+    """The switches that a run shows to have, by what each replaces."""
+    hooks = {type(hook) for hook in algorithm._hooks}
+    weight = next(p for p in algorithm.model.parameters() if p.ndim == 4)
+    shown = {
+        "bf16": isinstance(algorithm.model, fast.Bfloat16Forward),
+        "channels_last": weight.is_contiguous(memory_format=torch.channels_last) and weight.shape[1] > 1,
+        "fused": bool(algorithm.optimizer.param_groups[0].get("fused")),
+        "foreach_ema": fast.ForeachEMAHook in hooks,
+        "counts": fast.CountingFlexMatchHook in hooks,
+    }
+    return {name for name, there in shown.items() if there}
+
+
+@pytest.mark.parametrize("name", ["bf16", "channels_last", "fused", "foreach_ema", "counts"])
+def test_each_switch_alone(name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "has_bfloat16", lambda device: True)
+    assert laid_over(build(tiny, algorithm="flexmatch", rs_fast=name)) == {name}
+
+
+def test_switches_come_in_a_list_or_between_commas(tiny: dict[str, Any]) -> None:
+    for given in (["fused", "channels_last"], "fused,channels_last", "channels_last, fused"):
+        assert resolve({**tiny, "rs_fast": given})[0].rs_fast == "channels_last,fused"
+    assert laid_over(build(tiny, algorithm="flexmatch", rs_fast=["fused", "counts"])) == {"fused", "counts"}
+    for wrong in ("turbo", ["fused", "turbo"], [], ""):
+        with pytest.raises(UserError, match=r"rs_fast takes true, false, bf16, .*, not"):
+            resolve({**tiny, "rs_fast": wrong})
+
+
+def test_channels_last_network_gives_nearly_the_exact_outputs() -> None:
+    exact, other = network().train(), network().to(memory_format=torch.channels_last).train()
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    first, second = exact(x)["logits"], other(x)["logits"]
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-5 * first.detach().abs().max().item())
+    first.square().sum().backward()
+    second.square().sum().backward()
+    compared = 0
+    for mine, theirs in zip(other.parameters(), exact.parameters(), strict=True):
+        if mine.grad is not None and theirs.grad is not None:  # an inner norm of USB's WideResNet is used by nothing
+            assert (mine.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm()
+            compared += 1
+    assert compared > 10
 
 
 def test_bfloat16_network_gives_float32_near_the_exact_one() -> None:
@@ -215,8 +259,8 @@ def test_lazily_logged_values_are_the_exact_ones(
     """The GPU's path on a CPU: the same lines of metrics, down to the last bit but for SoftMatch."""
     lines = []
     for lazy in (False, True):
-        switches = fast.Switches(bf16=False, lazy_logs=lazy)
-        monkeypatch.setattr(fast.Switches, "for_device", classmethod(lambda cls, device, chosen=switches: chosen))
+        switches = fast.Switches(channels_last=True, fused=True, foreach_ema=True, counts=True, lazy_logs=lazy)
+        monkeypatch.setattr(fast.Switches, "chosen", classmethod(lambda cls, *_, made=switches: made))
         run.train(
             {**tiny, "algorithm": algorithm, "rs_fast": True, "rs_loader": "batched", "save_name": f"lazy{lazy}"},
             note=silent,

@@ -166,7 +166,8 @@ class RSMatch(HeadsOnBackbone):
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
-        self.mask = self.consistency_loss.targets = None  # the base rule's step sets both
+        self.mask: Tensor | None = None  # the base rule's step sets both
+        self.consistency_loss.targets = None
         with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:

@@ -1,8 +1,8 @@
 """Ways to use synthetic images that were tried and not taken: `plugins: [usb_rsmatch.algorithms.ways]` brings them.
 
-Each is RSMatch on FixMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an image
-was identified as synthetic, q the main head's pseudo-label, h and g the main and the dummy head, tau = `p_cutoff`.
-All are ours, to be compared by `config/method/ways.yaml`.
+Each is RSMatch on FixMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an
+image was identified as synthetic, q the main head's pseudo-label, h and g are the main and the dummy head, p_g =
+softmax(g(f(x_w))). All are ours; `config/method/variants.yaml` compares them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class OtherMask(RSMatch):
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             confidence = kwargs["logits_x_ulb"].detach().max(dim=1).values  # probabilities, as FixMatch passes them
-            result = self.mask = self.masked(result, confidence, self.synthetic.to(result.dtype))
+            result = self.masked(result, confidence, self.synthetic.to(result.dtype))
+            self.mask = result
         return result
 
 
@@ -87,7 +88,7 @@ class DummyOnLabeled(FurtherLoss):
 
 
 class OwnPseudoLabels(DummyOnLabeled):
-    """And with `rs_synthetic_to: main`: mean(s [max p_g >= 0.8] CE(g(f(x_s)), argmax p_g)), p_g = softmax(g(f(x_w)))."""
+    """And mean(s [max p_g >= 0.8] CE(g(f(x_s)), argmax p_g)), in place of L_syn with `rs_synthetic_to: main`."""
 
     def further_loss(self, feat: dict[str, Tensor], y_lb: Tensor) -> Tensor:
         with torch.no_grad():

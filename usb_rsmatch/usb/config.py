@@ -53,6 +53,8 @@ _USB = [
     Key("sample_rate", "int", 16000, "sample rate (USB's audio sets)"),
 ]
 
+FAST = ("bf16", "channels_last", "fused", "foreach_ema", "counts", "lazy_logs")  # described in `fast`
+
 _OURS = [
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
@@ -69,7 +71,7 @@ _OURS = [
     Key("rs_lambda_syn", "float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", 0),
     Key("rs_lambda_det", "float", 1.0, "weight of the detector's loss (lambda_d)", "ours", 0),
     Key("rs_loader", "pil|batched", "pil", "views one image at a time as USB, or of whole batches", "ours"),
-    Key("rs_fast", "bool", False, "every fast switch at once; off is USB's exact arithmetic", "ours"),
+    Key("rs_fast", "bool", False, "all that is faster, or a list of it; off is USB's arithmetic", "ours", parts=FAST),
     Key("rs_on_nan", "stop|skip", "stop", "a loss that is no number stops the run, or its step is left out", "ours"),
     Key("rs_compile", "bool", False, "with rs_fast, torch.compile the network: slow to start", "ours"),
 ]

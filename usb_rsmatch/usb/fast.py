@@ -1,6 +1,7 @@
 """`rs_fast`: the same training in less time, by classes laid over a run's algorithm, hooks and networks.
 
-Each switch of `Switches`, where it acts, and how far its results lie from the exact default's:
+`rs_fast: true` is every switch of `Switches`, `rs_fast: [channels_last, foreach_ema]` these two alone. Each, where it
+acts, and how far its results lie from the exact default's:
 
 - `bf16`, on processors with AVX512-BF16 or AMX and GPUs from compute capability 8.0: the network's products carry 8
   bits of mantissa, so its outputs differ by about 1 % of their norm. Losses, RSMatch's detector, weights, optimiser,
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,23 +38,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from usb_rsmatch.device import has_bfloat16
+from usb_rsmatch.usb.config import FAST
 
 
 @dataclass(frozen=True)
 class Switches:
     """What is faster in a run; the list above says what and how far from the exact default."""
 
-    bf16: bool = True
-    channels_last: bool = True
-    fused: bool = True
-    foreach_ema: bool = True
-    counts: bool = True
-    lazy_logs: bool = True
+    bf16: bool = False
+    channels_last: bool = False
+    fused: bool = False
+    foreach_ema: bool = False
+    counts: bool = False
+    lazy_logs: bool = False
 
     @classmethod
-    def for_device(cls, device: torch.device) -> Switches:
-        """All that `device` has; `fused` is asked of the optimiser itself."""
-        return cls(bf16=has_bfloat16(device), lazy_logs=device.type == "cuda")
+    def chosen(cls, rs_fast: bool | str, device: torch.device) -> Switches:
+        """Those that `rs_fast` names, or all, as far as `device` has them; `fused` is asked of the optimiser itself."""
+        switches = cls(**{name: rs_fast is True or name in str(rs_fast).split(",") for name in FAST})
+        has_bf16, waits = has_bfloat16(device), device.type == "cuda"
+        return replace(switches, bf16=switches.bf16 and has_bf16, lazy_logs=switches.lazy_logs and waits)
 
 
 # network ----------------------------------------------------------------------------------------------------------
@@ -223,7 +227,7 @@ class FastMixin:
 
     def __init__(self, args: Any, *rest: Any, **kwargs: Any) -> None:
         self.args = args
-        self._switches = Switches.for_device(self.device)  # type: ignore[attr-defined]
+        self._switches = Switches.chosen(args.rs_fast, self.device)  # type: ignore[attr-defined]
         super().__init__(args, *rest, **kwargs)  # type: ignore[call-arg]
         if self._switches.lazy_logs:
             self.train_step = lazily(self.train_step)  # type: ignore[has-type]
