@@ -21,7 +21,7 @@ def detection(auroc: float) -> dict[str, Any]:
     return {**figures, "by_generator": {"flow": figures}}
 
 
-GRIDS = ("ways", "contamination", "detection", "control", "fashion", "benchmark")
+GRIDS = ("ways", "variants", "cutoff", "contamination", "detection", "control", "fashion", "benchmark")
 Runs = Mapping[tuple[str, str | float | None], tuple[float, ...]]
 
 
@@ -130,6 +130,8 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
     arms = {run.arm for run in runs}
     read = {
         "ways": {method.REAL, method.MORE, method.POOL, method.ORACLE_WAY},
+        "variants": {method.ORACLE},
+        "cutoff": {method.POOL, method.MINED, method.ORACLE},
         "contamination": {method.POOL, method.MINED, method.ORACLE},
         "detection": {"mined", "supervised", "mined, as they are"},
         "control": {method.MINED},

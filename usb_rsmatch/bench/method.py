@@ -32,6 +32,8 @@ HEADLINE = 0.5  # share of synthetic images
 # Which arm a grid's others are compared with, and the axis along which it is.
 BASELINES = {
     "ways": (POOL, None),
+    "variants": (ORACLE, None),
+    "cutoff": (POOL, None),
     "contamination": (POOL, "synthetic_ratio"),
     "fashion": (POOL, None),
     "benchmark": ("FixMatch", None),
@@ -277,6 +279,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
 
 TITLES = {
     "ways": "Ways of use, provenance known to an oracle (`method/ways`)",
+    "variants": "One change to RSMatch's way of use, provenance known to an oracle (`method/variants`)",
+    "cutoff": "All with a cut-off of 0.8 in place of 0.95 (`method/cutoff`)",
     "contamination": "With what it mined itself, over the share of synthetic images (`method/contamination`)",
     "detection": "Detection without labels, small values cleared unless said otherwise (`method/detection`)",
     "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
