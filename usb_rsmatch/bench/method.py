@@ -315,6 +315,11 @@ def measured(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def benchmark_table(summary: Mapping[str, Any]) -> str:
+    """The README's table of results/method.json: every algorithm on one pool."""
+    return accuracies(summary["tables"]["benchmark"], BASELINES["benchmark"][0])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m usb_rsmatch.bench.method", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")

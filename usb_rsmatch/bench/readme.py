@@ -48,6 +48,8 @@ def takes(key: Key) -> str:
     """What a key takes, in words: its type or choices, and its bounds."""
     if key.word:
         return f"{takes(replace(key, word=None))}, or `{key.word}`"
+    if key.parts:
+        return f"{takes(replace(key, parts=()))}, or some of {', '.join(f'`{part}`' for part in key.parts)}"
     if "|" in key.kind:
         return " or ".join(f"`{word}`" for word in key.kind.split("|"))
     words = {"int": "whole number", "float": "number", "bool": "`true` or `false`", "str": "word"}
@@ -230,9 +232,12 @@ def wanted() -> dict[Path, str]:
         readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
     if METHOD.exists():
-        from usb_rsmatch.bench.method import measured
+        from usb_rsmatch.bench.method import benchmark_table, measured
 
-        method = fill(method, "measured", measured(json.loads(METHOD.read_text(encoding="utf-8"))))
+        results = json.loads(METHOD.read_text(encoding="utf-8"))
+        method = fill(method, "measured", measured(results))
+        if "benchmark" in results["tables"]:
+            readme = fill(readme, "benchmark table", benchmark_table(results))
     return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 
 
