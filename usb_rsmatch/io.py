@@ -95,12 +95,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def parse_json(text: str) -> Any:
     """The value of a JSON text from outside; a whole number that no float can hold becomes infinity.
 
-    Errors: ValueError for what is no JSON, lists of a depth that Python does not read among it.
+    Errors: ValueError for what is no JSON, lists deeper than Python reads and text that no file holds among it.
     """
     try:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
+        value = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is a UnicodeEncodeError, a ValueError
     except RecursionError:
         raise ValueError("lists or mappings are too deep") from None
+    return value
 
 
 def _umask() -> int:
