@@ -11,32 +11,33 @@ import pytest
 import torch
 
 from usb_rsmatch.bench import faults, fuzz, hostile, mishaps, soak
+from usb_rsmatch.bench.yard import STEPS, Yard
 from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb import checkpoint, config, hooks, run
 
 
 @pytest.fixture(scope="module")
-def yard(tmp_path_factory: pytest.TempPathFactory) -> mishaps.Yard:
-    return mishaps.Yard(tmp_path_factory.mktemp("yard"))
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    return Yard(tmp_path_factory.mktemp("yard"))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: mishaps.Yard) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: Yard) -> None:
     kills, problem = mishaps.kill_until_done(yard, 0, np.random.default_rng(1), 3)
     assert kills > 0 and problem == ""
 
 
-def test_a_full_disk_is_told_and_costs_no_run(yard: mishaps.Yard) -> None:
+def test_a_full_disk_is_told_and_costs_no_run(yard: Yard) -> None:
     assert mishaps.full_disk(yard, 0, 0.5) == ""
     assert mishaps.full_disk(yard, 0, 0.5, number=2) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(faults.mishap_list(quick=False)))
-def test_every_mishap(name: str, yard: mishaps.Yard) -> None:
+def test_every_mishap(name: str, yard: Yard) -> None:
     assert faults.mishap_list(quick=False)[name](yard) == ""
 
 
-def test_what_ends_otherwise_is_found(yard: mishaps.Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_otherwise_is_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee is no rubber stamp: a run of another seed is not the undisturbed one."""
     problem = yard.ends_as_whole(0, yard.config(0, yard.fresh(), seed=1))
     assert problem == "silent: another state in the end"
@@ -44,7 +45,7 @@ def test_what_ends_otherwise_is_found(yard: mishaps.Yard, monkeypatch: pytest.Mo
     assert yard.ends_as_whole(0, config).startswith("lost: exit code 2")
 
 
-def test_defects_are_found(yard: mishaps.Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defects_are_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generators left as they are, a damaged file that is taken, a stop and a broken weight that are not minded."""
 
     def careless(path: Path) -> Any:
@@ -145,14 +146,14 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
     assert faults.main([*command, "24"]) == 2
 
 
-def test_a_soak_samples_a_training_process(yard: mishaps.Yard) -> None:
+def test_a_soak_samples_a_training_process(yard: Yard) -> None:
     measured = soak.soak(yard, 0.05)
     assert measured["open_files"]["most"] >= 3 and measured["memory_mib"]["end"] > 50
     slope = soak.slope_per_hour(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
     assert slope == pytest.approx(3600)
 
 
-def test_a_checkpoint_of_the_yard_is_read(yard: mishaps.Yard) -> None:
+def test_a_checkpoint_of_the_yard_is_read(yard: Yard) -> None:
     yard.whole(0)
     folder = yard.folder(yard.config(0, "whole0"))
-    assert checkpoint.read(folder / "latest_model.pth")["it"] == mishaps.STEPS
+    assert checkpoint.read(folder / "latest_model.pth")["it"] == STEPS

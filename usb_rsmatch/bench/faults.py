@@ -26,11 +26,12 @@ import torch
 
 from usb_rsmatch.bench import mishaps
 from usb_rsmatch.bench.soak import soak
+from usb_rsmatch.bench.yard import EVERY, VARIANTS, Yard
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
 from usb_rsmatch.usb import run
 
-Mishap = Callable[[mishaps.Yard], str]
+Mishap = Callable[[Yard], str]
 
 KILLS_A_RUN = 8
 BATCH = 250  # fuzz cases between two looks at the clock
@@ -110,7 +111,7 @@ def mishap_list(quick: bool) -> dict[str, Mishap]:
             )
     for number in range(1, FLUSHES + 1, 12 if quick else 1):
         kinds[f"disk full at flush {number}"] = partial(mishaps.write_fails, variant=0, number=number)
-    for variant in range(1 if quick else len(mishaps.VARIANTS)):
+    for variant in range(1 if quick else len(VARIANTS)):
         for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
             kinds[f"{name}, variant {variant}"] = partial(mishaps.signalled, variant=variant, number=number)
         for name, cut in (("cut off", True), ("flipped", False)):
@@ -124,14 +125,14 @@ def mishap_list(quick: bool) -> dict[str, Mishap]:
         "worker killed": partial(mishaps.dead_worker, number=0),
         "another worker killed": partial(mishaps.dead_worker, number=1),
         "loss is no number": partial(mishaps.diverged, variant=0),
-        "weights are no numbers": partial(mishaps.spoiled, variant=0, step=2 * mishaps.EVERY + 1),
-        "weights are no numbers where a checkpoint is due": partial(mishaps.spoiled, variant=0, step=2 * mishaps.EVERY),
+        "weights are no numbers": partial(mishaps.spoiled, variant=0, step=2 * EVERY + 1),
+        "weights are no numbers where a checkpoint is due": partial(mishaps.spoiled, variant=0, step=2 * EVERY),
         "two runs in one folder": partial(mishaps.two_in_one_folder, variant=0),
     }
     return kinds
 
 
-def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> None:
+def disturb(campaign: Campaign, yard: Yard, kills: int, quick: bool) -> None:
     """All mishaps once, and kills up to their number."""
     values = campaign.values
     for name, mishap in mishap_list(quick).items():
@@ -145,7 +146,7 @@ def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> 
     while values["kills"] < kills and not campaign.over(0.65):
         values["killed_runs"] += 1  # also those that were over before their first kill
         rng = np.random.default_rng(values["killed_runs"])
-        variant = values["killed_runs"] % len(mishaps.VARIANTS)
+        variant = values["killed_runs"] % len(VARIANTS)
         done, problem = mishaps.kill_until_done(yard, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
         values["kills"] += done
         campaign.note(f"kill -9, variant {variant}", problem)
@@ -207,7 +208,7 @@ def carry_out(campaign: Campaign, args: argparse.Namespace) -> None:
     import usb_rsmatch.usb.mixins  # noqa: F401  the victims are forks: what is imported here they have
 
     with tempfile.TemporaryDirectory() as folder:
-        yard = mishaps.Yard(Path(folder) / "yard")
+        yard = Yard(Path(folder) / "yard")
         disturb(campaign, yard, args.kills, args.quick)
         feed(campaign, args.fuzz)
         if campaign.values["soak_minutes"] < args.soak_minutes and not campaign.over(1.0):

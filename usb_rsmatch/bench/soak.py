@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from usb_rsmatch.bench.mishaps import Yard
+from usb_rsmatch.bench.yard import Yard
 
 WARMUP = 0.25  # of the samples, which do not count
 SECONDS = 1.0  # between two samples
