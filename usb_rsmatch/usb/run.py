@@ -90,10 +90,10 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
     algorithm.stop_requested = stop
-    stop.begin()
     try:
         if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-            algorithm.warmup()
+            algorithm.warmup()  # no step that a checkpoint could hold: a signal within it leaves at once
+        stop.begin()
         algorithm.train()
         if hasattr(algorithm, "finetune"):
             algorithm.finetune()
