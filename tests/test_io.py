@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.io import atomic_write, remove_leftovers, write_json, write_text
+from usb_rsmatch.io import atomic_write, parse_json, remove_leftovers, write_json, write_text
 
 
 def test_a_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -105,6 +105,18 @@ def test_json_has_no_nan(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(path, value)
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None, "x"]}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "1 2", r'["\ud800"]', r'{"\uDFFF": 1}'])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+def test_numbers_beyond_any_float_are_infinite() -> None:
+    assert parse_json(f"[7, -{'9' * 5000}, {'9' * 400}]") == [7, float("-inf"), float("inf")]
+    assert parse_json(r'"\ud83d\ude00 \\ud800"') == "😀 \\ud800"
+    assert type(parse_json("7")) is int and parse_json("9" * 200) == int("9" * 200)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")

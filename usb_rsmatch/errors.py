@@ -8,6 +8,10 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        """Names in it may come from hostile files: what would break the line or drive the terminal is escaped."""
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
 
 class RunFailed(Exception):
     """A run started and could not be finished: the message holds its last lines. Exit code 1."""

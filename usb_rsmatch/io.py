@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside the target, flushed, then renamed."""
+"""Files that are either whole or absent: written beside the target, flushed, then renamed; and JSON from outside."""
 
 from __future__ import annotations
 
@@ -90,6 +90,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text from outside; a whole number that no float can hold becomes infinity.
+
+    Errors: ValueError for what is no JSON, lists deeper than Python reads and text that no file holds among it.
+    """
+    try:
+        value = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is a UnicodeEncodeError, a ValueError
+    except RecursionError:
+        raise ValueError("lists or mappings are too deep") from None
+    return value
 
 
 def _umask() -> int:

@@ -88,9 +88,10 @@ def convert(key: Key, value: Any, where: str) -> Any:
         return value
     if isinstance(value, (dict, list)):
         raise refuse("one word")
-    if "\0" in str(value):
-        raise refuse("text without a null character")
-    return str(value)
+    text = str(value)
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise refuse("text without null characters and half characters")
+    return text
 
 
 def nearest(name: str, known: Any) -> str:

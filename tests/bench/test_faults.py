@@ -8,38 +8,78 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from usb_rsmatch.bench import faults, fuzz, mishaps, soak
-from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.bench import faults, fuzz, hostile, mishaps, soak
+from usb_rsmatch.bench.yard import STEPS, Yard
+from usb_rsmatch.errors import Interrupted, UserError
+from usb_rsmatch.usb import checkpoint, config, hooks, run
 
 
 @pytest.fixture(scope="module")
-def yard(tmp_path_factory: pytest.TempPathFactory) -> mishaps.Yard:
-    return mishaps.Yard(tmp_path_factory.mktemp("yard"))
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    return Yard(tmp_path_factory.mktemp("yard"))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: mishaps.Yard) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: Yard) -> None:
     kills, problem = mishaps.kill_until_done(yard, 0, np.random.default_rng(1), 3)
     assert kills > 0 and problem == ""
 
 
-def test_a_full_disk_is_told_and_costs_no_run(yard: mishaps.Yard) -> None:
+def test_a_full_disk_is_told_and_costs_no_run(yard: Yard) -> None:
     assert mishaps.full_disk(yard, 0, 0.5) == ""
+    assert mishaps.full_disk(yard, 0, 0.5, number=2) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(faults.mishap_list(quick=False)))
-def test_every_mishap(name: str, yard: mishaps.Yard) -> None:
-    assert faults.mishap_list(quick=False)[name](yard) in ("", "done")
+def test_every_mishap(name: str, yard: Yard) -> None:
+    assert faults.mishap_list(quick=False)[name](yard) == ""
 
 
-def test_what_ends_otherwise_is_found(yard: mishaps.Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_otherwise_is_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee is no rubber stamp: a run of another seed is not the undisturbed one."""
     problem = yard.ends_as_whole(0, yard.config(0, yard.fresh(), seed=1))
-    assert problem == "silent: other weights in the end"
+    assert problem == "silent: another state in the end"
     config = yard.config(0, yard.fresh(), num_labels=15)
     assert yard.ends_as_whole(0, config).startswith("lost: exit code 2")
+
+
+def test_defects_are_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators left as they are, a damaged file that is taken, a stop and a broken weight that are not minded."""
+
+    def careless(path: Path) -> Any:
+        return torch.load(path, weights_only=True)
+
+    def in_place(content: dict[str, Any], path: Path) -> None:
+        torch.save(content, path)
+
+    class Hasty(hooks.CheckpointHook):
+        def after_train_step(self, algorithm: Any) -> None:
+            if algorithm.stop_requested():
+                raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
+            super().after_train_step(algorithm)
+
+    def found(place: Any, name: str, value: Any, mishap: str) -> str:
+        with monkeypatch.context() as patch:  # the victims are forks, which have the defect too
+            patch.setattr(place, name, value)
+            return faults.mishap_list(quick=False)[mishap](yard)
+
+    for variant in (0, 5):
+        yard.whole(variant)
+    assert found(checkpoint, "set_random_state", lambda state: None, "SIGTERM, variant 5").startswith("silent")
+    assert found(checkpoint, "read", careless, "checkpoint flipped, variant 0").startswith("silent")
+    assert found(checkpoint, "write", in_place, "disk full at 0.5 of the third checkpoint") != ""
+    assert found(run, "CheckpointHook", Hasty, "SIGTERM, variant 0").startswith("lost")
+    assert found(hooks, "nonfinite", lambda model: [], "weights are no numbers where a checkpoint is due") != ""
+
+
+def test_a_leak_is_found() -> None:
+    flat = np.full(40, 500.0)
+    assert soak.leak(flat, flat, flat) == ""
+    assert soak.leak(np.linspace(500, 560, 40), flat, flat).startswith("leak: from 506.9 to 553.1 MiB")
+    assert "open files" in soak.leak(flat, np.arange(40) // 4, flat)
+    assert "threads" in soak.leak(flat, flat, np.arange(40))
 
 
 @pytest.mark.parametrize("reader", sorted(fuzz.READERS))
@@ -55,9 +95,7 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
             if case == 0:
                 raise ValueError("no line of ours")
             if case == 1:
-                (folder.parent / "evil").mkdir()
-            if case == 2:
-                raise UserError("two\nlines")
+                (folder / "../../evil").mkdir()
             if case == 3:
                 while True:
                     pass
@@ -67,12 +105,12 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(fuzz.READERS, "careless", reader)
     monkeypatch.setattr(fuzz, "SECONDS", 0.05)
     found = fuzz.fuzz("careless", 60)
-    assert {line.split(":")[1] for line in found.tracebacks} == {" ValueError", " more than a line"}
+    assert {line.split(":")[1] for line in found.tracebacks} == {" ValueError"}
     assert found.hangs and found.writes_outside
 
 
 @pytest.mark.parametrize(
-    "text", [fuzz.BOMB, "[" * 5000, "- " * 5000, "{a: " * 3000, "!!python/object/apply:os.mkdir [x]"]
+    "text", [hostile.BOMB, "[" * 5000, "- " * 5000, "{a: " * 3000, "!!python/object/apply:os.mkdir [x]"]
 )
 def test_bombs_of_yaml_are_refused_at_once(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text)
@@ -106,14 +144,14 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
     assert faults.main([*command, "24"]) == 2
 
 
-def test_a_soak_samples_a_training_process(yard: mishaps.Yard) -> None:
+def test_a_soak_samples_a_training_process(yard: Yard) -> None:
     measured = soak.soak(yard, 0.05)
     assert measured["open_files"]["most"] >= 3 and measured["memory_mib"]["end"] > 50
     slope = soak.slope_per_hour(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
     assert slope == pytest.approx(3600)
 
 
-def test_a_checkpoint_of_the_yard_is_read(yard: mishaps.Yard) -> None:
+def test_a_checkpoint_of_the_yard_is_read(yard: Yard) -> None:
     yard.whole(0)
     folder = yard.folder(yard.config(0, "whole0"))
-    assert checkpoint.read(folder / "latest_model.pth")["it"] == mishaps.STEPS
+    assert checkpoint.read(folder / "latest_model.pth")["it"] == STEPS

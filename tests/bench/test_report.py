@@ -91,6 +91,11 @@ def test_markdown_tells_figures_commands_and_versions(folder: Path) -> None:
     assert "![Test accuracy of every arm](accuracy.png)" in text and "(curves.png)" in text
 
 
+def test_a_data_sets_name_is_escaped_in_markdown(write_result: Callable[..., Path]) -> None:
+    folder = write_result("run", dataset=SCRIPT).parent.parent
+    assert SCRIPT not in (report(folder).folder / "report.md").read_text()
+
+
 def test_without_a_grids_file_the_command_names_the_runs_own(folder: Path) -> None:
     shutil.rmtree(folder / "configs")
     text = (report(folder).folder / "report.md").read_text()

@@ -99,6 +99,9 @@ def test_every_missing_field_is_named(write_result: Write) -> None:
         ({"config_sha256": "abc"}, "no SHA-256"),
         ({"versions": {}}, "names no usb_rsmatch"),
         ({"time": None}, "time is no mapping"),
+        ({"peak_memory_mib": 10**400}, "peak_memory_mib cannot be inf"),
+        ({"seed": 10**400}, "seed cannot be inf"),
+        ({"dataset": ["a\nb"]}, "dataset cannot be"),
     ],
 )
 def test_edited_files_are_refused(write_result: Write, changes: dict[str, Any], complaint: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usb_rsmatch.data.audit import contact_sheet, pool_table, shortcut_cues, shortcut_warnings
+from usb_rsmatch.data.audit import contact_sheet, file_cues, pool_table, shortcut_cues, shortcut_warnings
 from usb_rsmatch.data.pool import HybridPool, build_pool
 
 RNG = np.random.default_rng(0)
+
+
+def test_files_that_make_a_decoder_fail_say_nothing(tmp_path: Path) -> None:
+    """A picture of a few bytes that claims 3.6 billion pixels, and one whose remark unfolds to 100 MB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    begin, end = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
+    header = [chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) for side in (60_000, 8)]
+    remark = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 10**8))
+    (tmp_path / "claims.png").write_bytes(begin + header[0] + chunk(b"IDAT", b"") + end)
+    (tmp_path / "remark.png").write_bytes(begin + header[1] + remark + chunk(b"IDAT", b"") + end)
+    bombs = [str(tmp_path / "claims.png"), str(tmp_path / "remark.png")]
+    assert set(file_cues(bombs, bombs).values()) == {None}
 
 
 def save(folder: Path, n: int, suffix: str, levels: int = 256, size: int = 8, **options: object) -> None:

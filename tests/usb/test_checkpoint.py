@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_a_file_that_would_unfold_to_any_size_is_refused(tmp_path: Path) -> None
     torch.save({"model": {"weight": torch.zeros(1).expand(1 << 38)}}, tmp_path / "claim.pth")
     with pytest.raises(UserError, match="claims more numbers"):
         checkpoint.read(tmp_path / "claim.pth")
+
+
+def test_lists_of_one_list_again_and_again_are_refused(tmp_path: Path) -> None:
+    """Some hundred bytes that unfold to 9**12 values, and a list that holds itself."""
+    bomb: list[Any] = [0] * 9
+    for _ in range(12):
+        bomb = [bomb] * 9
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (bomb, endless):
+        torch.save({"model": {}, "value": value}, tmp_path / "bomb.pth")
+        with pytest.raises(UserError, match="more values than it has bytes"):
+            checkpoint.read(tmp_path / "bomb.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "latest_model.pth")
+    with pytest.raises(UserError, match="it is no file"):
+        checkpoint.read(tmp_path / "latest_model.pth")
 
 
 @pytest.mark.parametrize("content", [{"model": {}, checkpoint.KEY: 3}, {"model": {}, checkpoint.KEY: {"digest": []}}])

@@ -110,6 +110,9 @@ def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> 
         ("plugins", "my_module", "a list"),
         ("rs_detector", "oracles", "csqueue, pu, supervised, oracle, random, none or scores:FILE.csv"),
         ("data_dir", object(), "holds a object"),
+        ("save_name", "a\ud800", "half characters"),
+        ("synthetic", [{"source": "npz:\ud800"}], "half characters"),
+        ("synthetic", [{"source": "npz:a.npz", "generator": "\udcff"}], "half characters"),
     ],
 )
 def test_wrong_values_are_refused_by_the_key_s_name(key: str, value: Any, message: str) -> None:

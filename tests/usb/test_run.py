@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from usb_rsmatch.errors import Interrupted, UserError
+from usb_rsmatch.usb import checkpoint
 from usb_rsmatch.usb.run import build, train
 
 ALGORITHMS = ["rsmatch", "fixmatch", "flexmatch", "freematch", "softmatch", "meanteacher"]
@@ -209,6 +210,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tiny: dict[str, Any], m
     assert any("going on from the checkpoint before it" in line for line in notes)
     assert any("after step 6 of 12" in line for line in notes)
     assert result["accuracy"] == whole["accuracy"]
+    assert checkpoint.read(latest.with_name("previous_model.pth"))["it"] == 6, "not the damaged one"
+    assert latest.with_name("damaged_model.pth").read_bytes() == content
 
 
 @pytest.mark.parametrize("minutes", [-1.0, float("nan")])

@@ -87,6 +87,16 @@ def test_a_signal_before_the_first_step_leaves_with_130(long: dict[str, Any], tm
         assert victim.wait() == 130, victim.output()
 
 
+def test_a_signal_in_the_warm_up_does_not_wait_for_its_end(long: dict[str, Any], tmp_path: Path) -> None:
+    """Dash's, of as many steps as it is told, none of which a checkpoint could hold."""
+    with start(tmp_path, algorithm="dash", num_wu_iter=10**6) as victim:
+        assert victim.wait_for((Path(long["save_dir"]) / "run" / "log.txt").exists), victim.output()
+        time.sleep(0.5)
+        victim.send(signal.SIGTERM)
+        assert victim.wait(20) == 130, victim.output()
+    assert "Traceback" not in victim.output()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_the_whole_group_reaches_the_workers_too(number: int, long: dict[str, Any], tmp_path: Path) -> None:
     """As a terminal's Ctrl-C does, and systems that end jobs; the loaders' processes must not spoil the stop."""

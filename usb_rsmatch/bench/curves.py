@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+
+from usb_rsmatch.io import parse_json
 
 LONGEST = 200  # points of a curve; a plot shows no more
 
@@ -26,7 +27,7 @@ def read_curve(path: Path, key: str) -> Curve:
             if quoted not in line:  # most lines hold losses alone
                 continue
             try:
-                content = json.loads(line)
+                content = parse_json(line)
                 step, value = content["it"], content[key]
             except (ValueError, KeyError, TypeError):
                 continue

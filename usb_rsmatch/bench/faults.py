@@ -26,17 +26,18 @@ import torch
 
 from usb_rsmatch.bench import mishaps
 from usb_rsmatch.bench.soak import soak
+from usb_rsmatch.bench.yard import EVERY, VARIANTS, Yard
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
 from usb_rsmatch.usb import run
 
-Mishap = Callable[[mishaps.Yard], str]
+Mishap = Callable[[Yard], str]
 
 KILLS_A_RUN = 8
 BATCH = 250  # fuzz cases between two looks at the clock
 SHARES = {"config": 3, "checkpoint": 4, "metadata": 4, "pool": 1}  # of the cases: a pool's take the longest
 DISK_SHARES = (0.0, 0.001, 0.005, 0.02, 0.05, 0.2, 0.5, 0.9, 0.99)  # of a checkpoint that a full disk takes
-FLUSHES = 24  # a run of the yard flushes fewer files than this before its first checkpoints are kept
+FLUSHES = 16  # of files in any run of the yard: 3 before its steps, 10 checkpoints and a best one, 2 at its end
 
 START: dict[str, Any] = {
     "kills": 0,
@@ -85,7 +86,7 @@ class Campaign:
             self.values[f"{kind}s"] += 1
         elif kind == "outside":
             self.values["writes_outside"] += 1
-        else:
+        elif kind != "leak":
             self.values["lost"] += 1
         self.values["findings"].append(f"{what}: {problem}"[:600])
         print(f"FOUND {what}: {problem}", flush=True)
@@ -104,10 +105,13 @@ def mishap_list(quick: bool) -> dict[str, Mishap]:
     """Every mishap but kills by name; where a kind has many, a short campaign takes a few."""
     kinds: dict[str, Mishap] = {}
     for share in DISK_SHARES[:: 4 if quick else 1]:
-        kinds[f"disk full at {share:g} of a checkpoint"] = partial(mishaps.full_disk, variant=0, share=share)
-    for number in range(1, FLUSHES, 12 if quick else 1):
+        for number, which in ((0, "a checkpoint"), (2, "the third checkpoint")):
+            kinds[f"disk full at {share:g} of {which}"] = partial(
+                mishaps.full_disk, variant=0, share=share, number=number
+            )
+    for number in range(1, FLUSHES + 1, 12 if quick else 1):
         kinds[f"disk full at flush {number}"] = partial(mishaps.write_fails, variant=0, number=number)
-    for variant in range(1 if quick else len(mishaps.VARIANTS)):
+    for variant in range(1 if quick else len(VARIANTS)):
         for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
             kinds[f"{name}, variant {variant}"] = partial(mishaps.signalled, variant=variant, number=number)
         for name, cut in (("cut off", True), ("flipped", False)):
@@ -121,20 +125,20 @@ def mishap_list(quick: bool) -> dict[str, Mishap]:
         "worker killed": partial(mishaps.dead_worker, number=0),
         "another worker killed": partial(mishaps.dead_worker, number=1),
         "loss is no number": partial(mishaps.diverged, variant=0),
+        "weights are no numbers": partial(mishaps.spoiled, variant=0, step=2 * EVERY + 1),
+        "weights are no numbers where a checkpoint is due": partial(mishaps.spoiled, variant=0, step=2 * EVERY),
         "two runs in one folder": partial(mishaps.two_in_one_folder, variant=0),
     }
     return kinds
 
 
-def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> None:
+def disturb(campaign: Campaign, yard: Yard, kills: int, quick: bool) -> None:
     """All mishaps once, and kills up to their number."""
     values = campaign.values
     for name, mishap in mishap_list(quick).items():
         if name in values["mishaps"] or campaign.over(0.4):
             continue
         problem = mishap(yard)
-        if problem == "done":  # the run had no such write any more
-            problem = ""
         values["mishaps"][name] = problem or "passed"
         campaign.note(name, problem)
         print(f"{name}: {problem or 'passed'}", flush=True)
@@ -142,7 +146,7 @@ def disturb(campaign: Campaign, yard: mishaps.Yard, kills: int, quick: bool) -> 
     while values["kills"] < kills and not campaign.over(0.65):
         values["killed_runs"] += 1  # also those that were over before their first kill
         rng = np.random.default_rng(values["killed_runs"])
-        variant = values["killed_runs"] % len(mishaps.VARIANTS)
+        variant = values["killed_runs"] % len(VARIANTS)
         done, problem = mishaps.kill_until_done(yard, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
         values["kills"] += done
         campaign.note(f"kill -9, variant {variant}", problem)
@@ -204,12 +208,13 @@ def carry_out(campaign: Campaign, args: argparse.Namespace) -> None:
     import usb_rsmatch.usb.mixins  # noqa: F401  the victims are forks: what is imported here they have
 
     with tempfile.TemporaryDirectory() as folder:
-        yard = mishaps.Yard(Path(folder) / "yard")
+        yard = Yard(Path(folder) / "yard")
         disturb(campaign, yard, args.kills, args.quick)
         feed(campaign, args.fuzz)
         if campaign.values["soak_minutes"] < args.soak_minutes and not campaign.over(1.0):
             left = (campaign.begun + campaign.seconds - time.monotonic()) / 60
             campaign.values |= soak(yard, min(args.soak_minutes, left))
+            campaign.note("soak", campaign.values["leak"])
             campaign.save()
 
 

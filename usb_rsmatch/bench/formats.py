@@ -10,6 +10,7 @@ from typing import Any
 from usb_rsmatch.bench.sheets import Sheet, Text, sheets
 from usb_rsmatch.bench.statistics import Estimate
 from usb_rsmatch.bench.table import Table
+from usb_rsmatch.use.tables import FORMULA
 
 _MARKDOWN = {character: f"\\{character}" for character in "\\`*_{}<>#|~$"}
 _MARKDOWN |= {"\n": " ", "\r": " ", "&": "&amp;"}
@@ -175,5 +176,5 @@ def escape_latex(text: str) -> str:
 
 
 def escape_csv(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe before = + - @ tab and return."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text else text
+    """Text that no spreadsheet takes for a formula: an apostrophe before it."""
+    return f"'{text}" if text.startswith(FORMULA) else text

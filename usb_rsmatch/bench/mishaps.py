@@ -11,126 +11,18 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 
-from usb_rsmatch.bench.victims import HUNG, Victim
+from usb_rsmatch.bench.victims import Victim
+from usb_rsmatch.bench.yard import EVERY, VARIANTS, Yard, refused
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint
-
-STEPS, EVERY = 40, 4  # of a run, and between its checkpoints
-# What is trained: loaders, fast step, and the algorithms whose state is the most (queues, thresholds, banks).
-VARIANTS: tuple[dict[str, Any], ...] = (
-    {"algorithm": "rsmatch", "rs_warmup": 0.1},
-    {"algorithm": "rsmatch", "rs_warmup": 0.1, "rs_loader": "pil"},
-    {"algorithm": "flexmatch", "thresh_warmup": True},
-    {"algorithm": "rsmatch", "rs_base": "softmatch", "rs_fast": True},
-    {"algorithm": "comatch"},
-)
-
-
-@dataclass
-class Yard:
-    """A folder in which runs of some seconds are disturbed, and how each of them ends when it is not."""
-
-    root: Path
-    started: int = 0
-    _whole: dict[int, tuple[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        from sklearn.datasets import load_digits
-
-        self.root.mkdir(parents=True, exist_ok=True)
-        digits = load_digits()
-        real = [digits.images[digits.target == label][:31] for label in range(10)]
-        blends = [(images[1:] + images[:-1]) / 2 for images in real]
-        images = np.round(np.concatenate(blends) * 255 / 16).astype(np.uint8)
-        np.savez(self.root / "blends.npz", image=images, label=np.repeat(np.arange(10), 30))
-
-    def config(self, variant: int, name: str, **changes: Any) -> dict[str, Any]:
-        return {
-            **{"dataset": "digits", "num_labels": 20, "real_count": 200, "synthetic_count": 200, "num_workers": 0},
-            "synthetic": [{"source": f"npz:{self.root / 'blends.npz'}", "generator": "blend"}],
-            **{"net": "small_wrn_10_1", "batch_size": 4, "uratio": 3, "eval_batch_size": 512, "rs_loader": "batched"},
-            **{"epoch": 2, "num_train_iter": STEPS, "num_eval_iter": EVERY, "num_log_iter": 1, "ema_m": 0.9},
-            **{"device": "cpu", "save_dir": str(self.root / "runs"), "save_name": name},
-            **VARIANTS[variant % len(VARIANTS)],
-            **changes,
-        }
-
-    def fresh(self) -> str:
-        """A name that no run had yet."""
-        self.started += 1
-        return f"run{self.started}"
-
-    def folder(self, config: dict[str, Any]) -> Path:
-        return Path(config["save_dir"]) / config["save_name"]
-
-    def start(self, config: dict[str, Any], prepare: Callable[[], object] = lambda: None) -> Victim:
-        """`usb-rsmatch train` with that configuration; its output is beside the run folders."""
-
-        def act() -> None:
-            torch.set_num_threads(1)
-            os.chdir(self.root)
-            prepare()
-
-        path = self.root / f"{config['save_name']}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return Victim(["train", "--c", str(path)], path.with_suffix(".log"), act)
-
-    def whole(self, variant: int) -> tuple[str, float]:
-        """Digest of the final weights of the undisturbed run, and its seconds."""
-        variant %= len(VARIANTS)
-        if variant not in self._whole:
-            config, begun = self.config(variant, f"whole{variant}"), time.monotonic()
-            with self.start(config) as victim:
-                if victim.wait() != 0:
-                    raise RuntimeError(victim.output())
-            self._whole[variant] = self.digest(config), time.monotonic() - begun
-        return self._whole[variant]
-
-    def digest(self, config: dict[str, Any]) -> str:
-        content = checkpoint.read(self.folder(config) / "latest_model.pth")
-        return checkpoint.digest({part: content[part] for part in ("model", "ema_model", "optimizer", "best_eval_acc")})
-
-    def ends_as_whole(self, variant: int, config: dict[str, Any], told: str = "") -> str:
-        """Start the run again and let it end: "" where it ends as the undisturbed one."""
-        with self.start(config) as victim:
-            code = victim.wait()
-            output = victim.output()
-        if code != 0:
-            return f"lost: exit code {code} when started again: {output[-300:]}"
-        if "Traceback" in output:
-            return f"traceback: {output[-300:]}"
-        if told and told not in output:
-            return f"untold: {told!r} is not in {output[-300:]!r}"
-        if self.digest(config) != self.whole(variant)[0]:
-            return "silent: other weights in the end"
-        left = [path.name for path in self.folder(config).glob(".*") if path.name != ".lock"]
-        shutil.rmtree(self.folder(config))
-        return f"left behind: {left}" if left else ""
-
-
-def refused(victim: Victim, codes: tuple[int, ...], seconds: float = 120.0) -> str:
-    """ "" where a victim ends with one of the exit codes and one line that tells why."""
-    code = victim.wait(seconds)
-    lines = victim.output().splitlines()
-    if code == HUNG:
-        return "hang"
-    if "Traceback" in victim.output():
-        return f"traceback: {victim.output()[-500:]}"
-    if code not in codes or not lines or not lines[-1].startswith("usb-rsmatch: "):
-        return f"exit code {code}: {victim.output()[-300:]}"
-    return ""
-
 
 # kill -9 ------------------------------------------------------------------------------------------------------------
 
@@ -158,30 +50,46 @@ def kill_until_done(yard: Yard, variant: int, rng: np.random.Generator, most: in
 # disks and folders --------------------------------------------------------------------------------------------------
 
 
-def full_disk(yard: Yard, variant: int, share: float) -> str:
-    """A file may only grow to a share of a checkpoint: the write that crosses it fails, as on a full disk."""
+def full_disk(yard: Yard, variant: int, share: float, number: int = 0) -> str:
+    """A file may only grow to a share of a checkpoint: the write that crosses it fails, as on a full disk.
+
+    From the run's start, or once `number` of its latest checkpoints are whole.
+    """
     yard.whole(variant)
     config = yard.config(variant, yard.fresh())
     size = (yard.root / "runs" / f"whole{variant % len(VARIANTS)}" / "latest_model.pth").stat().st_size
     limit = max(4096, int(share * size))  # the victim's words want some room too
 
-    def prepare() -> None:
+    def fill() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    with yard.start(config, prepare) as victim:
+    def fill_later() -> None:
+        write, whole = checkpoint.write, [0]
+
+        def counted(content: dict[str, Any], path: Path) -> None:
+            if path.name == "latest_model.pth":
+                if whole[0] == number:
+                    fill()
+                whole[0] += 1
+            write(content, path)
+
+        checkpoint.write = counted
+
+    with yard.start(config, fill_later if number else fill) as victim:
         problem = refused(victim, (1, 2))
-    return (problem and f"at {limit} bytes: {problem}") or yard.ends_as_whole(variant, config)
+    told = f"going on after step {EVERY * number} of" if number else ""
+    return (problem and f"at {limit} bytes: {problem}") or yard.ends_as_whole(variant, config, told)
 
 
 def write_fails(yard: Yard, variant: int, number: int) -> str:
-    """The write system's n-th flush to disk reports that there is no space; "done" where the run has fewer."""
+    """The write system's n-th flush to disk, of a file, reports that there is no space."""
     config = yard.config(variant, yard.fresh())
 
     def prepare() -> None:
         real, calls = os.fsync, [0]
 
         def fsync(handle: int) -> None:
-            calls[0] += 1
+            calls[0] += not stat.S_ISDIR(os.fstat(handle).st_mode)  # a folder's may fail: not every system has it
             if calls[0] == number:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             real(handle)
@@ -189,9 +97,6 @@ def write_fails(yard: Yard, variant: int, number: int) -> str:
         os.fsync = fsync  # type: ignore[assignment]
 
     with yard.start(config, prepare) as victim:
-        if victim.wait() == 0 and "Traceback" not in victim.output():
-            shutil.rmtree(yard.folder(config))
-            return "done"  # the folder's own flush may fail: not every file system has it
         problem = refused(victim, (1, 2))
     return problem or yard.ends_as_whole(variant, config)
 
@@ -284,12 +189,15 @@ def dead_worker(yard: Yard, number: int) -> str:
 
 
 def signalled(yard: Yard, variant: int, number: int) -> str:
-    """SIGTERM or SIGINT after a random step: exit code 130, saved, and exact when it goes on."""
+    """SIGTERM or SIGINT after the first checkpoint: exit code 130, saved after that step, and exact when it goes on."""
     config = yard.config(variant, yard.fresh())
     with yard.start(config) as victim:
         victim.wait_for((yard.folder(config) / "latest_model.pth").exists)
         victim.send(number)
         problem = refused(victim, (130,))
+        content, _ = checkpoint.read_latest(yard.folder(config))
+        if not problem and (content is None or f"stopped after step {content['it']} of" not in victim.output()):
+            problem = f"lost: not saved where it stopped: {victim.output()[-300:]}"
     return problem or yard.ends_as_whole(variant, config)
 
 
@@ -306,6 +214,30 @@ def diverged(yard: Yard, variant: int) -> str:
     return problem
 
 
+def spoiled(yard: Yard, variant: int, step: int) -> str:
+    """A weight is no number any more after `step` steps, as by a broken device: told, and exact from before it."""
+    config = yard.config(variant, yard.fresh())
+
+    def prepare() -> None:
+        from usb_rsmatch.usb.update import UpdateHook
+
+        update = UpdateHook.after_train_step
+
+        def spoil(self: Any, algorithm: Any) -> None:
+            update(self, algorithm)
+            if algorithm.it + 1 == step:
+                next(algorithm.model.parameters()).data.view(-1)[0] = float("nan")
+
+        UpdateHook.after_train_step = spoil  # type: ignore[method-assign]
+
+    with yard.start(config, prepare) as victim:
+        problem = refused(victim, (1,))
+        if not problem and "the checkpoint before it is kept" not in victim.output():
+            problem = f"no diagnosis: {victim.output()[-300:]}"
+    before = (step - 1) // EVERY * EVERY
+    return problem or yard.ends_as_whole(variant, config, told=f"going on after step {before} of")
+
+
 def two_in_one_folder(yard: Yard, variant: int) -> str:
     """A second process is told that the folder is taken, and the first ends as if alone."""
     config = yard.config(variant, yard.fresh())
@@ -318,4 +250,4 @@ def two_in_one_folder(yard: Yard, variant: int) -> str:
         code = first.wait()
     if problem or code:
         return problem or f"lost: exit code {code}: {first.output()[-300:]}"
-    return "" if yard.digest(config) == yard.whole(variant)[0] else "silent: other weights in the end"
+    return "" if yard.digest(config) == yard.whole(variant)[0] else "silent: another state in the end"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from usb_rsmatch.bench.grid import Grid, Run
 from usb_rsmatch.bench.results import Scalar
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.io import write_json
+from usb_rsmatch.io import parse_json, write_json
 
 NAME = "grid.json"
 
@@ -56,7 +55,7 @@ def read_record(path: Path) -> GridRecord:
     Errors: UserError that names the file where it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         runs = {
             str(run["folder"]): Place(str(run["arm"]), dict(run["axes"]), str(run["config_sha256"]))
             for run in content["runs"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
 
 Scalar = str | int | float | bool | None
 Figures = dict[str, float | None]  # auroc, ap, fpr95; None where the pool has images of one kind only
@@ -74,10 +74,10 @@ def read_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    except (json.JSONDecodeError, RecursionError):
+    except ValueError:
         raise UserError(f"{path} is cut off or no JSON: remove it and run again") from None
     fields = _Fields(path, "", content)
     accuracy, time, versions = (fields.section(name) for name in ("accuracy", "time", "versions"))

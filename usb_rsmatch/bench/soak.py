@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from usb_rsmatch.bench.mishaps import Yard
+from usb_rsmatch.bench.yard import Yard
 
 WARMUP = 0.25  # of the samples, which do not count
 SECONDS = 1.0  # between two samples
+GROWTH = 0.05  # of the memory after the warm-up; more is a leak (our choice)
 
 
 def sample(pid: int) -> tuple[float, int, int]:
@@ -24,6 +25,17 @@ def sample(pid: int) -> tuple[float, int, int]:
 def slope_per_hour(seconds: np.ndarray, values: np.ndarray) -> float:
     """Least-squares slope of values [n] over seconds [n], an hour."""
     return float(np.polyfit(seconds, values, 1)[0] * 3600) if len(seconds) > 2 else 0.0
+
+
+def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
+    """What has grown from the first quarter of the samples [n] to the last, by medians; "" for nothing."""
+    quarter = max(len(memory) // 4, 1)
+    grown = []
+    for name, values, share in (("MiB", memory, GROWTH), ("open files", files, 0.0), ("threads", threads, 0.0)):
+        begun, ended = float(np.median(values[:quarter])), float(np.median(values[-quarter:]))
+        if ended > begun * (1 + share):
+            grown.append(f"from {begun:.4g} to {ended:.4g} {name}")
+    return f"leak: {', '.join(grown)}" if grown else ""
 
 
 def soak(yard: Yard, minutes: float) -> dict[str, Any]:
@@ -55,5 +67,6 @@ def soak(yard: Yard, minutes: float) -> dict[str, Any]:
         "memory_slope_mib_per_hour": round(slope_per_hour(seconds[kept], memory[kept]), 2),
         "memory_mib": {"after_warmup": round(float(memory[kept][0]), 1), "end": round(float(memory[-1]), 1)},
         "open_files": {"after_warmup": int(files[kept][0]), "most": int(files[kept].max())},
+        "leak": leak(memory[kept], files[kept], threads[kept]),
         "process_threads": {"after_warmup": int(threads[kept][0]), "most": int(threads[kept].max())},
     }

@@ -181,7 +181,7 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
     """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # a bomb or a damaged file can make a decoder fail in any way
         data = Path(name).read_bytes()
         with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
             tables = repr(getattr(image, "quantization", None))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
 
 FILE_COLUMN = "file_name"
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
@@ -35,7 +35,7 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
         return None
     try:
         rows = readers[path](path)
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None
     column = next((name for name in LABEL_COLUMNS if any(name in row for row in rows)), None)
     if column is None:
@@ -67,7 +67,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:  # `splitlines` would also split at what may stand inside a text
-        rows = [json.loads(line) for line in file if line.strip()]
+        rows = [parse_json(line) for line in file if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("each line must be an object")
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import zipfile
@@ -18,6 +17,7 @@ from usb_rsmatch.data.hashes import content_order, image_digests
 from usb_rsmatch.data.sources import ArraySource, Source, SourceRequest, register_source
 from usb_rsmatch.data.stored import StoredImages
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
 
 IMAGE_KEYS = ("images", "image", "x")
 LABEL_KEYS = ("labels", "label", "y")
@@ -53,7 +53,7 @@ def _packed(root: Path, request: SourceRequest) -> Source:
     """A folder of packed synthetic images, with their classes and their generator's name."""
     files = sorted(root.glob("images-*.npz"))
     try:
-        run = json.loads((root / "synthesis.json").read_text(encoding="utf-8"))
+        run = parse_json((root / "synthesis.json").read_text(encoding="utf-8"))
         names, generator = run["label_names"], str(run["generator"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root}: has no usable synthesis.json ({error}); name one of its npz files instead") from None

@@ -101,6 +101,7 @@ class PoolConfig:
 
 _DEFAULT = PoolConfig()
 POOL_KEYS = tuple(Key(name=f.name, default=getattr(_DEFAULT, f.name), **f.metadata) for f in fields(PoolConfig))
+_NAMES = tuple(Key(name, "str", None, "of synthetic images", optional=True) for name in ("source", "generator"))
 _COUNT = Key("count", "int", None, "images of a source", low=1)
 
 
@@ -115,6 +116,9 @@ def _entry(entry: Any) -> dict[str, Any]:
         entry["count"] = {str(name): convert(_COUNT, n, f"{where}, {name}") for name, n in count.items()}
     elif count is not None:
         entry["count"] = convert(_COUNT, count, where)
+    for key in _NAMES:
+        if isinstance(entry.get(key.name), str):
+            convert(key, entry[key.name], where)
     if isinstance(entry.get("mapping"), str):
         entry["mapping"] = read_mapping(entry["mapping"])  # by content, so that the manifest says it all
     if str(entry.get("generator", "")).casefold() == REAL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import random
 import zipfile
 from collections.abc import Iterator
@@ -21,13 +22,17 @@ from usb_rsmatch.usb.state import pack, unpack
 KEY = "usb_rsmatch"  # our part of a checkpoint, beside the keys that USB reads
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of a nested checkpoint."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors(item)
+def tensors(value: Any, most: int) -> Iterator[torch.Tensor]:
+    """Every tensor of a nested checkpoint; ValueError for more than `most` values, as of lists of one list again."""
+    left, waiting = most, [value]
+    while waiting:
+        node, left = waiting.pop(), left - 1
+        if left < 0:
+            raise ValueError("it holds more values than it has bytes")
+        if isinstance(node, torch.Tensor):
+            yield node
+        elif isinstance(node, (dict, list, tuple)):
+            waiting.extend(node.values() if isinstance(node, dict) else node)
 
 
 def digest(value: Any) -> str:
@@ -82,6 +87,9 @@ def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or USB's); UserError for a file that is damaged or would need code to load."""
     try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -90,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
                     raise ValueError("its contents do not match their checksums")
         with numpy_scalars_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in tensors(content)):
+        if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in tensors(content, size)):
             raise ValueError("a tensor of it claims more numbers than are there")
         if isinstance(content, dict) and KEY in content:
             expected = content[KEY].pop("digest", None)
@@ -118,6 +126,11 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if note is not None:
         raise UserError(f"no whole checkpoint is left in {folder}: move it away to start anew")
     return None, None
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a latest checkpoint that is damaged: the next one shall not push the whole one before it out."""
+    os.replace(folder / "latest_model.pth", folder / "damaged_model.pth")
 
 
 def random_state() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from semilearn.core.hooks import EvaluationHook as UsbEvaluationHook
 from semilearn.core.hooks import Hook
 
 from usb_rsmatch.errors import Interrupted, RunFailed
-from usb_rsmatch.io import write_text
+from usb_rsmatch.io import parse_json, write_text
 from usb_rsmatch.usb import processes
 from usb_rsmatch.usb.trackers import Tracker
 from usb_rsmatch.usb.update import nonfinite
@@ -204,10 +204,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                values = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
+                values = parse_json(line)
+            except ValueError:
                 break
-            if not isinstance(values, dict) or "it" not in values:
+            if not isinstance(values, dict) or not isinstance(values.get("it"), int):
                 break
             lines.append(values)
     return lines

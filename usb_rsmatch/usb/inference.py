@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from usb_rsmatch.data.sources import is_known_dataset
 from usb_rsmatch.detection.detector import TRAINED
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
 from usb_rsmatch.usb import checkpoint, config
 from usb_rsmatch.usb.migrate import migrate
 from usb_rsmatch.usb.run import build
@@ -178,7 +178,7 @@ def _made_by(folder: Path) -> str:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

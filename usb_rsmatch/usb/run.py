@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
 import os
 import random
@@ -21,7 +20,7 @@ import yaml
 
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
-from usb_rsmatch.io import write_json, write_text
+from usb_rsmatch.io import parse_json, write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, processes
 from usb_rsmatch.usb.analysis import write_analysis
 from usb_rsmatch.usb.folder import is_empty, locked
@@ -73,6 +72,7 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     processes.by_first(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
+        processes.by_first(checkpoint.set_aside, folder)
     if state is not None:
         try:
             algorithm.load_checkpoint(state)
@@ -90,10 +90,10 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     replace_hook(algorithm, CheckpointHook(), "CheckpointHook", "LOWEST")  # after the metrics of its step
 
     algorithm.stop_requested = stop
-    stop.begin()
     try:
         if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-            algorithm.warmup()
+            algorithm.warmup()  # no step that a checkpoint could hold: a signal within it leaves at once
+        stop.begin()
         algorithm.train()
         if hasattr(algorithm, "finetune"):
             algorithm.finetune()
@@ -178,8 +178,8 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
         write_json(path, manifest)
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        before = parse_json(path.read_text(encoding="utf-8"))["parts"]
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
     for name in sorted(before.keys() | manifest["parts"].keys()):
         if before.get(name) != manifest["parts"].get(name):
@@ -306,8 +306,8 @@ def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
 def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished run; UserError for a file that is cut off."""
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return parse_json((folder / "result.json").read_text(encoding="utf-8"))
+    except ValueError:
         raise UserError(f"{folder / 'result.json'} is cut off or not JSON: move it away and run again") from None
 
 
