@@ -54,3 +54,14 @@ def test_what_is_refused(text: str, message: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the scores"):
         read_scores(str(tmp_path / "none.csv"), NAMES)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices that never end here")
+def test_a_device_is_not_read() -> None:
+    with pytest.raises(UserError, match="no file of scores"):
+        read_scores("/dev/zero", NAMES)
+
+
+def test_a_field_without_end(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the scores"):
+        read_scores(write(tmp_path, "score,index\n" + "1" * 200_000 + ",0\n"), NAMES)

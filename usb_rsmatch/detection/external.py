@@ -20,10 +20,12 @@ def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
     with two.
     """
     called = Path(path).name
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for, a device never ends
+        raise UserError(f"rs_detector: {path} is no file of scores")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"rs_detector: cannot read the scores {path}: {error}") from None
     columns = set(rows[0]) if rows else set()
     if "score" not in columns or not columns & {"index", "file"}:
