@@ -88,7 +88,8 @@ def page(
     `insight` is what single runs left for pictures; its gallery is on the page alone.
     """
     tiles = gallery(insight) if insight else ""
-    notes = "".join(f"<li>{escape(line)}</li>" for line in explanations(table))
+    lines = explanations(table) + (insight.explain() if insight else [])
+    notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     parts = [
         f"<h1>{escape(table.name)}</h1>",
         f'<p class="soft">{escape(headline(table))}</p>',
