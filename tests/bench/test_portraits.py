@@ -75,6 +75,10 @@ def test_of_many_arms_the_baseline_and_those_with_a_detector_are_shown(
     assert list(found.runs) == ["Plain 2", *(f"Detects {at}" for at in range(5))] and found.indices["Detects 4"] == 8
     (line,) = found.explain()
     assert "leave out Plain 0, Plain 1, Plain 3:" in line
+    wide = detector_plot(found, LIGHT)
+    assert wide is not None and {*LIGHT.arms[:3], *LIGHT.arms[4:], *LIGHT.provenance[:3]} <= colours(wide)
+    assert LIGHT.arms[3] not in colours(wide), "an arm without a detector"
+    assert 1500 < Image.open(io.BytesIO(wide)).height < 2000, "curves and five rows of scores, whatever the generators"
     html = gallery(found)
     assert [name for name in arms if f"<h3>{name}</h3>" in html] == ["Detects 0", "Detects 1", "Detects 4"]
     assert "In the queue" in html

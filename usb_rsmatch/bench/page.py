@@ -16,11 +16,11 @@ CAPTIONS = {
         "Test accuracy",
         "Dots are seeds, diamonds means, bars and bands their 95 % intervals; dashed: a pool of its own.",
     ),
-    "curves": ("While training", "Thick lines are means over seeds, thin lines the seeds."),
+    "curves": ("While training", "Thick lines are means over seeds; thin lines, with few arms, the seeds."),
     "detector": (
         "Detection of synthetic images",
-        "Left, the ROC curve of each detector against one generator, the mean over seeds; the figures are AUROCs. "
-        "Right, how each detector scores real images and that generator's, first seed.",
+        "Curves: the ROC of each detector against one generator, the mean over seeds. Steps: how each detector scores "
+        "real images and that generator's, first seed.",
     ),
     "confusion": (
         "Confusion matrices",
@@ -64,6 +64,7 @@ th.n, td.n { text-align: right; }
 td.n { white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 td:first-child { font-weight: 550; min-width: 7rem; overflow-wrap: anywhere; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
 td.best { color: var(--best); font-weight: 650; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -76,6 +77,11 @@ details table { font-size: .78rem; margin-top: 1rem; }
 details td { white-space: nowrap; }
 details td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 20rem; }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (max-width: 40rem) {
+  main { padding: 2rem 1rem 3rem; }
+  picture { display: block; overflow-x: auto; }
+  figure > picture > img { max-width: none; width: 46rem; }
+}
 @media print { main { padding: 0; } }
 """
 

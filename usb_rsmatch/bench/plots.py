@@ -13,6 +13,7 @@ from usb_rsmatch.bench.table import Cell, Setting, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_WITH_SEEDS = 6  # arms whose single seeds are drawn as curves; those of more are a thicket
 POOL_AXES = ("synthetic_ratio", "synthetic_count", "real_count")
 
 
@@ -38,7 +39,7 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
                 [_curve_panel(table, *panel, name, scale, theme) for panel in panels]
                 for name, scale, panels in shown
             ],
-            2.7,
+            3.4 if len(table.settings) == 1 else 2.7,
             theme,
         )
         for theme in themes
@@ -60,7 +61,7 @@ def _curve_panel(
     def draw(axes: Axes) -> None:
         for index, arm in enumerate(table.arms):
             colour, lines = theme.arms[index % len(theme.arms)], curves.get(arm, [])
-            for line in lines if len(lines) > 1 else []:
+            for line in lines if len(lines) > 1 and len(table.arms) <= MOST_WITH_SEEDS else []:
                 axes.plot(
                     list(line), [scale * value for value in line.values()], color=colour, lw=0.7, alpha=0.35
                 )

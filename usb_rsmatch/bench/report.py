@@ -74,7 +74,7 @@ def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
 def markdown_report(table: Table, plots: list[str], insight: Insight | None = None) -> str:
     """The report as Markdown; the plots lie beside it."""
     escape = formats.escape_markdown
-    parts = [f"# {escape(table.name)}", headline(table)]
+    parts = [f"# {escape(table.name)}", escape(headline(table))]
     for sheet in sheets(table):
         parts += [f"## {escape(sheet.title)}"] if sheet.title else []
         parts.append(formats.markdown(sheet))
