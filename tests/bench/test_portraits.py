@@ -84,6 +84,19 @@ def test_of_many_arms_the_baseline_and_those_with_a_detector_are_shown(
     assert "In the queue" in html
 
 
+def test_of_equal_settings_the_one_with_detection_and_most_synthetic_images_is_shown(
+    finished_grid: MakeGrid, leave_analysis: Callable[..., None]
+) -> None:
+    folder = finished_grid(
+        lambda run: 0.9, arms=ARMS, axes={"synthetic_ratio": [0.0, 0.8, 0.5], "seed": [0]}, baseline="FixMatch"
+    )
+    for path in folder.glob("*__seed-0"):
+        leave_analysis(path, detector="rsmatch" in path.name and "ratio-0.0" not in path.name)
+    found = gather(make_table(collect(folder)))
+    assert found is not None and found.setting.axes == {"synthetic_ratio": 0.8}
+    assert list(found.detecting) == ["<RSMatch>"]
+
+
 def test_no_analysis_no_pictures_and_a_damaged_one_is_an_error(table: Table) -> None:
     for record in table.records:
         path = record.result.path.with_name("analysis.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,13 +65,14 @@ class Insight:
 
 
 def gather(table: Table) -> Insight | None:
-    """The analyses of the setting in which most arms have one (the first of several); None where no run left one.
+    """The analyses of the setting in which most arms have one; None where no run left one.
 
-    Of many arms, the baseline and those with a detector are shown before the others.
+    Of several such settings it is the one with most detectors, then with most synthetic images, then the first. Of many
+    arms, the baseline and those with a detector are shown before the others.
     Errors: UserError for a damaged file.
     """
     left = [{arm: cell for arm, cell in cells.items() if _left(cell)} for cells in table.cells]
-    at = max(range(len(left)), key=lambda index: len(left[index]), default=0)
+    at = max(range(len(left)), key=lambda index: _worth(left[index]), default=0)
     if not left or not left[at]:
         return None
     cells = left[at]
@@ -86,6 +88,12 @@ def gather(table: Table) -> Insight | None:
     indices = {arm: table.arms.index(arm) for arm in shown}
     left_out = [arm for arm in table.arms if arm in cells and arm not in shown]
     return Insight(table.settings[at], len(table.settings) > 1, runs, indices, seeds, left_out)
+
+
+def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:
+    """What a setting's pictures can show: arms, detectors, synthetic images."""
+    synthetic = max((record.result.synthetic for cell in cells.values() for record in cell.records), default=0)
+    return len(cells), sum(cell.auroc is not None for cell in cells.values()), synthetic
 
 
 def _left(cell: Cell) -> list[Result]:

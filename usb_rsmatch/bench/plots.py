@@ -28,9 +28,10 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
     measures = (("eval/top-1-acc", "Test accuracy (%)", 100.0), ("detection/auroc", "Detector's AUROC", 1.0))
     shown = []
     for key, name, scale in measures:
-        curves = [_curves(cells, key) for cells in table.cells[:MOST_PANELS]]
-        if any(curves):
-            shown.append((name, scale, list(zip(table.settings, curves, strict=False))))
+        pairs = zip(table.settings[:MOST_PANELS], table.cells[:MOST_PANELS], strict=True)
+        panels = [(setting, curves) for setting, cells in pairs if (curves := _curves(cells, key))]
+        if panels:
+            shown.append((name, scale, panels))
     if not shown:
         return []
     return [
