@@ -13,7 +13,7 @@ from usb_rsmatch.bench.table import Cell, Setting, Table
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_SEEDS = 5  # runs an arm that are read; a mean over more looks the same
+MOST_SEEDS = 10  # runs an arm that are read; a mean over more looks the same
 MOST_ARMS = 6  # arms in the pictures; more are colours that nobody tells apart
 
 

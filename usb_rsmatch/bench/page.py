@@ -7,7 +7,7 @@ from html import escape
 
 from usb_rsmatch.bench.gallery import data_uri, gallery
 from usb_rsmatch.bench.gallery import style as gallery_style
-from usb_rsmatch.bench.insight import Insight
+from usb_rsmatch.bench.insight import MOST_SEEDS, Insight
 from usb_rsmatch.bench.sheets import Sheet, details, explanations, headline, overview
 from usb_rsmatch.bench.table import Table
 
@@ -24,7 +24,8 @@ CAPTIONS = {
     ),
     "confusion": (
         "Confusion matrices",
-        "Percent of the test images of a true class (row) that are predicted as each class (column), over all seeds. "
+        "Percent of the test images of a true class (row) that are predicted as each class (column), over the seeds "
+        f"(the first {MOST_SEEDS} of more). "
         "The colour grows with the square root, so that small confusions show.",
     ),
     "features": (
