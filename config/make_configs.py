@@ -101,8 +101,15 @@ OPEN_SET = (
 )
 
 PAPER = """# The benchmark of RS-SSL (arXiv 2405.16930): its data sets and generators, and baselines of its kinds.
+# NOT YET RUN HERE: no GPU was at hand, so no result is claimed.
 # Its label counts, shares of synthetic images and lengths of training could not be obtained: here are our settings.
 # Synthetic images are looked for in ./data/synthetic/GENERATOR/{dataset}/CLASS/.
+#
+#     usb-rsmatch compare --c paper/{dataset} --dry-run    # lists the runs and measures what they take on your GPU
+#     usb-rsmatch compare --c paper/{dataset} --jobs 1
+#
+# Cost: {runs} runs of {steps:,} steps. At {pace} steps a second, which is a guess and not a measurement, that is
+# {hours:,} GPU hours: one for a cluster. `--num_train_iter 131072` is an eighth of it, `--shard I/N` a part.
 """
 GENERATORS = ("glide", "sd14", "sdxl_lightning")
 
@@ -114,20 +121,23 @@ class Contamination:
     benchmark: Benchmark
     shares: tuple[float, ...] = (0.0, 0.25, 0.5)
     changes: dict[str, Any] = field(default_factory=dict)
+    pace: float = 20  # steps a second on one GPU, guessed
 
 
 GRIDS = (
     Contamination(BENCHMARKS[0]),
     Contamination(BENCHMARKS[1]),
-    Contamination(Benchmark("tinyimagenet", "", "", (2000, 10000), 200, img_size=64, decay=1e-3)),
+    Contamination(Benchmark("tinyimagenet", "", "", (2000, 10000), 200, img_size=64, decay=1e-3), pace=8),
     Contamination(
         Benchmark("imagenet", "", "", (100_000,), 1000, img_size=224, net="resnet50", decay=3e-4),
         (0.0, 0.1, 0.25),
         {"uratio": 1, "num_log_iter": 1024},  # USB's own settings of ImageNet, as of its CoMatch
+        pace=4,
     ),
 )
 USB_ALGORITHMS = {"FixMatch": "fixmatch", "FlexMatch": "flexmatch", "FreeMatch": "freematch", "SoftMatch": "softmatch"}
-OPEN_SET_NAMES = {"OpenMatch": "openmatch", "IOMatch": "iomatch"}
+OPEN_SET_NAMES = {"OpenMatch": "openmatch", "IOMatch": "iomatch", "SCOMatch": "scomatch", "UASD": "uasd"}
+BEYOND_CIFAR10 = {"openmatch": {"lambda_socr": 1.0}, "iomatch": {"dist_align": True}}  # the authors', of CIFAR-100
 
 
 def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> dict[str, Any]:
@@ -178,7 +188,9 @@ def grid(contamination: Contamination) -> dict[str, Any]:
     sources = [
         {"source": f"folder:./data/synthetic/{name}/{benchmark.dataset}", "generator": name} for name in GENERATORS
     ]
-    open_set = {method.name: method.own for method in OPEN_SET}
+    open_set = {method.name: dict(method.own) for method in OPEN_SET}
+    if benchmark.dataset != "cifar10":
+        open_set = {name: {**own, **BEYOND_CIFAR10.get(name, {})} for name, own in open_set.items()}
     arms: dict[str, dict[str, Any]] = {"Supervised": {"algorithm": "supervised", "synthetic_ratio": 0.0}}
     arms |= {shown: {"algorithm": name} for shown, name in USB_ALGORITHMS.items()}
     arms |= {shown: {"algorithm": name, **open_set[name]} for shown, name in OPEN_SET_NAMES.items()}
@@ -196,6 +208,16 @@ def grid(contamination: Contamination) -> dict[str, Any]:
     }
 
 
+def cost(contamination: Contamination) -> dict[str, int | float]:
+    """Return what the grid takes: its runs, steps of each, guessed steps a second and whole GPU hours."""
+    content = grid(contamination)
+    labels, shares, seeds = (len(content["axes"][key]) for key in ("num_labels", "synthetic_ratio", "seed"))
+    spread = sum(1 if "synthetic_ratio" in own else shares for own in content["arms"].values())
+    runs, steps = labels * seeds * spread, content["config"]["num_train_iter"]
+    hours = round(runs * steps / contamination.pace / 3600)
+    return {"runs": runs, "steps": steps, "pace": contamination.pace, "hours": hours}
+
+
 def configs() -> dict[str, str]:
     """Return the text of every file by its path below this folder."""
     pairs = [(benchmark, labels) for benchmark in BENCHMARKS for labels in benchmark.labels]
@@ -208,7 +230,7 @@ def configs() -> dict[str, str]:
         files[f"classic_cv/{values['algorithm']}/{values['save_name']}.yaml"] = HEADER + text
     for contamination in GRIDS:
         text = yaml.safe_dump(grid(contamination), sort_keys=False, default_flow_style=None, width=200)
-        about = HEADER + PAPER.format(dataset=contamination.benchmark.dataset)
+        about = HEADER + PAPER.format(dataset=contamination.benchmark.dataset, **cost(contamination))
         files[f"paper/{contamination.benchmark.dataset}.yaml"] = about + text
     return files
 

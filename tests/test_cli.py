@@ -98,6 +98,7 @@ def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixtur
         (["compare", "--c", "quickstart/grid", "--jobs", "0"], "--jobs takes a number of processes from 1"),
         (["compare", "--c", "quickstart/grid", "--shard", "5/4"], "not '5/4'"),
         (["compare", "--c", "quickstart/grid", "--seed", "1"], "--seed is an axis of quickstart/grid"),
+        (["compare", "--c", "quickstart/grid", "--lr", "-1"], "quickstart/grid, FixMatch, real part only  seed=0: "),
         (["compare", "--c", "quickstart/grid", "--jobs", "many"], "invalid int value: 'many'"),
         (["compare", "--c", "quickstart/grid", "--dry-run", "--shard", "4/3"], "4/3"),
     ],

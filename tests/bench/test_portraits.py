@@ -54,6 +54,47 @@ def test_the_setting_with_most_analyses_is_shown(insight: Insight) -> None:
     assert insight.seeds == {"FixMatch": [0, 1], "<RSMatch>": [0, 1]} and insight.indices["<RSMatch>"] == 1
     assert list(insight.detecting) == ["<RSMatch>"] and insight.generators == ["flow", "blur"]
     assert insight.provenance == ["real", "flow", "blur"]
+    assert insight.explain() == ["Pictures of single runs are of num_labels=40."]
+
+
+def test_of_many_arms_the_baseline_and_those_with_a_detector_are_shown(
+    finished_grid: MakeGrid, leave_analysis: Callable[..., None]
+) -> None:
+    """Nine arms with the detectors last, and the only queue last of all; what is left out is said."""
+    arms: dict[str, dict[str, object]] = {f"Plain {at}": {"lr": at} for at in range(4)}
+    arms |= {f"Detects {at}": {"algorithm": "rsmatch", "lr": at} for at in range(5)}
+    folder = finished_grid(lambda run: 0.9, arms=arms, axes={"seed": [0]}, baseline="Plain 2")
+    for path in folder.glob("*__seed-0"):
+        leave_analysis(path, detector=path.name.startswith("detects"))
+        if path.name.startswith("detects") and not path.name.startswith("detects-4"):
+            with np.load(path / "analysis.npz") as file:
+                kept = {name: file[name] for name in file.files if not name.startswith("queue")}
+            np.savez_compressed(path / "analysis.npz", **kept)
+    found = gather(make_table(collect(folder)))
+    assert found is not None
+    assert list(found.runs) == ["Plain 2", *(f"Detects {at}" for at in range(5))] and found.indices["Detects 4"] == 8
+    (line,) = found.explain()
+    assert "leave out Plain 0, Plain 1, Plain 3:" in line
+    wide = detector_plot(found, LIGHT)
+    assert wide is not None and {*LIGHT.arms[:3], *LIGHT.arms[4:], *LIGHT.provenance[:3]} <= colours(wide)
+    assert LIGHT.arms[3] not in colours(wide), "an arm without a detector"
+    assert 1500 < Image.open(io.BytesIO(wide)).height < 2000, "curves and five rows of scores, whatever the generators"
+    html = gallery(found)
+    assert [name for name in arms if f"<h3>{name}</h3>" in html] == ["Detects 0", "Detects 1", "Detects 4"]
+    assert "In the queue" in html
+
+
+def test_of_equal_settings_the_one_with_detection_and_most_synthetic_images_is_shown(
+    finished_grid: MakeGrid, leave_analysis: Callable[..., None]
+) -> None:
+    folder = finished_grid(
+        lambda run: 0.9, arms=ARMS, axes={"synthetic_ratio": [0.0, 0.8, 0.5], "seed": [0]}, baseline="FixMatch"
+    )
+    for path in folder.glob("*__seed-0"):
+        leave_analysis(path, detector="rsmatch" in path.name and "ratio-0.0" not in path.name)
+    found = gather(make_table(collect(folder)))
+    assert found is not None and found.setting.axes == {"synthetic_ratio": 0.8}
+    assert list(found.detecting) == ["<RSMatch>"]
 
 
 def test_no_analysis_no_pictures_and_a_damaged_one_is_an_error(table: Table) -> None:

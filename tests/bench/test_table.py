@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from scipy import stats
 
 from usb_rsmatch.bench.collection import collect
+from usb_rsmatch.bench.formats import figures_csv
 from usb_rsmatch.bench.grid import Run
 from usb_rsmatch.bench.sheets import details, explanations, headline, interval, overview, spread
 from usb_rsmatch.bench.table import Table, make_table
@@ -88,19 +91,21 @@ def test_a_missing_arm_leaves_a_gap_and_no_false_rank(finished_grid: MakeGrid) -
     assert table.ranks["RSMatch"] == 1, "the setting without it does not count"
     summary = overview(table)[0]
     assert [entry.text for entry in summary.rows[2]] == ["RSMatch", "89.00 ± 2.65", "–", "1.0"]
-    assert len(details(table)) == 2 and len(details(table)[1].rows) == 2
+    titles = ["num_labels=20", "num_labels=20: detection of synthetic images", "num_labels=40"]
+    assert [sheet.title for sheet in details(table)] == titles and len(details(table)[2].rows) == 2
 
 
 def test_one_arm_and_one_seed_claim_nothing(finished_grid: MakeGrid) -> None:
     table = make_table(collect(finished_grid(lambda run: 0.9, axes={"seed": [0]})))
     (sheet,) = overview(table)
-    assert sheet.columns == ["", "Unlabelled pool", "Accuracy (%)", "Seeds"]
+    assert sheet.columns == ["", "Accuracy (%)", "Seeds"]
     assert [(entry.text, entry.bold) for entry in sheet.rows[0]] == [
         ("fixmatch", False),
-        ("600 real + 600 synthetic (flow)", False),
         ("90.00", False),
         ("1", False),
     ]
+    pool = "unlabelled: 600 real + 600 synthetic (flow)"
+    assert headline(table) == f"digits · 20 labels · {pool} · 1,200 iterations · seed 0 · 1 run"
 
 
 def test_equal_arms_lead_together(finished_grid: MakeGrid) -> None:
@@ -110,12 +115,40 @@ def test_equal_arms_lead_together(finished_grid: MakeGrid) -> None:
 
 
 def test_words_around_the_figures(table: Table) -> None:
-    (sheet,) = overview(table)
+    sheet, detected = overview(table)
     columns = ["", "Unlabelled pool", "Accuracy (%)", "Against FixMatch", "AUROC", "Rank", "Seeds"]
     assert sheet.columns == columns
     assert headline(table) == "digits · 20 labels · 1,200 iterations · 3 seeds · 9 runs"
     assert len(explanations(table)) == 4
     assert sheet.rows[0][3].text.startswith("−1.00 [−") and sheet.rows[1][3].text == "–"
+    assert detected.title == "Detection of synthetic images" and detected.columns == ["", "AUROC", "AP", "FPR95"]
+    figures = ["RSMatch", "0.910 ± 0.010", "0.910 ± 0.010", "0.090 ± 0.010"]
+    assert [(entry.text, entry.bold) for entry in detected.rows[0]] == [(text, False) for text in figures]
+
+
+def test_detection_is_told_generator_by_generator(write_result: Callable[..., Path]) -> None:
+    """Means over seeds for each generator; a generator that one arm's pool lacks is a dash; the least FPR95 is best."""
+
+    def figures(auroc: float) -> dict[str, float]:
+        return {"auroc": auroc, "ap": auroc, "fpr95": 1 - auroc}
+
+    for algorithm, gain in (("openmatch", 0.0), ("iomatch", 0.2)):
+        for seed in (0, 1):
+            parts = {"gan": figures(0.5 + gain + 0.02 * seed)}
+            parts |= {"vae": figures(0.4 + gain)} if algorithm == "iomatch" else {}
+            whole = {**figures(0.45 + gain), "by_generator": parts}
+            write_result(f"{algorithm}{seed}", algorithm=algorithm, seed=seed, detection=whole)
+    path = write_result("none", algorithm="fixmatch", detection=None)
+    table = make_table(collect(path.parent.parent))
+    _, detected = overview(table)
+    assert detected.columns == ["", "AUROC", "AP", "FPR95", "AUROC of gan", "AUROC of vae"]
+    shown = {row[0].text: [(entry.text, entry.bold) for entry in row[1:]] for row in detected.rows}
+    assert list(shown) == ["iomatch", "openmatch"]
+    assert shown["openmatch"][3:] == [("0.510 ± 0.014", False), ("–", False)]
+    assert shown["iomatch"][2:] == [("0.350 ± 0.000", True), ("0.710 ± 0.014", True), ("0.600 ± 0.000", True)]
+    rows = {row["arm"]: row for row in csv.DictReader(io.StringIO(figures_csv(table)))}
+    assert float(rows["iomatch"]["auroc_of_gan_mean"]) == pytest.approx(0.71)
+    assert rows["openmatch"]["auroc_of_vae_mean"] == rows["fixmatch"]["fpr95_mean"] == ""
 
 
 def test_figures_as_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,17 @@ def test_each_grid_of_the_paper_plans_runs_that_resolve_without_a_note(path: Pat
     assert len(runs) == spread * (1 + (len(grid.arms) - 1) * len(grid.axes["synthetic_ratio"]))
     assert {run.config["dataset"] for run in runs} == {path.stem} and path.stem in dataset_names()
     assert [entry["generator"] for entry in grid.base["synthetic"]] == ["glide", "sd14", "sdxl_lightning"]
-    assert "our settings" in path.read_text()
+    text = path.read_text()
+    assert "our settings" in text and "NOT YET RUN HERE" in text and f"--c paper/{path.stem} --dry-run" in text
+    found = re.search(r"Cost: (\d+) runs of ([\d,]+) steps\. At (\d+) steps[^#]*# ([\d,]+) GPU hours", text)
+    assert found is not None
+    told, steps, pace, hours = (int(number.replace(",", "")) for number in found.groups())
+    assert told == len(runs) and {run.config["num_train_iter"] for run in runs} == {steps}
+    assert hours == pytest.approx(told * steps / pace / 3600, abs=1)
+    assert {"openmatch", "iomatch", "scomatch", "uasd", "rsmatch"} < {run.config["algorithm"] for run in runs}
+    authors = {run.config["lambda_socr"] for run in runs if run.arm == "OpenMatch"}
+    aligned = {run.config["dist_align"] for run in runs if run.arm == "IOMatch"}
+    assert (authors, aligned) == (({0.5}, {False}) if path.stem == "cifar10" else ({1.0}, {True}))
     for run in (run for run in runs if run.axes["seed"] == 0):
         config, notes = resolve(run.config)
         assert notes == [] and config.num_labels % config.num_classes == 0, run.label

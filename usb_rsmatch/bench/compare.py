@@ -57,7 +57,12 @@ def compare(
     )
     runs = plan(grid)
     mine = shard(runs, part) if part else runs
-    hashes = {run.name: fingerprint(run.config) for run in runs}
+    hashes = {}
+    for run in runs:
+        try:
+            hashes[run.name] = fingerprint(run.config)
+        except UserError as error:
+            raise UserError(f"{name}, {run.label}: {error}") from None
     if only_show:
         dry_run(mine, hashes, out, jobs, measured)
         return 0

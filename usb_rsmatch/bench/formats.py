@@ -101,7 +101,11 @@ def figures_csv(table: Table) -> str:
     """A row for each arm in each setting, plain numbers, empty where there is none."""
     axes = list(dict.fromkeys(axis for setting in table.settings for axis in setting.axes))
     header = ["arm", *axes, "dataset", "labels", "iterations", "real", "synthetic", "seeds"]
-    for figure in ("accuracy", "best_accuracy_chosen_on_test", "difference", "auroc"):
+    generators = list(dict.fromkeys(name for record in table.records for name in record.result.detection_by_generator))
+    detection: list[tuple[str, str | None]] = [("auroc", None), ("ap", None), ("fpr95", None)]
+    detection += [("auroc", name) for name in generators]
+    names = [f"{figure}_of_{generator}" if generator else figure for figure, generator in detection]
+    for figure in ("accuracy", "best_accuracy_chosen_on_test", "difference", *names):
         header += [f"{figure}_{part}" for part in ("mean", "std", "low", "high")]
     rows: list[list[Any]] = [[*header, "average_rank", "is_best"]]
     for setting, cells in zip(table.settings, table.cells, strict=True):
@@ -115,7 +119,8 @@ def figures_csv(table: Table) -> str:
                 for name in ("dataset", "num_labels", "iterations", "real", "synthetic")
             ]
             row: list[Any] = [arm, *(setting.axes.get(axis) for axis in axes), *facts, cell.accuracy.n]
-            for shown in (cell.accuracy, cell.best_accuracy, cell.difference, cell.auroc):
+            detected = [cell.detection(figure, generator) for figure, generator in detection]
+            for shown in (cell.accuracy, cell.best_accuracy, cell.difference, *detected):
                 row += _parts(shown)
             rows.append([*row, table.ranks.get(arm), int(cell.leads)])
     return _csv(rows)

@@ -54,10 +54,12 @@ def style(insight: Insight) -> str:
 
 
 def gallery(insight: Insight) -> str:
-    """HTML of the gallery; empty where no arm scored its pool."""
+    """HTML of the gallery, of arms with a queue before others; empty where no arm scored its pool."""
     parts = []
-    for arm, runs in list(insight.detecting.items())[:MOST_GALLERIES]:
-        run = runs[0]
+    first = {arm: runs[0] for arm, runs in insight.detecting.items()}
+    queued = sorted(first, key=lambda arm: first[arm].queued is None)[:MOST_GALLERIES]  # those with a queue first
+    for arm in (arm for arm in first if arm in queued):
+        run = first[arm]
         blocks = [
             _block("Highest scores, most synthetic first", run.highest, insight, run),
             _block("Lowest scores, most real first", run.lowest, insight, run),

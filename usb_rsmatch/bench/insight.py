@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usb_rsmatch.bench.analysis import NAME, Analysis, read_analysis
-from usb_rsmatch.bench.table import Setting, Table
+from usb_rsmatch.bench.results import Result
+from usb_rsmatch.bench.table import Cell, Setting, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_SEEDS = 5  # runs an arm that are read; a mean over more looks the same
+MOST_SEEDS = 10  # runs an arm that are read; a mean over more looks the same
 MOST_ARMS = 6  # arms in the pictures; more are colours that nobody tells apart
 
 
@@ -20,10 +22,11 @@ class Insight:
     """The analyses of one setting: {arm: its runs', by seed}, in the table's order; `indices` are the arms' places."""
 
     setting: Setting
+    several: bool  # whether there are other settings
     runs: dict[str, list[Analysis]]
     indices: dict[str, int]
     seeds: dict[str, list[int]]
-    left_out: int  # arms beyond MOST_ARMS
+    left_out: list[str]  # arms beyond MOST_ARMS
 
     @property
     def provenance(self) -> list[str]:
@@ -48,31 +51,54 @@ class Insight:
         return {arm: runs for arm, runs in found.items() if runs}
 
 
-def gather(table: Table) -> Insight | None:
-    """The analyses of the setting in which most arms have one (the first of several); None where no run left one.
+    def explain(self) -> list[str]:
+        """Which setting and which arms the pictures show, where they do not show all."""
+        lines = []
+        if self.several:
+            lines.append(f"Pictures of single runs are of {self.setting.label}.")
+        if self.left_out:
+            lines.append(
+                f"Pictures of single runs leave out {', '.join(self.left_out)}: the baseline comes first, then arms "
+                "with a detector."
+            )
+        return lines
 
+
+def gather(table: Table) -> Insight | None:
+    """The analyses of the setting in which most arms have one; None where no run left one.
+
+    Of several such settings it is the one with most detectors, then with most synthetic images, then the first. Of many
+    arms, the baseline and those with a detector are shown before the others.
     Errors: UserError for a damaged file.
     """
-    counts = [
-        sum(any((record.result.path.parent / NAME).is_file() for record in cell.records) for cell in cells.values())
-        for cells in table.cells
-    ]
-    if not counts or not max(counts):
+    left = [{arm: cell for arm, cell in cells.items() if _left(cell)} for cells in table.cells]
+    at = max(range(len(left)), key=lambda index: _worth(left[index]), default=0)
+    if not left or not left[at]:
         return None
-    at = counts.index(max(counts))
+    cells = left[at]
+    ordered = sorted(cells, key=lambda arm: (arm != table.baseline, cells[arm].auroc is None))
+    shown = [arm for arm in table.arms if arm in ordered[:MOST_ARMS]]
     runs: dict[str, list[Analysis]] = {}
     seeds: dict[str, list[int]] = {}
-    for arm in table.arms:
-        cell = table.cells[at].get(arm)
-        pairs: list[tuple[int, Analysis]] = []
-        for record in cell.records if cell and len(runs) < MOST_ARMS else []:
-            analysis = read_analysis(record.result.path.parent) if len(pairs) < MOST_SEEDS else None
-            if analysis is not None:
-                pairs.append((record.result.seed, analysis))
-        if pairs:
-            runs[arm], seeds[arm] = [analysis for _, analysis in pairs], [seed for seed, _ in pairs]
-    indices = {arm: table.arms.index(arm) for arm in runs}
-    return Insight(table.settings[at], runs, indices, seeds, max(counts) - len(runs))
+    for arm in shown:
+        results = _left(cells[arm])[:MOST_SEEDS]
+        found = [read_analysis(result.path.parent) for result in results]
+        runs[arm] = [analysis for analysis in found if analysis is not None]
+        seeds[arm] = [result.seed for result in results]
+    indices = {arm: table.arms.index(arm) for arm in shown}
+    left_out = [arm for arm in table.arms if arm in cells and arm not in shown]
+    return Insight(table.settings[at], len(table.settings) > 1, runs, indices, seeds, left_out)
+
+
+def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:
+    """What a setting's pictures can show: arms, detectors, synthetic images."""
+    synthetic = max((record.result.synthetic for cell in cells.values() for record in cell.records), default=0)
+    return len(cells), sum(cell.auroc is not None for cell in cells.values()), synthetic
+
+
+def _left(cell: Cell) -> list[Result]:
+    """The results of a cell beside which an analysis lies, in order of seeds."""
+    return [record.result for record in cell.records if (record.result.path.parent / NAME).is_file()]
 
 
 def real_and_made(run: Analysis, generator: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from html import escape
 
 from usb_rsmatch.bench.gallery import data_uri, gallery
 from usb_rsmatch.bench.gallery import style as gallery_style
-from usb_rsmatch.bench.insight import Insight
+from usb_rsmatch.bench.insight import MOST_SEEDS, Insight
 from usb_rsmatch.bench.sheets import Sheet, details, explanations, headline, overview
 from usb_rsmatch.bench.table import Table
 
@@ -16,15 +16,16 @@ CAPTIONS = {
         "Test accuracy",
         "Dots are seeds, diamonds means, bars and bands their 95 % intervals; dashed: a pool of its own.",
     ),
-    "curves": ("While training", "Thick lines are means over seeds, thin lines the seeds."),
+    "curves": ("While training", "Thick lines are means over seeds; thin lines, with few arms, the seeds."),
     "detector": (
         "Detection of synthetic images",
-        "Left, the ROC curve of each detector against one generator, the mean over seeds; the figures are AUROCs. "
-        "Right, how each detector scores real images and that generator's, first seed.",
+        "Curves: the ROC of each detector against one generator, the mean over seeds. Steps: how each detector scores "
+        "real images and that generator's, first seed.",
     ),
     "confusion": (
         "Confusion matrices",
-        "Percent of the test images of a true class (row) that are predicted as each class (column), over all seeds. "
+        "Percent of the test images of a true class (row) that are predicted as each class (column), over the seeds "
+        f"(the first {MOST_SEEDS} of more). "
         "The colour grows with the square root, so that small confusions show.",
     ),
     "features": (
@@ -64,6 +65,7 @@ th.n, td.n { text-align: right; }
 td.n { white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 td:first-child { font-weight: 550; min-width: 7rem; overflow-wrap: anywhere; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground); }
 td.best { color: var(--best); font-weight: 650; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -76,6 +78,11 @@ details table { font-size: .78rem; margin-top: 1rem; }
 details td { white-space: nowrap; }
 details td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 20rem; }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (max-width: 40rem) {
+  main { padding: 2rem 1rem 3rem; }
+  picture { display: block; overflow-x: auto; }
+  figure > picture > img { max-width: none; width: 46rem; }
+}
 @media print { main { padding: 0; } }
 """
 
@@ -88,7 +95,8 @@ def page(
     `insight` is what single runs left for pictures; its gallery is on the page alone.
     """
     tiles = gallery(insight) if insight else ""
-    notes = "".join(f"<li>{escape(line)}</li>" for line in explanations(table))
+    lines = explanations(table) + (insight.explain() if insight else [])
+    notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     parts = [
         f"<h1>{escape(table.name)}</h1>",
         f'<p class="soft">{escape(headline(table))}</p>',

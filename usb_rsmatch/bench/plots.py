@@ -13,6 +13,7 @@ from usb_rsmatch.bench.table import Cell, Setting, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_WITH_SEEDS = 6  # arms whose single seeds are drawn as curves; those of more are a thicket
 POOL_AXES = ("synthetic_ratio", "synthetic_count", "real_count")
 
 
@@ -27,9 +28,10 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
     measures = (("eval/top-1-acc", "Test accuracy (%)", 100.0), ("detection/auroc", "Detector's AUROC", 1.0))
     shown = []
     for key, name, scale in measures:
-        curves = [_curves(cells, key) for cells in table.cells[:MOST_PANELS]]
-        if any(curves):
-            shown.append((name, scale, list(zip(table.settings, curves, strict=False))))
+        pairs = zip(table.settings[:MOST_PANELS], table.cells[:MOST_PANELS], strict=True)
+        panels = [(setting, curves) for setting, cells in pairs if (curves := _curves(cells, key))]
+        if panels:
+            shown.append((name, scale, panels))
     if not shown:
         return []
     return [
@@ -38,7 +40,7 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
                 [_curve_panel(table, *panel, name, scale, theme) for panel in panels]
                 for name, scale, panels in shown
             ],
-            2.7,
+            3.4 if len(table.settings) == 1 else 2.7,
             theme,
         )
         for theme in themes
@@ -60,7 +62,7 @@ def _curve_panel(
     def draw(axes: Axes) -> None:
         for index, arm in enumerate(table.arms):
             colour, lines = theme.arms[index % len(theme.arms)], curves.get(arm, [])
-            for line in lines if len(lines) > 1 else []:
+            for line in lines if len(lines) > 1 and len(table.arms) <= MOST_WITH_SEEDS else []:
                 axes.plot(
                     list(line), [scale * value for value in line.values()], color=colour, lw=0.7, alpha=0.35
                 )

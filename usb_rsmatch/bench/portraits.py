@@ -20,19 +20,27 @@ PERPLEXITY = 30.0
 
 
 def detector_plot(insight: Insight, theme: Theme) -> bytes | None:
-    """A PNG, a row a generator: ROC of every arm with a detector, and each one's scores of real and made images."""
-    arms = list(insight.detecting)
-    rows: list[list[Draw | None]] = []
-    for generator in insight.generators[:MOST_GENERATORS]:
-        panels = [_histogram_panel(insight, arm, generator, theme) for arm in arms]
-        first: Draw | None = _roc_panel(insight, generator, theme)
-        for at in range(0, len(panels), COLUMNS):
-            part = panels[at : at + COLUMNS]
-            rows.append([first, *part, *[None] * (min(len(panels), COLUMNS) - len(part))])
-            first = None
-    if not rows:
+    """A PNG of every detector against each generator: ROC curves, and its scores of real and made images.
+
+    With few detectors a row is a generator; with more a column is one, its ROC above and a detector's scores a row.
+    """
+    arms, generators = list(insight.detecting), insight.generators[:MOST_GENERATORS]
+    if not arms or not generators:
         return None
-    return draw_rows(rows, [2.5] * len(rows), theme, widths=[1.0, *[1.25] * (len(rows[0]) - 1)])
+    if len(arms) <= COLUMNS:
+        beside = [
+            [_roc_panel(insight, name, theme), *(_histogram_panel(insight, arm, name, theme) for arm in arms)]
+            for name in generators
+        ]
+        return draw_rows(beside, [2.5] * len(beside), theme, widths=[1.0, *[1.25] * len(arms)])
+    rows: list[list[Draw | None]] = []
+    heights: list[float] = []
+    for at in range(0, len(generators), COLUMNS):
+        part = generators[at : at + COLUMNS]
+        rows.append(_padded([_roc_panel(insight, name, theme) for name in part], COLUMNS))
+        rows += [_padded([_histogram_panel(insight, arm, name, theme) for name in part], COLUMNS) for arm in arms]
+        heights += [3.0, *[1.7] * len(arms)]
+    return draw_rows(rows, heights, theme)
 
 
 def _roc_panel(insight: Insight, generator: str, theme: Theme) -> Draw:
@@ -50,10 +58,13 @@ def _roc_panel(insight: Insight, generator: str, theme: Theme) -> Draw:
             colour = colour_of(index, theme.arms)
             rates, mean = np.linspace(0, 1, 201), np.mean([curve for curve, _ in curves], axis=0)
             axes.plot(rates, mean, style_of(index), color=colour, label=label(arm))
+            if len(insight.detecting) > COLUMNS:  # more figures would lie on the curves
+                continue
             auroc = float(np.mean([area for _, area in curves]))
             axes.text(0.98, 0.05 + 0.1 * drawn, f"{auroc:.3f}", color=colour, ha="right", fontsize=9, fontweight="bold")
             drawn += 1
-        axes.text(0.98, 0.05 + 0.1 * drawn, "AUROC", color=theme.soft, ha="right", fontsize=8)
+        if drawn:
+            axes.text(0.98, 0.05 + 0.1 * drawn, "AUROC", color=theme.soft, ha="right", fontsize=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set(title=label(generator, 26), xlabel="Real called synthetic", ylabel="Synthetic found")
         axes.set_box_aspect(1)
@@ -88,9 +99,14 @@ def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -
                 share = 100 * counts / len(values)
                 axes.stairs(share, edges, fill=True, color=colour, alpha=0.28, lw=0)
                 axes.stairs(share, edges, color=colour, lw=1.4, label=label(name, 26))
-        if generator == insight.generators[0]:
-            axes.set_title(label(arm, 26))
-        axes.set(xlabel="Score", ylabel="Images (%)" if arm == next(iter(insight.detecting)) else "")
+        if len(insight.detecting) > COLUMNS:  # a row is a detector
+            first, last = insight.generators.index(generator) % COLUMNS == 0, arm == list(insight.detecting)[-1]
+            axes.set(xlabel="Score" if last else "", ylabel=f"{label(arm, 22)}\nImages (%)" if first else "")
+        else:
+            first = arm == next(iter(insight.detecting))
+            axes.set(xlabel="Score", ylabel="Images (%)" if first else "")
+            if generator == insight.generators[0]:
+                axes.set_title(label(arm, 26))
         axes.set_ylim(bottom=0)
         axes.locator_params(nbins=4)
 

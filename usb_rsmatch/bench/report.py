@@ -41,7 +41,7 @@ def report(
     insight = gather(table)
     plots = _plots(table, insight)
     texts = {
-        "report.md": markdown_report(table, list(plots)),
+        "report.md": markdown_report(table, list(plots), insight),
         "index.html": page(table, plots, runs_sheet(table), software(table), insight),
         "results.csv": formats.figures_csv(table),
         "usb.csv": formats.usb_csv(table),
@@ -71,14 +71,15 @@ def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
     return {name: images for name, images in plots.items() if images}
 
 
-def markdown_report(table: Table, plots: list[str]) -> str:
+def markdown_report(table: Table, plots: list[str], insight: Insight | None = None) -> str:
     """The report as Markdown; the plots lie beside it."""
     escape = formats.escape_markdown
     parts = [f"# {escape(table.name)}", escape(headline(table))]
     for sheet in sheets(table):
         parts += [f"## {escape(sheet.title)}"] if sheet.title else []
         parts.append(formats.markdown(sheet))
-    parts.append("\n".join(f"- {escape(line)}" for line in explanations(table)))
+    lines = explanations(table) + (insight.explain() if insight else [])
+    parts.append("\n".join(f"- {escape(line)}" for line in lines))
     parts += [f"![{PLOTS[name]}]({name}.png)" for name in plots]
     parts += ["## Every run", formats.markdown(runs_sheet(table))]
     parts.append(f"{escape(BEST_NOTE)} Made with {escape(software(table))}.")

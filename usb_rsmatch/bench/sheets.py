@@ -44,7 +44,7 @@ def sheets(table: Table) -> list[Sheet]:
 def overview(table: Table) -> list[Sheet]:
     """The one setting in full, or accuracy by arm and setting in as many sheets as fit a page's width."""
     if len(table.settings) == 1:
-        return [_detail(table, table.settings[0].label, table.cells[0])]
+        return _details(table, table.settings[0].label, table.cells[0])
     count = len(table.settings)
     width = math.ceil(count / math.ceil(count / WIDEST_SUMMARY))  # of equal sheets: 6 settings are 3 and 3
     return [_summary(table, start, start + width) for start in range(0, count, width)]
@@ -52,8 +52,10 @@ def overview(table: Table) -> list[Sheet]:
 
 def details(table: Table) -> list[Sheet]:
     """Each of several settings in full."""
+    if len(table.settings) == 1:
+        return []
     pairs = zip(table.settings, table.cells, strict=True)
-    return [_detail(table, setting.label, cells) for setting, cells in pairs if len(table.settings) > 1]
+    return [sheet for setting, cells in pairs for sheet in _details(table, setting.label, cells)]
 
 
 def _summary(table: Table, start: int, stop: int) -> Sheet:
@@ -66,8 +68,14 @@ def _summary(table: Table, start: int, stop: int) -> Sheet:
     return Sheet("Accuracy (%)", ["", *labels, "Rank"], rows)
 
 
+def _details(table: Table, title: str, cells: dict[str, Cell]) -> list[Sheet]:
+    detection = _detection(table, title, cells)
+    return [_detail(table, title, cells), *([detection] if detection else [])]
+
+
 def _detail(table: Table, title: str, cells: dict[str, Cell]) -> Sheet:
-    columns = ["", "Unlabelled pool", "Accuracy (%)"]
+    pooled = table.pool is None  # one pool of all stands in the headline
+    columns = ["", *(["Unlabelled pool"] if pooled else []), "Accuracy (%)"]
     if table.baseline is not None:
         columns.append(f"Against {table.baseline}")
     if table.detects:
@@ -79,14 +87,35 @@ def _detail(table: Table, title: str, cells: dict[str, Cell]) -> Sheet:
         cell = cells.get(arm)
         if cell is None:
             continue
-        row = [Text(arm), Text(cell.pool), Text(spread(cell.accuracy), cell.leads)]
+        row = [Text(arm), *([Text(cell.pool)] if pooled else []), Text(spread(cell.accuracy), cell.leads)]
         if table.baseline is not None:
             row.append(Text(interval(cell.difference)))
         if table.detects:
             row.append(Text(spread(cell.auroc, 3) if cell.auroc else NONE))
         row += [_rank(table, arm)] if ranked else []
         rows.append([*row, Text(str(cell.accuracy.n))])
-    return Sheet(title, columns, rows, words=2)
+    return Sheet(title, columns, rows, words=1 + pooled)
+
+
+def _detection(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None:
+    """How well each detector ranks the pool, as a whole and generator by generator; None without a detector."""
+    arms = [arm for arm in table.arms if arm in cells and cells[arm].auroc]
+    if not arms:
+        return None
+    results = [record.result for arm in arms for record in cells[arm].records]
+    generators = list(dict.fromkeys(name for result in results for name in result.detection_by_generator))
+    asked: list[tuple[str, str | None]] = [("auroc", None), ("ap", None), ("fpr95", None)]
+    asked += [("auroc", name) for name in generators if len(generators) > 1]
+    columns = ["", "AUROC", "AP", "FPR95", *(f"AUROC of {name}" for _, name in asked if name)]
+    rows = [[Text(arm)] for arm in arms]
+    for figure, generator in asked:
+        found = [cells[arm].detection(figure, generator) for arm in arms]
+        means = [round(value.mean, 3) for value in found if value]
+        best = (min if figure == "fpr95" else max)(means, default=None)
+        for row, value in zip(rows, found, strict=True):
+            leads = value is not None and len(arms) > 1 and round(value.mean, 3) == best
+            row.append(Text(spread(value, 3) if value else NONE, leads))
+    return Sheet(f"{title}: detection of synthetic images" if title else "Detection of synthetic images", columns, rows)
 
 
 def explanations(table: Table) -> list[str]:
@@ -98,7 +127,11 @@ def explanations(table: Table) -> list[str]:
             "with its 95 % t interval."
         )
     if table.detects:
-        lines.append("AUROC: the detector's score against true provenance, which training never sees.")
+        lines.append(
+            "AUROC, AP, FPR95: the detector's score (an open-set method's outlier score) against true provenance, "
+            "which training never sees; by chance AUROC is 0.5. FPR95: share of the real images that are called "
+            "synthetic where 95 % of the synthetic ones are found."
+        )
     if table.ranks:
         lines.append(
             "Rank: 1 is the most accurate; averaged over each seed of each setting that all arms have."
@@ -115,9 +148,10 @@ def headline(table: Table) -> str:
     parts = [
         ", ".join(sorted({result.dataset for result in results})),
         f"{_values({result.num_labels for result in results})} labels",
+        *([f"unlabelled: {table.pool}"] if table.pool else []),
         f"{_values({result.iterations for result in results})} iterations",
         f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds",
-        f"{len(results)} runs",
+        f"{len(results)} run{'s' * (len(results) > 1)}",
     ]
     return " · ".join(parts)
 

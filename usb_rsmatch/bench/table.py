@@ -31,9 +31,13 @@ class Cell:
     records: list[Record]
     accuracy: Estimate
     best_accuracy: Estimate  # chosen on the test set
-    auroc: Estimate | None
     difference: Estimate | None  # to the baseline; None for the baseline and where no seed is shared
     leads: bool  # no arm of the setting shows a higher mean
+
+    @property
+    def auroc(self) -> Estimate | None:
+        """Area under the detector's ROC curve on the whole pool."""
+        return self.detection("auroc")
 
     @property
     def pool(self) -> str:
@@ -44,6 +48,16 @@ class Cell:
     def by_seed(self) -> dict[int, float]:
         """{seed: accuracy in percent}."""
         return by_seed(self.records)
+
+    def detection(self, figure: str, generator: str | None = None) -> Estimate | None:
+        """`auroc`, `ap` or `fpr95`, 0 to 1, of all synthetic images or of one generator's; None where none has it."""
+        results = [record.result for record in self.records]
+        parts = [
+            result.detection if generator is None else result.detection_by_generator.get(generator)
+            for result in results
+        ]
+        values = [value for part in parts if part and (value := part[figure]) is not None]
+        return estimate(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,12 @@ class Table:
     def detects(self) -> bool:
         """Whether any arm has a detector."""
         return any(cell.auroc for cells in self.cells for cell in cells.values())
+
+    @property
+    def pool(self) -> str | None:
+        """The unlabelled pool in words where every run has the same."""
+        pools = {record.result.describe_pool() for record in self.records}
+        return pools.pop() if len(pools) == 1 else None
 
 
 def by_seed(records: Sequence[Record]) -> dict[int, float]:
@@ -133,13 +153,11 @@ def _cells(
     cells = {}
     for arm, values in accuracies.items():
         held = found[arm]
-        aurocs = [record.result.auroc for record in held if record.result.auroc is not None]
         accuracy = estimate(list(values.values()))
         cells[arm] = Cell(
             records=sorted(held, key=lambda record: record.result.seed),
             accuracy=accuracy,
             best_accuracy=estimate([100 * record.result.best for record in held]),
-            auroc=estimate(aurocs) if aurocs else None,
             difference=None if arm == baseline else paired_difference(values, reference),
             leads=len(accuracies) > 1 and round(accuracy.mean, 2) == round(highest, 2),
         )
