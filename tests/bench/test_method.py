@@ -85,6 +85,16 @@ def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: P
     assert content["clean_pool_gap"]["mean"] == pytest.approx(5.0)
 
 
+def test_gains_over_the_base_rules_are_averaged_by_seed(compared: Callable[..., Path], tmp_path: Path) -> None:
+    runs: dict[tuple[str, None], tuple[float, ...]] = {}
+    for number, rule in enumerate(method.BASE_RULES):
+        runs |= {(rule, None): (0.8, 0.7), (f"RSMatch on {rule}", None): (0.8 + number / 100, 0.72 + number / 100)}
+    figure = summary(tmp_path, compared("benchmark", runs))["gain_over_base_rule"]
+    expected = ttest_1samp([1.5, 3.5], 0).confidence_interval(0.95)
+    assert (figure["mean"], figure["n"]) == (pytest.approx(2.5), 2)
+    assert (figure["low"], figure["high"]) == pytest.approx((expected.low, expected.high))
+
+
 def test_efficiency_and_control(compared: Callable[..., Path], tmp_path: Path) -> None:
     runs = {("mined", "flow"): (0.9, 0.8), ("supervised", "flow"): (1.0, 0.9), ("mined", "gan"): (0.95, 0.7)}
     detection = compared("detection", {**runs, ("supervised", "gan"): (0.95, 0.9)}, "synthetic", auroc=True)
@@ -136,7 +146,7 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
         "detection": {"mined", "supervised", "mined, as they are"},
         "control": {method.MINED, "RSMatch, coarser at last"},
         "fashion": {method.POOL},
-        "benchmark": {"FixMatch"},
+        "benchmark": {rule for name in method.BASE_RULES for rule in (name, f"RSMatch on {name}")},
     }
     assert read[name] <= arms
     if name == "contamination":

@@ -27,7 +27,15 @@ KEPT = "results/method"
 REAL, MORE, POOL = "FixMatch, real part only", "FixMatch, as many further real images", "FixMatch, whole pool"
 MINED, ORACLE = "RSMatch", "RSMatch, oracle"
 ORACLE_WAY = "main and dummy head, normalised apart"  # what RSMatch's defaults do, in method/ways
-POINTS = ("ceiling_real", "oracle_gain", "gain_over_best_baseline", "gap_to_oracle", "clean_pool_gap")
+BASE_RULES = ("FixMatch", "FlexMatch", "FreeMatch", "SoftMatch")  # each with its `RSMatch on ...`, in method/benchmark
+POINTS = (
+    "ceiling_real",
+    "oracle_gain",
+    "gain_over_best_baseline",
+    "gain_over_base_rule",
+    "gap_to_oracle",
+    "clean_pool_gap",
+)
 HEADLINE = 0.5  # share of synthetic images
 # Which arm a grid's others are compared with, and the axis along which it is.
 BASELINES = {
@@ -113,6 +121,8 @@ def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
             found["gain_over_best_baseline"] = paired_difference(mined, better(real, pool))
         found["gap_to_oracle"] = paired_difference(oracle, mined)
         found["clean_pool_gap"] = paired_difference(curve.accuracy(MINED, synthetic_ratio=0.0), real)
+    if benchmark := grids.get("benchmark"):
+        found["gain_over_base_rule"] = over_seeds([gains(benchmark, rule) for rule in BASE_RULES])
     if detection := grids.get("detection"):
         by_pool = efficiencies(detection)
         found["mining_efficiency_mean"] = over_seeds(list(by_pool.values()))
@@ -124,6 +134,12 @@ def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
         for name, arm in (("control_auroc", MINED), ("control_auroc_coarser", "RSMatch, coarser at last")):
             found[name] = estimate(list(scores.values())) if (scores := control.auroc(arm)) else None
     return {name: made for name, value in found.items() if (made := figure(value))}
+
+
+def gains(benchmark: Runs, rule: str) -> dict[int, float]:
+    """{seed: accuracy of RSMatch on a base rule less that of the rule}."""
+    mine, theirs = benchmark.accuracy(f"RSMatch on {rule}"), benchmark.accuracy(rule)
+    return {seed: mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()}
 
 
 def efficiencies(detection: Runs) -> dict[str, dict[int, float]]:
@@ -291,6 +307,7 @@ FIGURES = {
     "ceiling_real": "further real images in place of the synthetic ones, over the pool",
     "oracle_gain": "RSMatch with an oracle over the better of pool and real part",
     "gain_over_best_baseline": "RSMatch at 50 % synthetic over the better baseline",
+    "gain_over_base_rule": "RSMatch over its base rule in the benchmark, mean of four rules",
     "gap_to_oracle": "oracle over RSMatch at 50 % synthetic",
     "clean_pool_gap": "RSMatch over FixMatch where nothing is synthetic",
     "mining_efficiency_mean": "mining efficiency, mean over pools and seeds",
