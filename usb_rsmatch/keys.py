@@ -58,7 +58,7 @@ def convert(key: Key, value: Any, where: str) -> Any:
         if str(value).lower() in words:
             return words[str(value).lower()]
         chosen = value if isinstance(value, list) else str(value).replace(" ", "").split(",")
-        if key.parts and chosen and set(chosen) <= set(key.parts):
+        if key.parts and chosen and all(part in key.parts for part in chosen):
             return ",".join(part for part in key.parts if part in chosen)
         raise refuse("true, false" + "".join(f", {part}" for part in key.parts) if key.parts else "true or false")
     if key.kind in ("int", "float"):

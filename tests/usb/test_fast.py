@@ -113,7 +113,7 @@ def test_switches_come_in_a_list_or_between_commas(tiny: dict[str, Any]) -> None
     for given in (["fused", "channels_last"], "fused,channels_last", "channels_last, fused"):
         assert resolve({**tiny, "rs_fast": given})[0].rs_fast == "channels_last,fused"
     assert laid_over(build(tiny, algorithm="flexmatch", rs_fast=["fused", "counts"])) == {"fused", "counts"}
-    for wrong in ("turbo", ["fused", "turbo"], [], ""):
+    for wrong in ("turbo", ["fused", "turbo"], [], "", ["fused", {"bf16": True}]):
         with pytest.raises(UserError, match=r"rs_fast takes true, false, bf16, .*, not"):
             resolve({**tiny, "rs_fast": wrong})
 
