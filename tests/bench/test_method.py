@@ -21,7 +21,7 @@ def detection(auroc: float) -> dict[str, Any]:
     return {**figures, "by_generator": {"flow": figures}}
 
 
-GRIDS = ("ways", "variants", "cutoff", "contamination", "detection", "control", "fashion", "benchmark")
+GRIDS = ("ways", "variants", "cutoff", "contamination", "detection", "control", "harm", "fashion", "benchmark")
 Runs = Mapping[tuple[str, str | float | None], tuple[float, ...]]
 
 
@@ -69,6 +69,14 @@ def test_differences_are_paired_and_against_the_better_baseline(
     assert content["seeds"] == [0, 1, 2] and "gain_over_best_baseline" not in content
     printed = capsys.readouterr().out
     assert "main and dummy head, normalised apart | 89.0 ± 1.0 |" in printed
+
+
+def test_the_same_where_the_pool_does_harm(compared: Callable[..., Path], tmp_path: Path) -> None:
+    runs = {method.REAL: (0.8, 0.9), method.POOL: (0.7, 0.8), method.MORE: (0.9, 0.9), method.MINED: (0.81, 0.92)}
+    runs |= {method.ORACLE: (0.83, 0.95)}
+    content = summary(tmp_path, compared("harm", {(arm, None): values for arm, values in runs.items()}))
+    means = {name: content[name]["mean"] for name in ("harm_ceiling_real", "harm_gain", "harm_oracle_gain")}
+    assert means == pytest.approx({"harm_ceiling_real": 15.0, "harm_gain": 1.5, "harm_oracle_gain": 4.0})
 
 
 def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: Path) -> None:
@@ -145,6 +153,7 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
         "contamination": {method.POOL, method.MINED, method.ORACLE},
         "detection": {"mined", "supervised", "mined, as they are"},
         "control": {method.MINED, "RSMatch, coarser at last"},
+        "harm": {method.REAL, method.MORE, method.POOL, method.MINED, method.ORACLE},
         "fashion": {method.POOL},
         "benchmark": {rule for name in method.BASE_RULES for rule in (name, f"RSMatch on {name}")},
     }

@@ -35,6 +35,9 @@ POINTS = (
     "gain_over_base_rule",
     "gap_to_oracle",
     "clean_pool_gap",
+    "harm_ceiling_real",
+    "harm_oracle_gain",
+    "harm_gain",
 )
 HEADLINE = 0.5  # share of synthetic images
 # Which arm a grid's others are compared with, and the axis along which it is.
@@ -43,6 +46,7 @@ BASELINES = {
     "variants": (ORACLE, None),
     "cutoff": (POOL, None),
     "contamination": (POOL, "synthetic_ratio"),
+    "harm": (POOL, None),
     "fashion": (POOL, None),
     "benchmark": ("FixMatch", None),
 }
@@ -86,6 +90,12 @@ def better(*arms: BySeed) -> BySeed:
     return max(arms, key=lambda values: estimate(list(values.values())).mean)
 
 
+def over_better_baseline(runs: Runs, arm: str) -> Estimate | None:
+    """An arm's accuracy less that of FixMatch on the real part or on the pool, whichever has the higher mean."""
+    real, pool = runs.accuracy(REAL), runs.accuracy(POOL)
+    return paired_difference(runs.accuracy(arm), better(real, pool)) if real and pool else None
+
+
 def over_seeds(places: Sequence[BySeed]) -> Estimate | None:
     """The mean over places of a grid with its interval over the seeds that all of them have.
 
@@ -110,10 +120,12 @@ def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
     """
     found: dict[str, Estimate | None] = {}
     if ways := grids.get("ways"):
-        real, pool = ways.accuracy(REAL), ways.accuracy(POOL)
-        found["ceiling_real"] = paired_difference(ways.accuracy(MORE), pool)
-        if real and pool:
-            found["oracle_gain"] = paired_difference(ways.accuracy(ORACLE_WAY), better(real, pool))
+        found["ceiling_real"] = paired_difference(ways.accuracy(MORE), ways.accuracy(POOL))
+        found["oracle_gain"] = over_better_baseline(ways, ORACLE_WAY)
+    if harm := grids.get("harm"):
+        found["harm_ceiling_real"] = paired_difference(harm.accuracy(MORE), harm.accuracy(POOL))
+        found["harm_oracle_gain"] = over_better_baseline(harm, ORACLE)
+        found["harm_gain"] = over_better_baseline(harm, MINED)
     if curve := grids.get("contamination"):
         real, pool = curve.accuracy(POOL, synthetic_ratio=0.0), curve.accuracy(POOL, synthetic_ratio=HEADLINE)
         mined, oracle = (curve.accuracy(arm, synthetic_ratio=HEADLINE) for arm in (MINED, ORACLE))
@@ -300,6 +312,7 @@ TITLES = {
     "cutoff": "All with a cut-off of 0.8 in place of 0.95 (`method/cutoff`)",
     "contamination": "With what it mined itself, over the share of synthetic images (`method/contamination`)",
     "detection": "Detection without labels, small values cleared unless said otherwise (`method/detection`)",
+    "harm": "A pool that does harm: the flow's images after one step (`method/harm`)",
     "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
     "benchmark": "USB's, robust and RSMatch on four base rules (`method/benchmark`)",
 }
@@ -310,6 +323,9 @@ FIGURES = {
     "gain_over_base_rule": "RSMatch over its base rule in the benchmark, mean of four rules",
     "gap_to_oracle": "oracle over RSMatch at 50 % synthetic",
     "clean_pool_gap": "RSMatch over FixMatch where nothing is synthetic",
+    "harm_ceiling_real": "`ceiling_real` where the synthetic images do harm",
+    "harm_oracle_gain": "`oracle_gain` there",
+    "harm_gain": "RSMatch, with what it mined, over the better baseline there",
     "mining_efficiency_mean": "mining efficiency, mean over pools and seeds",
     "mining_efficiency_min": "the least of them",
     "auroc_mean": "AUROC, images as they are",
