@@ -202,8 +202,12 @@ class RSMatch(HeadsOnBackbone):
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
-            return result if self.teaches_main else result * (1.0 - self.synthetic.to(result.dtype))
+            return self.for_main(result)
         return result
+
+    def for_main(self, mask: Tensor) -> Tensor:
+        """m t float [uB], what is left of m for the main head."""
+        return mask if self.teaches_main else mask * (1.0 - self.synthetic.to(mask.dtype))
 
     @staticmethod
     def get_argument() -> list[Any]:

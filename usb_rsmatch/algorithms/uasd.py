@@ -8,8 +8,8 @@
 As in the authors' code: every visit of an image counts in its average, and w is 0 for a fifth of training, with the
 end of its ramp at two fifths. The paper's equation numbers are not at hand. Ours: without a validation set
 (`validation_count: 0`) the labelled images' averages give tau; with one, some of its images are visited at each step, a
-tenth of the labelled batch as theirs are of the whole. Their unlabelled loss covers the labelled images of the batch too,
-ours the pool's alone.
+tenth of the labelled batch as theirs are of the whole. Their unlabelled loss covers the labelled images of the batch
+too, ours the pool's alone.
 """
 
 from __future__ import annotations
