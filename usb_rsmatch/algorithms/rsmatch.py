@@ -213,8 +213,9 @@ class RSMatch(HeadsOnBackbone):
     def get_argument() -> list[Any]:
         """RSMatch's own arguments; those of the base rule are added when it is known."""
         kinds = {"int": int, "float": float, "bool": str2bool}
-        own = [key for name, key in KEYS.items() if name.startswith("rs_")]
-        return [SSL_Argument(f"--{key.name}", kinds.get(key.kind, str), key.default, key.help) for key in own]
+        own = [(key, str if key.word or key.parts else kinds.get(key.kind, str)) for key in KEYS.values()]
+        own = [(key, kind) for key, kind in own if key.name.startswith("rs_")]
+        return [SSL_Argument(f"--{key.name}", kind, key.default, key.help) for key, kind in own]
 
 
 def register() -> None:
