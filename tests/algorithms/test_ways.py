@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
@@ -18,9 +19,9 @@ FURTHER_LOSS = ("rsmatch_dummy_on_labeled", "rsmatch_own_pseudo_labels", "rsmatc
 CUTOFF, LOW = 0.18, 0.165  # untrained networks are hardly surer than chance
 
 
-def build_way(tiny: dict[str, Any], name: str) -> Any:
+def build_way(tiny: dict[str, Any], name: str, **changes: Any) -> Any:
     config = {**tiny, "plugins": ["usb_rsmatch.algorithms.ways"], "algorithm": name, "p_cutoff": CUTOFF}
-    args, _ = resolve({**config, "rs_detector": "oracle", "rs_warmup": 0.0, "rs_norm": "shared"})
+    args, _ = resolve({**config, "rs_detector": "oracle", "rs_warmup": 0.0, "rs_norm": "shared", **changes})
     args.device = "cpu"
     return build(args)
 
@@ -46,13 +47,14 @@ def test_every_way_is_tested(ways: Any) -> None:
     assert tuple(ways.WAYS) == OTHER_MASK + FURTHER_LOSS
 
 
+@pytest.mark.parametrize("norm", ["shared", "split"])
 @pytest.mark.parametrize("name", OTHER_MASK + FURTHER_LOSS)
 def test_step_equals_the_equations(
-    name: str, ways: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, norm: str, ways: Any, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ways, "LOWER_CUTOFF", LOW)
     monkeypatch.setattr(ways, "OWN_FROM", LOW)
-    way, reference = build_way(tiny, name), build_way(tiny, name)
+    way, reference = (build_way(tiny, name, rs_norm=norm) for _ in range(2))
     reference.model.load_state_dict(way.model.state_dict())
     with cuda_calls_stay_on_cpu():
         way.model.train()
@@ -62,8 +64,10 @@ def test_step_equals_the_equations(
         out_dict, log_dict = way.train_step(**way.process_batch(**batch))
 
     network, n, u = reference.model.train(), len(batch["x_lb"]), len(batch["x_ulb_w"])
-    output = network(torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]))
-    (h_lb, h_w, h_s), s = output["logits"].split([n, u, u]), batch["is_synthetic"].float()
+    x, s = [batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]], batch["is_synthetic"].float()
+    with network.synthetic_apart(*x, s) if norm == "split" else contextlib.nullcontext():
+        output = network(torch.cat(x))
+    h_lb, h_w, h_s = output["logits"].split([n, u, u])
     g_lb, g_w, g_s = network.dummy_head(output["feat"]).split([n, u, u])
     confidence, q = h_w.softmax(1).max(1)
     plain = (confidence >= CUTOFF).float()
@@ -89,3 +93,39 @@ def test_pretraining_ends(ways: Any, tiny: dict[str, Any]) -> None:
     m, s = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 1.0])
     way.it = int(ways.PRETRAINING * way.args.num_train_iter) + 1
     assert torch.equal(way.masked(m, m, s), m)
+
+
+def test_confidence_is_a_probability_where_a_base_rule_passes_logits(ways: Any, tiny: dict[str, Any]) -> None:
+    """FreeMatch and Dash do; a logit of 2 is no confidence of 0.8."""
+    way = build_way(tiny, "rsmatch_lower_cutoff")
+    logits = torch.zeros(3, 10)
+    logits[:, 0] = torch.tensor([2.0, 4.0, 4.0])  # the largest probabilities are 0.45, 0.86 and 0.86
+    way.synthetic, way.p_cutoff = torch.tensor([1.0, 1.0, 0.0]), 0.95
+    expected = torch.tensor([0.0, 1.0, 0.0])
+    assert torch.equal(way.call_hook("masking", "MaskingHook", logits_x_ulb=logits), expected)
+    probabilities = {"logits_x_ulb": logits.softmax(1), "softmax_x_ulb": False}
+    assert torch.equal(way.call_hook("masking", "MaskingHook", **probabilities), expected)
+
+
+def test_what_is_kept_from_the_main_head_stays_from_it(ways: Any, tiny: dict[str, Any]) -> None:
+    """With `rs_synthetic_to: dummy` a way changes m, not t."""
+    way = build_way(tiny, "rsmatch_lower_cutoff", rs_synthetic_to="dummy")
+    logits = torch.zeros(3, 10)
+    logits[:, 0] = torch.tensor([4.0, 9.0, 9.0])
+    way.synthetic, way.p_cutoff = torch.tensor([1.0, 1.0, 0.0]), 0.95
+    main = way.call_hook("masking", "MaskingHook", logits_x_ulb=logits)
+    assert torch.equal(main, torch.tensor([0.0, 0.0, 1.0])) and torch.equal(way.mask, torch.ones(3))
+
+
+@pytest.mark.parametrize("name", FURTHER_LOSS)
+def test_features_of_half_precision_are_taken(name: str, ways: Any, tiny: dict[str, Any]) -> None:
+    """As `amp` gives them on a GPU."""
+    way = build_way(tiny, name)
+    way.amp_cm = lambda: torch.autocast("cpu", torch.bfloat16)
+    with cuda_calls_stay_on_cpu():
+        way.model.train()
+        way.epoch = 0
+        way.call_hook("before_run")
+        batch = {**next(iter(way.loader_dict["train_lb"])), **next(iter(way.loader_dict["train_ulb"]))}
+        out_dict, _ = way.train_step(**way.process_batch(**batch))
+    assert out_dict["feat"]["x_lb"].dtype == torch.bfloat16 and out_dict["loss"].isfinite()

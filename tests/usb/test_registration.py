@@ -86,6 +86,32 @@ def test_usbs_notebook_flow_trains_on_a_cpu(name: str, tiny: dict[str, Any]) -> 
     assert latest.read_bytes() == written
 
 
+@pytest.mark.parametrize("given", [["fused", "channels_last"], "fused, channels_last"])
+def test_the_notebook_takes_a_list_of_switches(given: list[str] | str, tiny: dict[str, Any]) -> None:
+    from semilearn import get_algorithm, get_config, get_net_builder
+
+    import usb_rsmatch  # noqa: F401
+    from usb_rsmatch.usb.fast import Switches
+
+    config = get_config({**tiny, "num_classes": 10, "img_size": 8, "gpu": None, "rs_fast": given})
+    algorithm = get_algorithm(config, get_net_builder(config.net, from_name=False), tb_log=None, logger=None)
+    assert algorithm._switches == Switches(channels_last=True, fused=True)
+
+
+def test_usbs_own_parser_takes_what_is_a_value_or_words() -> None:
+    import argparse
+
+    import usb_rsmatch  # noqa: F401
+    from usb_rsmatch.algorithms.rsmatch import RSMatch
+
+    parser = argparse.ArgumentParser()
+    for argument in RSMatch.get_argument():
+        parser.add_argument(argument.name, type=argument.type, default=argument.default)
+    args = parser.parse_args(["--rs_fast", "bf16,fused", "--rs_threshold", "adaptive", "--rs_warmup", "0.1"])
+    assert (args.rs_fast, args.rs_threshold, args.rs_warmup) == ("bf16,fused", "adaptive", 0.1)
+    assert (parser.parse_args([]).rs_fast, parser.parse_args([]).rs_threshold) == (False, 0.5)
+
+
 def test_the_notebooks_data_follow_what_is_asked_for(tiny: dict[str, Any]) -> None:
     from semilearn import get_config, get_dataset
 

@@ -202,15 +202,20 @@ class RSMatch(HeadsOnBackbone):
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
-            return result if self.teaches_main else result * (1.0 - self.synthetic.to(result.dtype))
+            return self.for_main(result)
         return result
+
+    def for_main(self, mask: Tensor) -> Tensor:
+        """m t float [uB], what is left of m for the main head."""
+        return mask if self.teaches_main else mask * (1.0 - self.synthetic.to(mask.dtype))
 
     @staticmethod
     def get_argument() -> list[Any]:
         """RSMatch's own arguments; those of the base rule are added when it is known."""
         kinds = {"int": int, "float": float, "bool": str2bool}
-        own = [key for name, key in KEYS.items() if name.startswith("rs_")]
-        return [SSL_Argument(f"--{key.name}", kinds.get(key.kind, str), key.default, key.help) for key in own]
+        own = [(key, str if key.word or key.parts else kinds.get(key.kind, str)) for key in KEYS.values()]
+        own = [(key, kind) for key, kind in own if key.name.startswith("rs_")]
+        return [SSL_Argument(f"--{key.name}", kind, key.default, key.help) for key, kind in own]
 
 
 def register() -> None:

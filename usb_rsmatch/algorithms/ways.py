@@ -1,6 +1,6 @@
 """Ways to use synthetic images that were tried and not taken: `plugins: [usb_rsmatch.algorithms.ways]` brings them.
 
-Each is RSMatch on FixMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an
+Each is RSMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an
 image was identified as synthetic, q the main head's pseudo-label, h and g are the main and the dummy head, p_g =
 softmax(g(f(x_w))). All are ours; `config/method/variants.yaml` compares them.
 """
@@ -15,6 +15,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor
 
 from usb_rsmatch.algorithms.rsmatch import RSMatch
+from usb_rsmatch.detection.detector import widened
 
 LOWER_CUTOFF = 0.8
 PRETRAINING = 0.3  # share of training
@@ -31,9 +32,11 @@ class OtherMask(RSMatch):
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
-            confidence = kwargs["logits_x_ulb"].detach().max(dim=1).values  # probabilities, as FixMatch passes them
-            result = self.masked(result, confidence, self.synthetic.to(result.dtype))
-            self.mask = result
+            p = kwargs["logits_x_ulb"].detach()  # probabilities of most base rules, logits of FreeMatch and Dash
+            p = p.softmax(dim=1) if kwargs.get("softmax_x_ulb", True) else p
+            assert self.mask is not None
+            self.mask = self.masked(self.mask, p.max(dim=1).values, self.synthetic.to(self.mask.dtype))
+            return self.for_main(self.mask)
         return result
 
 
@@ -75,7 +78,8 @@ class FurtherLoss(RSMatch):
         idx_lb: Tensor | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         out_dict, log_dict = super().train_step(idx_ulb, x_lb, y_lb, x_ulb_w, x_ulb_s, idx_lb)
-        out_dict["loss"] = out_dict["loss"] + self.further_loss(out_dict["feat"], y_lb)
+        feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
+        out_dict["loss"] = out_dict["loss"] + self.further_loss(feat, y_lb)
         log_dict["train/total_loss"] = out_dict["loss"].detach()
         return out_dict, log_dict
 

@@ -314,7 +314,7 @@ TITLES = {
     "detection": "Detection without labels, small values cleared unless said otherwise (`method/detection`)",
     "harm": "A pool that does harm: the flow's images after one step (`method/harm`)",
     "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
-    "benchmark": "USB's, robust and RSMatch on four base rules (`method/benchmark`)",
+    "benchmark": "USB's, open-set and RSMatch on four base rules (`method/benchmark`)",
 }
 FIGURES = {
     "ceiling_real": "further real images in place of the synthetic ones, over the pool",
@@ -342,7 +342,10 @@ def measured(summary: Mapping[str, Any]) -> str:
         for name, value in figures_of(summary).items()
     ]
     parts = [markdown(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
-    for name, table in tables(summary).items():
+    shown_here = tables(summary)
+    if "benchmark" in shown_here:
+        shown_here["benchmark"] = "Its table is the [README's](../README.md#the-rs-ssl-benchmark)."
+    for name, table in shown_here.items():
         remarks = summary["grids"][name]["remarks"]
         parts += [f"### {TITLES[name]}", table, *(f"{remark}." for remark in remarks)]
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())

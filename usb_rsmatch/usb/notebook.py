@@ -66,11 +66,14 @@ def _is_pool_of(pool: Any, args: Any) -> bool:
 
 def get_algorithm(args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None) -> Any:
     """USB's `get_algorithm`, with device, evaluation and checkpoints laid over the class."""
+    from usb_rsmatch.keys import convert
+    from usb_rsmatch.usb.config import KEYS
     from usb_rsmatch.usb.mixins import lay_over
 
     if args.algorithm not in ALGORITHMS:
         return _usb_get_algorithm(args, net_builder, tb_log, logger)  # raises USB's own error
-    kind = lay_over(ALGORITHMS[args.algorithm], fast=getattr(args, "rs_fast", False))
+    args.rs_fast = convert(KEYS["rs_fast"], getattr(args, "rs_fast", False), "configuration")  # a list, unread by USB
+    kind = lay_over(ALGORITHMS[args.algorithm], fast=bool(args.rs_fast))
     algorithm = kind(args, net_builder, tb_log=tb_log, logger=logger)
     algorithm.model.to(algorithm.device)
     algorithm.ema_model.to(algorithm.device)
