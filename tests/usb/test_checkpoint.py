@@ -20,7 +20,7 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import read_yaml, resolve
-from usb_rsmatch.usb.run import build
+from usb_rsmatch.usb.run import build, train
 
 
 def content(step: int = 3) -> dict[str, Any]:
@@ -287,6 +287,19 @@ def test_a_checkpoint_of_usb_itself_goes_on_with_a_note(name: str, tiny: dict[st
     saved = Path(args.save_dir) / args.save_name / "latest_model.pth"
     assert checkpoint.KEY not in torch.load(saved, weights_only=False)
     path = Path(shutil.copy(saved, tmp_path / "usb.pth"))
+
+    told: list[str] = []
+    begun = {**config, "save_name": "ours", "num_train_iter": 16, "num_eval_iter": 16, "start_from": str(path)}
+    assert train(begun, note=told.append)["iterations"] == 16
+    assert any("a checkpoint of USB itself" in line for line in told) and told[-1].startswith("going on after step 1")
+    for changes, message in (
+        ({"num_train_iter": 12, "num_eval_iter": 6}, "raise num_train_iter"),
+        ({"net": "small_wrn_16_1"}, "does not fit the configuration"),
+        ({"start_from": str(tmp_path / "none.pth")}, "no checkpoint at"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train({**begun, "save_name": "refused", **changes}, note=told.append)
+        assert not list((Path(args.save_dir) / "refused").glob("[!.]*"))
 
     ours, lines = build(longer), []
     ours.print_fn = lines.append

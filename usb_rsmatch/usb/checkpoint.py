@@ -84,6 +84,16 @@ def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
     return torch.serialization.safe_globals([rebuild, np.dtype, *kinds])
 
 
+def origin(content: dict[str, Any]) -> str | None:
+    """What a checkpoint of USB lacks, in a line; None for one of ours."""
+    if KEY in content:
+        return None
+    return (
+        "a checkpoint of USB itself: it has no generators, queues and hook states, so the run goes on, but not "
+        "exactly as the uninterrupted one would"
+    )
+
+
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint (ours or USB's); UserError for a file that is damaged or would need code to load."""
     try:

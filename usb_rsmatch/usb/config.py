@@ -58,6 +58,7 @@ FAST = ("bf16", "channels_last", "fused", "foreach_ema", "counts", "lazy_logs") 
 _OURS = [
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
+    Key("start_from", "str", None, "checkpoint from which a new run goes on, USB's own too", "ours", optional=True),
     Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
     Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
     Key("rs_detector", "str", "csqueue", "csqueue, pu, supervised, oracle, random, scores:FILE.csv, none", "paper"),
@@ -93,7 +94,7 @@ DEAD: dict[str, str] = {
     "rank": "several processes are started by torchrun",
     "overwrite": "nothing is ever overwritten",
     "resume": "a run folder goes on where it stopped",
-    "load_path": "a run folder goes on where it stopped",
+    "load_path": "a run folder goes on where it stopped, a new one from start_from",
     "c": "the configuration names itself by --c",
 }
 

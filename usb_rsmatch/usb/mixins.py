@@ -218,11 +218,8 @@ class RunMixin:
         self.start_epoch = self.epoch = self.it // self.num_iter_per_epoch  # type: ignore[attr-defined]
         self.resume = True  # EMAHook takes the shadow weights from ema_model
         self.checkpoint_state = content.get(checkpoint.KEY)
-        if self.checkpoint_state is None:
-            self.print_fn(  # type: ignore[attr-defined]
-                "a checkpoint of USB itself: it has no generators, queues and hook states, so the run goes on, but not "
-                "exactly as the uninterrupted one would"
-            )
+        if (lacks := checkpoint.origin(content)) is not None:
+            self.print_fn(lacks)  # type: ignore[attr-defined]
 
     def restore_state(self) -> None:
         """Put back hooks, attributes and generators, once; see `ResumeHook`."""
