@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
-from usb_rsmatch.bench import method
+from usb_rsmatch.bench import method, method_tables
 from usb_rsmatch.bench.grid import plan, read_grid
 from usb_rsmatch.usb.config import DEAD, all_keys, import_semilearn, read_yaml, resolve
 from usb_rsmatch.usb.shipped import find_config
@@ -59,7 +59,7 @@ def test_differences_are_paired_and_against_the_better_baseline(
     compared: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, pool, oracle, more = (0.80, 0.84, 0.82), (0.81, 0.85, 0.81), (0.88, 0.89, 0.90), (0.85, 0.84, 0.83)
-    arms = {(method.REAL, None): real, (method.POOL, None): pool, (method.MORE, None): more}
+    arms = {(method_tables.REAL, None): real, (method_tables.POOL, None): pool, (method_tables.MORE, None): more}
     content = summary(tmp_path, compared("ways", {**arms, (method.ORACLE_WAY, None): oracle}))
     for name, one in (("oracle_gain", oracle), ("ceiling_real", more)):
         expected = ttest_rel(one, pool).confidence_interval(0.95)
@@ -72,8 +72,13 @@ def test_differences_are_paired_and_against_the_better_baseline(
 
 
 def test_the_same_where_the_pool_does_harm(compared: Callable[..., Path], tmp_path: Path) -> None:
-    runs = {method.REAL: (0.8, 0.9), method.POOL: (0.7, 0.8), method.MORE: (0.9, 0.9), method.MINED: (0.81, 0.92)}
-    runs |= {method.ORACLE: (0.83, 0.95)}
+    runs = {
+        method_tables.REAL: (0.8, 0.9),
+        method_tables.POOL: (0.7, 0.8),
+        method_tables.MORE: (0.9, 0.9),
+        method_tables.MINED: (0.81, 0.92),
+        method_tables.ORACLE: (0.83, 0.95),
+    }
     content = summary(tmp_path, compared("harm", {(arm, None): values for arm, values in runs.items()}))
     means = {name: content[name]["mean"] for name in ("harm_ceiling_real", "harm_gain", "harm_oracle_gain")}
     assert means == pytest.approx({"harm_ceiling_real": 15.0, "harm_gain": 1.5, "harm_oracle_gain": 4.0})
@@ -83,9 +88,9 @@ def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: P
     runs: dict[tuple[str, float], tuple[float, ...]] = {}
     for ratio, values in {0.0: (0.80, 0.84), 0.5: (0.70, 0.78)}.items():
         runs |= {
-            (method.POOL, ratio): values,
-            (method.MINED, ratio): tuple(v + 0.05 for v in values),
-            (method.ORACLE, ratio): tuple(v + 0.06 for v in values),
+            (method_tables.POOL, ratio): values,
+            (method_tables.MINED, ratio): tuple(v + 0.05 for v in values),
+            (method_tables.ORACLE, ratio): tuple(v + 0.06 for v in values),
         }
     content = summary(tmp_path, compared("contamination", runs, "synthetic_ratio"))
     assert content["gain_over_best_baseline"]["mean"] == pytest.approx(-3.0)  # to the real part
@@ -106,7 +111,7 @@ def test_gains_over_the_base_rules_are_averaged_by_seed(compared: Callable[..., 
 def test_efficiency_and_control(compared: Callable[..., Path], tmp_path: Path) -> None:
     runs = {("mined", "flow"): (0.9, 0.8), ("supervised", "flow"): (1.0, 0.9), ("mined", "gan"): (0.95, 0.7)}
     detection = compared("detection", {**runs, ("supervised", "gan"): (0.95, 0.9)}, "synthetic", auroc=True)
-    control = compared("control", {(method.MINED, None): (0.5, 0.52, 0.48)}, auroc=True)
+    control = compared("control", {(method_tables.MINED, None): (0.5, 0.52, 0.48)}, auroc=True)
     content = summary(tmp_path, detection, control)
     expected = ttest_1samp([(0.8 + 1.0) / 2, (0.75 + 0.5) / 2], 0).confidence_interval(0.95)  # by seed
     assert content["mining_efficiency_mean"]["mean"] == pytest.approx((0.8 + 0.75 + 1.0 + 0.5) / 4)
@@ -121,7 +126,7 @@ def test_efficiency_and_control(compared: Callable[..., Path], tmp_path: Path) -
 def test_what_is_kept_is_not_overwritten(
     compared: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = compared("control", {(method.MINED, None): (0.5, 0.52)}, auroc=True)
+    folder = compared("control", {(method_tables.MINED, None): (0.5, 0.52)}, auroc=True)
     arguments = ["--out", str(tmp_path / "m.json"), "--kept", str(tmp_path / "kept"), "--keep", str(folder)]
     assert method.main(arguments) == 0 and method.main(arguments) == 0
     assert "0 new results" in capsys.readouterr().out
@@ -147,14 +152,14 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
         resolve(run.config)
     arms = {run.arm for run in runs}
     read = {
-        "ways": {method.REAL, method.MORE, method.POOL, method.ORACLE_WAY},
-        "variants": {method.ORACLE},
-        "cutoff": {method.POOL, method.MINED, method.ORACLE},
-        "contamination": {method.POOL, method.MINED, method.ORACLE},
+        "ways": {method_tables.REAL, method_tables.MORE, method_tables.POOL, method.ORACLE_WAY},
+        "variants": {method_tables.ORACLE},
+        "cutoff": {method_tables.POOL, method_tables.MINED, method_tables.ORACLE},
+        "contamination": {method_tables.POOL, method_tables.MINED, method_tables.ORACLE},
         "detection": {"mined", "supervised", "mined, as they are"},
-        "control": {method.MINED, "RSMatch, coarser at last"},
-        "harm": {method.REAL, method.MORE, method.POOL, method.MINED, method.ORACLE},
-        "fashion": {method.POOL},
+        "control": {method_tables.MINED, "RSMatch, coarser at last"},
+        "harm": {method_tables.REAL, method_tables.MORE, method_tables.POOL, method_tables.MINED, method_tables.ORACLE},
+        "fashion": {method_tables.POOL},
         "benchmark": {rule for name in method.BASE_RULES for rule in (name, f"RSMatch on {name}")},
     }
     assert read[name] <= arms

@@ -69,7 +69,8 @@ def test_a_mapping_to_no_class_is_named(target: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not valid JSON"), ("[]", "must be an object"), (None, "No such")]
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[" * 10**5, "not valid JSON"), ("[]", "must be an object"), (None, "No such")],
 )
 def test_a_wrong_mapping_file_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.keys import stands_on_a_base_rule
+from usb_rsmatch.keys import Key, stands_on_a_base_rule
 from usb_rsmatch.usb.config import KEYS
 
 # What the step takes of a batch; a base rule may take any part of it.
@@ -213,9 +213,12 @@ class RSMatch(HeadsOnBackbone):
     def get_argument() -> list[Any]:
         """RSMatch's own arguments; those of the base rule are added when it is known."""
         kinds = {"int": int, "float": float, "bool": str2bool}
-        own = [(key, str if key.word or key.parts else kinds.get(key.kind, str)) for key in KEYS.values()]
-        own = [(key, kind) for key, kind in own if key.name.startswith("rs_")]
-        return [SSL_Argument(f"--{key.name}", kind, key.default, key.help) for key, kind in own]
+
+        def kind(key: Key) -> Any:
+            return str if key.word or key.parts else kinds.get(key.kind, str)  # words are taken beside a value
+
+        own = [key for name, key in KEYS.items() if name.startswith("rs_")]
+        return [SSL_Argument(f"--{key.name}", kind(key), key.default, key.help) for key in own]
 
 
 def register() -> None:

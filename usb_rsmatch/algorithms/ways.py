@@ -1,12 +1,13 @@
 """Ways to use synthetic images that were tried and not taken: `plugins: [usb_rsmatch.algorithms.ways]` brings them.
 
-Each is RSMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an
-image was identified as synthetic, q the main head's pseudo-label, h and g are the main and the dummy head, p_g =
+Each is RSMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an image was
+identified as synthetic, q the main head's pseudo-label, h and g are the main and the dummy head, p_g =
 softmax(g(f(x_w))). All are ours; `config/method/variants.yaml` compares them.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ OWN_FROM = 0.8  # the dummy head's confidence, which grows more slowly than the 
 class OtherMask(RSMatch):
     """RSMatch with `masked` in place of m, for both heads."""
 
+    @abstractmethod
     def masked(self, mask: Tensor, confidence: Tensor, synthetic: Tensor) -> Tensor:
         """m float [uB], from the base rule's, the pseudo-labels' confidence max p, and s, all float [uB]."""
-        raise NotImplementedError
 
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
@@ -64,9 +65,9 @@ class Pretraining(OtherMask):
 class FurtherLoss(RSMatch):
     """RSMatch with `further_loss` added to L."""
 
+    @abstractmethod
     def further_loss(self, feat: dict[str, Tensor], y_lb: Tensor) -> Tensor:
         """The loss, from the backbone's features [B, F] of the step's images and the labels int64 [B]."""
-        raise NotImplementedError
 
     def train_step(
         self,

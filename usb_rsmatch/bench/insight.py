@@ -50,7 +50,6 @@ class Insight:
         found = {arm: [run for run in runs if _scores_both(run)] for arm, runs in self.runs.items()}
         return {arm: runs for arm, runs in found.items() if runs}
 
-
     def explain(self) -> list[str]:
         """Which setting and which arms the pictures show, where they do not show all."""
         lines = []

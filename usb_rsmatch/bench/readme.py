@@ -232,7 +232,7 @@ def wanted() -> dict[Path, str]:
         readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
     method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
     if METHOD.exists():
-        from usb_rsmatch.bench.method import benchmark_table, measured
+        from usb_rsmatch.bench.method_tables import benchmark_table, measured
 
         results = json.loads(METHOD.read_text(encoding="utf-8"))
         method = fill(method, "measured", measured(results))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
 
 UNKNOWN = -1
 
@@ -110,7 +110,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     null stands for an unknown class. Raises UserError for a file that is missing or something else.
     """
     try:
-        mapping = json.loads(Path(path).read_text(encoding="utf-8"))
+        mapping = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"mapping {path}: {error.strerror or error}; check the path") from None
     except ValueError as error:

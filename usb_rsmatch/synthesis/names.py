@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ..data.classes import UNKNOWN, ClassIndex, plain
 from ..errors import UserError
+from ..io import parse_json
 
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -62,7 +62,7 @@ def read_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
 def read_object(path: str | Path, example: str) -> Mapping[str, object]:
     """The JSON object in a file. Raises UserError, showing an example, where it holds something else."""
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
     except ValueError as error:

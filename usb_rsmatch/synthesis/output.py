@@ -15,7 +15,7 @@ from PIL import Image
 from ..cache import locked
 from ..data.decode import read_image
 from ..errors import UserError
-from ..io import atomic_write, is_leftover, write_json, write_text
+from ..io import atomic_write, is_leftover, parse_json, write_json, write_text
 from .engine import Made
 from .plan import Item, Plan
 
@@ -112,7 +112,7 @@ class Output:
                 raise UserError(f"{self.folder} holds other files ({strange[0]}): choose another --out")
             return
         try:
-            there = _flat(json.loads(record.read_text(encoding="utf-8")))
+            there = _flat(parse_json(record.read_text(encoding="utf-8")))
             versions = there.pop("versions")
         except (OSError, ValueError, KeyError, AttributeError):
             raise UserError(f"{record} is damaged: choose another --out, or put the file back") from None
@@ -154,7 +154,7 @@ class Output:
         for file in files:
             if file.is_file():
                 try:
-                    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+                    found = [parse_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
                     for row in found:
                         name = row.pop("image", None) or row["file_name"]
                         rows[name] = {**row, "file_name": name, "flagged": row.get("flagged", False)}

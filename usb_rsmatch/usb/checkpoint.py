@@ -84,7 +84,7 @@ def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
     return torch.serialization.safe_globals([rebuild, np.dtype, *kinds])
 
 
-def origin(content: dict[str, Any]) -> str | None:
+def lack(content: dict[str, Any]) -> str | None:
     """What a checkpoint of USB lacks, in a line; None for one of ours."""
     if KEY in content:
         return None
@@ -136,6 +136,15 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if note is not None:
         raise UserError(f"no whole checkpoint is left in {folder}: move it away to start anew")
     return None, None
+
+
+def load(algorithm: Any, content: dict[str, Any], what: str) -> None:
+    """Set an algorithm to a checkpoint; UserError for one of another configuration, called `what`."""
+    try:
+        algorithm.load_checkpoint(content)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{what} does not fit the configuration: {reason}") from None
 
 
 def set_aside(folder: Path) -> None:

@@ -218,8 +218,8 @@ class RunMixin:
         self.start_epoch = self.epoch = self.it // self.num_iter_per_epoch  # type: ignore[attr-defined]
         self.resume = True  # EMAHook takes the shadow weights from ema_model
         self.checkpoint_state = content.get(checkpoint.KEY)
-        if (lacks := checkpoint.origin(content)) is not None:
-            self.print_fn(lacks)  # type: ignore[attr-defined]
+        if (lack := checkpoint.lack(content)) is not None:
+            self.print_fn(lack)  # type: ignore[attr-defined]
 
     def restore_state(self) -> None:
         """Put back hooks, attributes and generators, once; see `ResumeHook`."""

@@ -70,10 +70,10 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     """Train to the end and write the result, in a run folder that this process or the first one holds."""
     state, damage = processes.by_first(checkpoint.read_latest, folder)
     if state is not None:
-        fit(algorithm, state, f"the checkpoint in {folder}")
+        checkpoint.load(algorithm, state, f"the checkpoint in {folder}")
     elif algorithm.args.start_from:
         state = processes.by_first(checkpoint.read, Path(algorithm.args.start_from))
-        fit(algorithm, state, f"start_from: {algorithm.args.start_from}")
+        checkpoint.load(algorithm, state, f"start_from: {algorithm.args.start_from}")
         if algorithm.it >= algorithm.num_train_iter:
             raise UserError(f"start_from: it is at step {algorithm.it} already: raise num_train_iter")
     processes.by_first(prepare_folder, folder, algorithm.args, algorithm)
@@ -81,8 +81,8 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
         note(f"note: {damage}")
         processes.by_first(checkpoint.set_aside, folder)
     if state is not None:
-        if (lacks := checkpoint.origin(state)) is not None:
-            note(f"note: {lacks}")
+        if (lack := checkpoint.lack(state)) is not None:
+            note(f"note: {lack}")
         note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
     elif hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):
         note(f"detector: {cost:.2%} of the network's multiply-adds")
@@ -123,15 +123,6 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
         if "ProgressHook" in algorithm.hooks_dict:
             algorithm.hooks_dict["ProgressHook"].close()
             algorithm.hooks_dict["MetricsHook"].close()
-
-
-def fit(algorithm: Any, state: dict[str, Any], what: str) -> None:
-    """Load a checkpoint; UserError for one of another configuration."""
-    try:
-        algorithm.load_checkpoint(state)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{what} does not fit the configuration: {reason}") from None
 
 
 def finish(algorithm: Any, folder: Path) -> dict[str, Any]:

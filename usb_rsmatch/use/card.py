@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from usb_rsmatch.io import parse_json
 from usb_rsmatch.version import __version__
 
 
@@ -136,7 +136,7 @@ def _code(name: str) -> str:
 
 def _read(path: Any, *keys: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {key: content[key] for key in keys if key in content} if isinstance(content, dict) else {}
