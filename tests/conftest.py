@@ -11,6 +11,8 @@ import torch
 
 import usb_rsmatch  # noqa: F401  mends semilearn before any test imports it
 
+pytest_plugins = ("result_fixtures",)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="also run the tests that take long")
@@ -67,7 +69,7 @@ def small_pool(fake_digits: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_pool: dict[str, Any]) -> dict[str, Path]:
     """The run folders of RSMatch and of FixMatch after 60 steps on 200 real and 200 synthetic digits."""
-    from usb_rsmatch.usb.run import train
+    from usb_rsmatch.usb.training import train
 
     root = tmp_path_factory.mktemp("finished")
     config = {

@@ -18,10 +18,10 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from usb_rsmatch.bench.grid import plan, read_grid
+from usb_rsmatch.compare.grid import plan, read_grid
 from usb_rsmatch.usb import config
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.shipped import find_config
+from usb_rsmatch.usb.shipped_configs import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "patches" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

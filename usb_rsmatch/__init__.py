@@ -12,9 +12,9 @@ from usb_rsmatch.usb import registration
 from usb_rsmatch.version import __version__
 
 if TYPE_CHECKING:
-    from usb_rsmatch.data.pool import HybridPool
-    from usb_rsmatch.usb.inference import Run, load_run
-    from usb_rsmatch.usb.run import train
+    from usb_rsmatch.data.pool.pool import HybridPool
+    from usb_rsmatch.inference.loaded_run import Run, load_run
+    from usb_rsmatch.usb.training import train
 
 __all__ = ["HybridPool", "Run", "__version__", "load_run", "train"]
 
@@ -24,15 +24,15 @@ registration.install()
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first asked for."""
     if name == "HybridPool":
-        from usb_rsmatch.data.pool import HybridPool
+        from usb_rsmatch.data.pool.pool import HybridPool
 
         return HybridPool
     if name in ("Run", "load_run"):
-        from usb_rsmatch.usb import inference
+        from usb_rsmatch.inference import loaded_run
 
-        return getattr(inference, name)
+        return getattr(loaded_run, name)
     if name == "train":
-        from usb_rsmatch.usb.run import train
+        from usb_rsmatch.usb.training import train
 
         return train
     raise AttributeError(f"module 'usb_rsmatch' has no attribute {name!r}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
+from usb_rsmatch.inference.commands import add_commands, quiet
 from usb_rsmatch.synthesis.arguments import add_arguments
-from usb_rsmatch.use.commands import add_commands, quiet
 from usb_rsmatch.version import __version__
 
 
@@ -113,7 +113,7 @@ def _parser() -> _Parser:
 def _keys(rest: Sequence[str]) -> dict[str, Any]:
     """`--KEY VALUE` and `--KEY=VALUE` pairs as a mapping, values read as YAML where the key takes more than a word."""
     from usb_rsmatch.usb.config import KEYS
-    from usb_rsmatch.usb.values import parse
+    from usb_rsmatch.usb.plain_values import parse
 
     pairs: dict[str, Any] = {}
     words = list(rest)
@@ -135,7 +135,7 @@ def _keys(rest: Sequence[str]) -> dict[str, Any]:
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     quiet()
-    from usb_rsmatch.usb.run import config_line, train
+    from usb_rsmatch.usb.training import config_line, train
 
     if args.device is not None:
         overrides["device"] = args.device
@@ -148,7 +148,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     quiet()
-    from usb_rsmatch.bench.compare import compare
+    from usb_rsmatch.compare.command import compare
 
     return compare(
         args.c,
@@ -162,7 +162,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from usb_rsmatch.bench.report import report
+    from usb_rsmatch.report.command import report
 
     written = report(args.results, out=args.out, baseline=args.baseline, mixed=args.mixed)
     for path in written.files:
@@ -173,7 +173,7 @@ def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     quiet()
-    from usb_rsmatch.use.pool import describe
+    from usb_rsmatch.inference.pool_report import describe
 
     print(describe(args.c, overrides, Path(args.out) if args.out else None, args.check_shortcuts, args.pack))
     return 0

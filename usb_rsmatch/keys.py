@@ -1,9 +1,10 @@
-"""A configuration key as data: its name, type, bounds, default and meaning; and values made to fit it."""
+"""A configuration key as data: its name, type, bounds, default and meaning; values made to fit it; typed settings."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from usb_rsmatch.errors import UserError
@@ -26,6 +27,33 @@ class Key:
     optional: bool = False  # None is a value
     word: str | None = None  # taken beside what `kind` says
     parts: tuple[str, ...] = ()  # of a bool: some of these, in a list or between commas, in place of all or none
+
+
+def setting(kind: str, default: Any, help: str, origin: str = "usb", **more: Any) -> Any:
+    """A field of a settings dataclass that carries its `Key`; a list or mapping is made anew for each instance."""
+    metadata = {"kind": kind, "help": help, "origin": origin, **more}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def keys_of(settings: type) -> tuple[Key, ...]:
+    """The keys of a settings dataclass, in its order."""
+    defaults = settings()
+    return tuple(Key(name=f.name, default=getattr(defaults, f.name), **f.metadata) for f in fields(settings))
+
+
+def read_values(keys: Iterable[Key], args: Any, where: str) -> dict[str, Any]:
+    """The values of `keys` that a namespace has, as their types; None (USB also writes "None") is no value.
+
+    Raises UserError for a value that cannot be.
+    """
+    values = {}
+    for key in keys:
+        value = getattr(args, key.name, None)
+        if value is not None and value != "None":
+            values[key.name] = convert(key, list(value) if isinstance(value, tuple) else value, where)
+    return values
 
 
 def stands_on_a_base_rule(algorithm: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.run import build
+from usb_rsmatch.usb.training import build
 
 
 class Step(NamedTuple):

@@ -14,7 +14,7 @@ from usb_rsmatch.detection.detector import in_eight_positions
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.run import build, train
+from usb_rsmatch.usb.training import build, train
 
 SHARED = {"rs_norm": "shared"}  # one BatchNorm for all images, as in the base rule
 BASES = ["fixmatch", "flexmatch", "freematch", "softmatch", "uda", "adamatch"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.bench.grid import plan, read_grid
+from usb_rsmatch.compare.grid import plan, read_grid
 from usb_rsmatch.usb import config
 
 GPU = Path(__file__).resolve().parents[2] / "config" / "gpu"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from usb_rsmatch.bench.grid import plan, read_grid
-from usb_rsmatch.data.real import dataset_names
-from usb_rsmatch.data.settings import PoolConfig
+from usb_rsmatch.compare.grid import plan, read_grid
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.sources.dataset_registry import dataset_names
 from usb_rsmatch.usb.config import DEAD, KEYS, all_keys, import_semilearn, resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from usb_rsmatch.data import augment
+from usb_rsmatch.data.views import augment
 from usb_rsmatch.detection.mining import ClasswiseRanking
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.errors import Interrupted
-from usb_rsmatch.usb import checkpoint, run
+from usb_rsmatch.usb import checkpoint, training
 from usb_rsmatch.usb.config import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: none is here")
@@ -39,8 +39,8 @@ def test_runs_and_ends_near_the_processors_run(algorithm: str, rs_fast: bool, ti
     tiny |= FAST | {"algorithm": algorithm, "rs_fast": rs_fast}
     results, losses = {}, {}
     for device in ("cpu", "cuda"):
-        results[device] = run.train({**tiny, "device": device, "save_name": device}, note=silent)
-        lines = run.read_metrics(Path(tiny["save_dir"]) / device / "metrics.jsonl")
+        results[device] = training.train({**tiny, "device": device, "save_name": device}, note=silent)
+        lines = training.read_metrics(Path(tiny["save_dir"]) / device / "metrics.jsonl")
         losses[device] = lines[0]["train/total_loss"]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if rs_fast else 0.01)
     assert results["cuda"]["device"] == "cuda" and results["cuda"]["peak_memory_mib"] > 0
@@ -49,20 +49,20 @@ def test_runs_and_ends_near_the_processors_run(algorithm: str, rs_fast: bool, ti
 @pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch"])
 def test_stopped_run_goes_on(algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny |= FAST | {"algorithm": algorithm}
-    whole = run.train({**tiny, "save_name": "whole"}, note=silent)
+    whole = training.train({**tiny, "save_name": "whole"}, note=silent)
     left = iter([False, False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(run.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.Stop, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
-            run.train({**tiny, "save_name": "stopped"}, note=silent)
-    result = run.train({**tiny, "save_name": "stopped"}, note=silent)
+            training.train({**tiny, "save_name": "stopped"}, note=silent)
+    result = training.train({**tiny, "save_name": "stopped"}, note=silent)
     assert result["accuracy"]["last"] == pytest.approx(whole["accuracy"]["last"], abs=0.02)
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch", "openmatch", "iomatch", "scomatch", "uasd"])
 def test_steps_without_waiting_for_the_device(algorithm: str, tiny: dict[str, Any]) -> None:
     args, _ = resolve({**tiny, **FAST, "algorithm": algorithm, "batch_size": 16, "uratio": 7, "rs_warmup": 0.0})
-    built = run.build(args)
+    built = training.build(args)
     built.model.train()
     built.call_hook("before_run")
     labeled, unlabeled = (next(iter(built.loader_dict[name])) for name in ("train_lb", "train_ulb"))
@@ -102,7 +102,7 @@ def test_the_queue_lives_on_the_device_and_its_state_on_none() -> None:
 def test_rsmatch_keeps_what_it_mines_on_the_device(tiny: dict[str, Any]) -> None:
     tiny |= FAST | {"algorithm": "rsmatch", "batch_size": 16, "uratio": 7, "rs_warmup": 0.2}
     args, _ = resolve(tiny)
-    built = run.build(args)
+    built = training.build(args)
     built.train()
     hook = built.hooks_dict["SyntheticDetectionHook"]
     assert hook.scores.is_cuda and hook.queue.indices.is_cuda and hook.ranking.scores.is_cuda and len(hook.queue)

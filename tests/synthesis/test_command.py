@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from usb_rsmatch.cli import main
-from usb_rsmatch.data.pool import build_pool
+from usb_rsmatch.data.pool.pool import build_pool
 
 Capture = pytest.CaptureFixture[str]
 FAST = ["--train-steps", "4", "--width", "8", "--train-batch-size", "8", "--steps", "2"]
@@ -83,7 +83,7 @@ def test_the_output_is_an_imagefolder_that_says_how_each_image_was_made(whole: P
 
 
 def test_a_recorded_seed_is_that_of_the_images_noise(whole: Path) -> None:
-    from usb_rsmatch.data.keyed import generator
+    from usb_rsmatch.counter_rng import generator
 
     row = next(row for row in rows_of(whole) if row["file_name"] == "3/5.png")
     draws = np.random.Generator(np.random.Philox(key=row["seed"])).standard_normal(4)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from usb_rsmatch.cli import main
-from usb_rsmatch.data.decode import fit
-from usb_rsmatch.data.keyed import derive
+from usb_rsmatch.counter_rng import derive
+from usb_rsmatch.data.images.decode import fit
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.diffusion import PRESETS, DiffusionEngine, DiffusionSettings
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usb_rsmatch.data.classes import plain
+from usb_rsmatch.data.sources.class_names import plain
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.plan import Plan, folder_names
 

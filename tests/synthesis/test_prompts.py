@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.synthesis.names import class_words
+from usb_rsmatch.synthesis.class_words import class_words
 from usb_rsmatch.synthesis.prompts import TEMPLATES, from_file, from_t5, from_templates, prompt_of
 
 WORDS = class_words(["cat", "n02084071"])

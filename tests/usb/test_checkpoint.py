@@ -20,7 +20,7 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import read_yaml, resolve
-from usb_rsmatch.usb.run import build, train
+from usb_rsmatch.usb.training import build, train
 
 
 def content(step: int = 3) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from semilearn.algorithms.crmatch import crmatch
 from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 
 from usb_rsmatch.errors import Interrupted
-from usb_rsmatch.usb import compat, run
+from usb_rsmatch.usb import compat, training
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.rotation import RotatedBatches
+from usb_rsmatch.usb.crmatch_rotation import RotatedBatches
 
 TEXT = {"multimatch"}  # on the head; it joins the hidden states of a language model
 OPEN_SET = ["openmatch", "iomatch", "scomatch", "uasd"]
@@ -37,7 +37,7 @@ def short(tiny: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
-    return run.train(config, note=lambda line: None)
+    return training.train(config, note=lambda line: None)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def assert_stopping_changes_nothing(config: dict[str, Any], stop: int, monkeypat
     whole = train({**config, "save_name": "whole"})
     left = iter([False] * (stop - 1) + [True])
     with monkeypatch.context() as patch:
-        patch.setattr(run.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.Stop, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
             train({**config, "save_name": "stopped"})
     again = train({**config, "save_name": "stopped"})
@@ -121,7 +121,7 @@ def one_step(name: str, tiny: dict[str, Any], **changes: Any) -> tuple[dict[str,
     """The log of a first step, and the algorithm."""
     args, _ = resolve({**tiny, "algorithm": name, **changes})
     args.device = "cpu"
-    algorithm = run.build(args)
+    algorithm = training.build(args)
     with compat.cuda_calls_stay_on_cpu():
         algorithm.model.train()
         algorithm.call_hook("before_run")
@@ -192,7 +192,7 @@ def test_losses_equal_those_of_semilearns_own_loop(name: str, tiny: dict[str, An
     """The two with loops of their own, on the same batches (CRMatch's rotations and Dash's warm-up included)."""
     args, _ = resolve({**tiny, "algorithm": name, "epoch": 1, "num_wu_iter": 2})
     args.device = "cpu"
-    ours = run.build(args)
+    ours = training.build(args)
     recorded: dict[str, Any] = {key: Recorded(ours.loader_dict[key]) for key in ("train_lb", "train_ulb", "eval")}
     if name == "crmatch":
         for ours.it in range(12):
@@ -217,7 +217,7 @@ def test_dash_warms_up_for_as_many_steps_as_asked(tiny: dict[str, Any]) -> None:
     """More than there are training steps; the warm-up's loss sets the first threshold."""
     args, _ = resolve({**tiny, "algorithm": "dash", "num_wu_iter": 18, "rs_loader": "batched"})
     args.device = "cpu"
-    algorithm = run.build(args)
+    algorithm = training.build(args)
     updates = algorithm.hooks_dict["ParamUpdateHook"]
     count, after = [0], updates.after_train_step
 
@@ -237,7 +237,7 @@ def test_dash_warms_up_for_as_many_steps_as_asked(tiny: dict[str, Any]) -> None:
 def test_a_detector_is_measured_after_the_average_of_its_step(name: str, tiny: dict[str, Any]) -> None:
     args, _ = resolve({**tiny, "algorithm": name})
     args.device = "cpu"
-    hooks = list(run.build(args).hooks_dict)
+    hooks = list(training.build(args).hooks_dict)
     measured = "SyntheticDetectionHook" if name == "rsmatch" else "OutlierHook"
     places = [hooks.index(hook) for hook in ("ParamUpdateHook", "EMAHook", measured, "CheckpointHook")]
     assert places == sorted(places)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
-from usb_rsmatch.usb.run import build
+from usb_rsmatch.usb.training import build
 
 STEPS = 50
 # Left out: multimatch is for text; dash warms up and crmatch rotates through loaders of their own, which USB restarts

@@ -13,12 +13,13 @@ from semilearn.core.utils import ALGORITHMS
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_map_only
 
-from usb_rsmatch.data import augment, ops
+from usb_rsmatch.data.views import augment, randaugment
 from usb_rsmatch.detection.detector import _eight_positions
+from usb_rsmatch.rsmatch_settings import FAST
 from usb_rsmatch.usb import fast
-from usb_rsmatch.usb.config import FAST, resolve
+from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.mixins import CoreMixin
-from usb_rsmatch.usb.run import build
+from usb_rsmatch.usb.training import build
 
 NAMES = list(ALGORITHMS.keys())
 OURS = sorted(name for name in NAMES if ALGORITHMS[name].__module__.startswith("usb_rsmatch"))
@@ -30,7 +31,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     warnings.simplefilter("ignore")  # torch says that CUDA is absent
     switches = fast.Switches(**{name: name != "fused" for name in FAST})
     monkeypatch.setattr(fast.Switches, "chosen", classmethod(lambda cls, *_: switches))
-    for kept in (augment._constant, ops._count, _eight_positions):  # tensors of one mode are strangers in another
+    for kept in (augment._constant, randaugment._count, _eight_positions):  # tensors of one mode, unusable in another
         kept.cache_clear()
     draws = augment._draws
 
@@ -40,7 +41,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(augment, "_draws", real_draws)
     yield FakeTensorMode(allow_non_fake_inputs=True)
-    for kept in (augment._constant, ops._count, _eight_positions):
+    for kept in (augment._constant, randaugment._count, _eight_positions):
         kept.cache_clear()
 
 

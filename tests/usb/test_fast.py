@@ -15,7 +15,7 @@ from semilearn.algorithms.flexmatch.utils import FlexMatchThresholdingHook
 from semilearn.core.utils import EMA, get_optimizer
 
 from usb_rsmatch.errors import Interrupted, UserError
-from usb_rsmatch.usb import fast, run
+from usb_rsmatch.usb import fast, training
 from usb_rsmatch.usb.config import resolve
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def silent(line: str) -> None:
 
 def build(tiny: dict[str, Any], **changes: Any) -> Any:
     args, _ = resolve({**tiny, "rs_fast": True, "rs_loader": "batched", **changes})
-    return run.build(args)
+    return training.build(args)
 
 
 def network() -> torch.nn.Module:
@@ -49,15 +49,15 @@ def test_stopped_run_ends_as_the_uninterrupted_one(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny |= {"algorithm": algorithm, "rs_fast": True, "rs_loader": "batched"}
-    whole = run.train({**tiny, "save_name": "whole"}, note=silent)
+    whole = training.train({**tiny, "save_name": "whole"}, note=silent)
     root = Path(tiny["save_dir"])
     for step in (3, 6):  # in the middle of an epoch, and at its end
         config, left = {**tiny, "save_name": f"stopped{step}"}, iter([False] * (step - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(run.Stop, "__call__", lambda self, left=left: next(left))
+            patch.setattr(training.Stop, "__call__", lambda self, left=left: next(left))
             with pytest.raises(Interrupted):
-                run.train(config, note=silent)
-        result = run.train(config, note=silent)
+                training.train(config, note=silent)
+        result = training.train(config, note=silent)
         first, second = (
             torch.load(root / name / "latest_model.pth", weights_only=True) for name in ("whole", config["save_name"])
         )
@@ -261,11 +261,11 @@ def test_lazily_logged_values_are_the_exact_ones(
     for lazy in (False, True):
         switches = fast.Switches(channels_last=True, fused=True, foreach_ema=True, counts=True, lazy_logs=lazy)
         monkeypatch.setattr(fast.Switches, "chosen", classmethod(lambda cls, *_, made=switches: made))
-        run.train(
+        training.train(
             {**tiny, "algorithm": algorithm, "rs_fast": True, "rs_loader": "batched", "save_name": f"lazy{lazy}"},
             note=silent,
         )
-        lines.append(run.read_metrics(Path(tiny["save_dir"]) / f"lazy{lazy}" / "metrics.jsonl"))
+        lines.append(training.read_metrics(Path(tiny["save_dir"]) / f"lazy{lazy}" / "metrics.jsonl"))
     for eager, late in zip(*lines, strict=True):
         assert eager.keys() == late.keys()
         for key in eager.keys() - {"train/run_time", "train/prefetch_time"}:
@@ -274,8 +274,8 @@ def test_lazily_logged_values_are_the_exact_ones(
 
 @pytest.mark.slow
 def test_compiled_network_learns_alike(tiny: dict[str, Any]) -> None:
-    plain = run.train({**tiny, "rs_fast": True, "rs_loader": "batched", "save_name": "plain"}, note=silent)
-    compiled = run.train(
+    plain = training.train({**tiny, "rs_fast": True, "rs_loader": "batched", "save_name": "plain"}, note=silent)
+    compiled = training.train(
         {**tiny, "rs_fast": True, "rs_loader": "batched", "rs_compile": True, "save_name": "compiled"}, note=silent
     )
     assert compiled["accuracy"]["last"] == pytest.approx(plain["accuracy"]["last"], abs=0.1)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from usb_rsmatch.errors import Interrupted, RunFailed
-from usb_rsmatch.usb import checkpoint, run
+from usb_rsmatch.usb import checkpoint, training
 from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, plain, read_metrics, summary
-from usb_rsmatch.usb.run import train
 from usb_rsmatch.usb.state import capture, pack
+from usb_rsmatch.usb.training import train
 
 
 def silent(line: str) -> None:
@@ -29,7 +29,7 @@ def steps(path: Path) -> list[int]:
 def stop_after(step: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter(range(step - 1, -1, -1))
     with monkeypatch.context() as patch:
-        patch.setattr(run.Stop, "__call__", lambda self: next(left) == 0)
+        patch.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=silent)
 
@@ -134,7 +134,7 @@ def test_a_summary_shows_what_there_is() -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
     at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, poison = run.build, [True]
+    build, poison = training.build, [True]
 
     def poisoned(*args: Any) -> Any:
         algorithm = build(*args)
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
         assert step is not None
         return algorithm
 
-    monkeypatch.setattr(run, "build", poisoned)
+    monkeypatch.setattr(training, "build", poisoned)
     told = rf"the loss is nan at step {at} \(sup_loss nan, .*; the weights are finite; lr 0\..*lower lr"
     with pytest.raises(RunFailed, match=told):
         train(tiny, note=silent)
@@ -169,7 +169,7 @@ def test_a_step_without_a_loss_can_be_left_out(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It changes no weight, statistic, queue or threshold, and a run that is stopped later ends the same."""
-    build = run.build
+    build = training.build
     tiny |= {"algorithm": algorithm, "rs_on_nan": "skip", "rs_loader": "batched", "rs_warmup": 0.0, "ema_m": 0.0}
     states: dict[str, Any] = {}
 
@@ -195,7 +195,7 @@ def test_a_step_without_a_loss_can_be_left_out(
         algorithm.ce_loss, update.after_train_step = loss, around
         return algorithm
 
-    monkeypatch.setattr(run, "build", poisoned)
+    monkeypatch.setattr(training, "build", poisoned)
     train({**tiny, "save_name": "whole"}, note=silent)
     assert checkpoint.digest(states[3]) == checkpoint.digest(states[4]) != checkpoint.digest(states["spoilt"])
     lines = read_metrics(Path(tiny["save_dir"]) / "whole" / "metrics.jsonl")
@@ -209,7 +209,7 @@ def test_a_step_without_a_loss_can_be_left_out(
 
 
 def test_a_run_whose_every_step_would_be_left_out_stops(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usb_rsmatch.usb.update.MOST_SKIPPED", 3)
+    monkeypatch.setattr("usb_rsmatch.usb.weight_update.MOST_SKIPPED", 3)
     with pytest.raises(RunFailed, match=r"the loss is (nan|inf) .*3 steps left out in a row"):
         train({**tiny, "rs_on_nan": "skip", "lr": 1e30}, note=silent)
 
@@ -219,7 +219,7 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
     at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of the step of an evaluation is a number, and its gradient is none."""
-    build = run.build
+    build = training.build
 
     def poisoned(*args: Any) -> Any:
         algorithm = build(*args)
@@ -232,7 +232,7 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
         return algorithm
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build", poisoned)
+        patch.setattr(training, "build", poisoned)
         with pytest.raises(RunFailed, match=f"the weights are no numbers after step {at}; .*lower lr"):
             train(tiny, note=silent)
     content, note = checkpoint.read_latest(Path(tiny["save_dir"]) / "run")
@@ -243,7 +243,7 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
 def test_a_run_that_fails_before_its_first_step_tells_why(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = run.build
+    build = training.build
 
     def broken(*args: Any) -> Any:
         algorithm = build(*args)
@@ -254,6 +254,6 @@ def test_a_run_that_fails_before_its_first_step_tells_why(
         algorithm.warmup = warmup
         return algorithm
 
-    monkeypatch.setattr(run, "build", broken)
+    monkeypatch.setattr(training, "build", broken)
     with pytest.raises(RunFailed, match="no warm-up today"):
         train(tiny, note=silent)

@@ -23,7 +23,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         "import semilearn; import usb_rsmatch; from semilearn.algorithms import name2alg",
         "import usb_rsmatch, importlib.util as u; u.find_spec('semilearn'); from semilearn.algorithms import name2alg",
         "import usb_rsmatch.detection.hook; from semilearn.algorithms import name2alg",
-        "import usb_rsmatch.data.loader; from semilearn.algorithms import name2alg",
+        "import usb_rsmatch.data.views.loaders; from semilearn.algorithms import name2alg",
         "from usb_rsmatch.algorithms.rsmatch import RSMatch; from semilearn.algorithms import name2alg",
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb.hooks import read_metrics
-from usb_rsmatch.usb.run import train
+from usb_rsmatch.usb.training import train
 
 Curves = dict[str, dict[int, float]]
 
@@ -42,11 +42,11 @@ def same(found: Curves, expected: Curves) -> None:
 
 def stop_and_go_on(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that stops after step 7 of 12, past its checkpoint at 6, and goes on."""
-    from usb_rsmatch.usb import run
+    from usb_rsmatch.usb import training
 
     left = iter(range(6, -1, -1))
     with monkeypatch.context() as patched:
-        patched.setattr(run.Stop, "__call__", lambda self: next(left) == 0)
+        patched.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=quiet)
     train(config, note=quiet)

@@ -14,9 +14,9 @@ import pytest
 import semilearn
 import yaml
 
-from usb_rsmatch.data.real import dataset_names
+from usb_rsmatch.data.sources.dataset_registry import dataset_names
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb import run
+from usb_rsmatch.usb import training
 from usb_rsmatch.usb.config import DEAD, resolve
 
 # What every file sets; values as USB writes them, words like None and 5e-4 included.
@@ -131,7 +131,7 @@ def test_a_file_of_usb_runs_with_synthetic_images(algorithm: str, tiny: dict[str
     short |= {"algorithm": algorithm, "img_size": 32, "use_tensorboard": False}
     config = {**EVERY, **ALGORITHMS[algorithm], **short}
     notes: list[str] = []
-    result = run.train(config, note=notes.append)
+    result = training.train(config, note=notes.append)
     assert result["pool"]["by_generator"] == {"blend": 200} and result["iterations"] == 2
     assert only_dead_keys([note.removeprefix("note: ") for note in notes if note.startswith("note: ")], algorithm)
 

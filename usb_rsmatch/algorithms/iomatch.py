@@ -24,13 +24,7 @@ from semilearn.algorithms.hooks import DistAlignQueueHook
 from semilearn.algorithms.utils import SSL_Argument, concat_all_gather, str2bool
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import (
-    OpenSetAlgorithm,
-    linear,
-    one_vs_all,
-    one_vs_all_loss,
-    register_algorithm,
-)
+from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, one_vs_all, one_vs_all_loss, register_algorithm
 
 PROJECTION = 128  # dimensions of g (authors)
 

@@ -13,7 +13,7 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.nets.wrn.wrn import WideResNet
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.split_norm import Group, split_norms
+from usb_rsmatch.algorithms.split_batchnorm import Group, split_norms
 
 
 class BackboneWithHeads(nn.Module):

@@ -23,14 +23,8 @@ import torch
 from semilearn.algorithms.utils import SSL_Argument
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import (
-    OpenSetAlgorithm,
-    linear,
-    one_vs_all,
-    one_vs_all_loss,
-    register_algorithm,
-)
-from usb_rsmatch.data.keyed import SECOND_VIEW
+from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, one_vs_all, one_vs_all_loss, register_algorithm
+from usb_rsmatch.counter_rng import SECOND_VIEW
 
 
 class OneVsAllHeads(nn.Module):

@@ -13,7 +13,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
-from usb_rsmatch.data.keyed import keyed_globals
+from usb_rsmatch.counter_rng import keyed_globals
 
 
 class OpenSetNet(BackboneWithHeads):
@@ -53,7 +53,9 @@ class OpenSetAlgorithm(HeadsOnBackbone):
         return OpenSetNet(backbone, self.Heads(backbone.num_features, self.num_classes))
 
     def set_hooks(self) -> None:
-        from usb_rsmatch.detection.outlier import OutlierHook  # imports semilearn's Hook, which may be loading us
+        from usb_rsmatch.algorithms.outlier_score import (
+            OutlierHook,  # imports semilearn's Hook, which may be loading us
+        )
 
         super().set_hooks()
         self.register_hook(OutlierHook(), "OutlierHook", "HIGH")  # after USB's own: it measures this step's averages

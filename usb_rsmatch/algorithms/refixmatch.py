@@ -18,7 +18,7 @@ from semilearn.algorithms.fixmatch.fixmatch import FixMatch
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor
 
-from usb_rsmatch.algorithms.views import outputs
+from usb_rsmatch.algorithms.joint_forward import outputs
 
 TEMPERATURE = 0.5  # of both sides of L_re (USB's head)
 

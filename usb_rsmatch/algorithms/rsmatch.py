@@ -30,7 +30,7 @@ from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, stands_on_a_base_rule
-from usb_rsmatch.usb.config import KEYS
+from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
 
 # What the step takes of a batch; a base rule may take any part of it.
 BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s"})
@@ -85,33 +85,33 @@ class RSMatch(HeadsOnBackbone):
         return object.__new__(composed)
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        self.teaches_main = args.rs_synthetic_to in ("main", "both")
-        self.teaches_dummy = args.rs_synthetic_to in ("dummy", "both")
-        self.lambda_syn, self.lambda_det = args.rs_lambda_syn, args.rs_lambda_det
+        self.settings = RSMatchSettings.read(args)
+        self.teaches_main = self.settings.rs_synthetic_to in ("main", "both")
+        self.teaches_dummy = self.settings.rs_synthetic_to in ("dummy", "both")
+        self.lambda_syn, self.lambda_det = self.settings.rs_lambda_syn, self.settings.rs_lambda_det
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.consistency_loss: KeepTargets = KeepTargets(self.consistency_loss)
 
     # network and hooks ------------------------------------------------------------------------------------------
 
     def wrap(self, backbone: Any) -> RSNet:
-        needs_detector = self.args.rs_detector in TRAINED
-        detector = build_detector(self.args.rs_detector_input, backbone.num_features) if needs_detector else None
-        return RSNet(backbone, self.num_classes, detector, split=self.args.rs_norm == "split")
+        needs_detector = self.settings.rs_detector in TRAINED
+        detector = build_detector(self.settings.rs_detector_input, backbone.num_features) if needs_detector else None
+        return RSNet(backbone, self.num_classes, detector, split=self.settings.rs_norm == "split")
 
     def set_ema_model(self) -> Any:
         try:
             return super().set_ema_model()
         except RuntimeError:  # the weights are of a network of another form
-            raise UserError(f"rs_base: {self.args.rs_base} makes a network of its own; take fixmatch, ...") from None
+            base = self.settings.rs_base
+            raise UserError(f"rs_base: {base} makes a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
-        from usb_rsmatch.detection.hook import (
-            SyntheticDetectionHook,  # imports semilearn's Hook, which may be loading us
-        )
+        from usb_rsmatch.detection.hook import SyntheticDetectionHook
 
         super().set_hooks()
         if "MaskingHook" not in self.hooks_dict:
-            raise unfit(self.args.rs_base)
+            raise unfit(self.settings.rs_base)
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
 
@@ -147,7 +147,7 @@ class RSMatch(HeadsOnBackbone):
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
     ) -> contextlib.AbstractContextManager[None]:
         """Until identification acts, the step is the base rule's own to the bit."""
-        if self.args.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
+        if self.settings.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
             return self.network.synthetic_apart(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
@@ -171,7 +171,7 @@ class RSMatch(HeadsOnBackbone):
         with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:
-            raise unfit(self.args.rs_base)
+            raise unfit(self.settings.rs_base)
 
         feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
         mask, pseudo_label = self.mask, self.consistency_loss.targets
@@ -217,8 +217,7 @@ class RSMatch(HeadsOnBackbone):
         def kind(key: Key) -> Any:
             return str if key.word or key.parts else kinds.get(key.kind, str)  # words are taken beside a value
 
-        own = [key for name, key in KEYS.items() if name.startswith("rs_")]
-        return [SSL_Argument(f"--{key.name}", kind(key), key.default, key.help) for key in own]
+        return [SSL_Argument(f"--{key.name}", kind(key), key.default, key.help) for key in RSMATCH_KEYS]
 
 
 def register() -> None:

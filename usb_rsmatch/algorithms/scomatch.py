@@ -26,7 +26,7 @@ from semilearn.core.hooks import Hook
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, register_algorithm
-from usb_rsmatch.data.keyed import OUTLIER_VIEW, generator
+from usb_rsmatch.counter_rng import OUTLIER_VIEW, generator
 
 LOWEST, HIGHEST = 0.75, 0.95  # of the threshold for outliers (authors)
 

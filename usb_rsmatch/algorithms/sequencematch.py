@@ -17,8 +17,8 @@ from semilearn.algorithms.flexmatch.flexmatch import FlexMatch
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor
 
+from usb_rsmatch.algorithms.joint_forward import outputs
 from usb_rsmatch.algorithms.refixmatch import masked_kl
-from usb_rsmatch.algorithms.views import outputs
 
 
 class SequenceMatch(FlexMatch):

@@ -67,7 +67,9 @@ class UASD(AlgorithmBase):
         self.ramp_start, self.ramp_end = args.uasd_start, args.uasd_ramp
 
     def set_hooks(self) -> None:
-        from usb_rsmatch.detection.outlier import OutlierHook  # imports semilearn's Hook, which may be loading us
+        from usb_rsmatch.algorithms.outlier_score import (
+            OutlierHook,  # imports semilearn's Hook, which may be loading us
+        )
 
         self.validation = self.dataset_dict.get("validation")
         reference = self.dataset_dict["train_lb"] if self.validation is None else self.validation

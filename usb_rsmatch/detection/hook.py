@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from semilearn.core.hooks import Hook
 from torch import Tensor
 
-from usb_rsmatch.data.keyed import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
+from usb_rsmatch.counter_rng import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
 from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone, widened
-from usb_rsmatch.detection.external import read_scores
 from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
-from usb_rsmatch.detection.prior import best_bin_estimate, nnpu_loss
+from usb_rsmatch.detection.positive_unlabeled import best_bin_estimate, nnpu_loss
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
+from usb_rsmatch.detection.pseudo_label_statistics import PseudoLabelTally
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
-from usb_rsmatch.detection.tally import PseudoLabelTally
+from usb_rsmatch.detection.score_file import read_scores
+from usb_rsmatch.distributed import gather, own, size
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb.processes import gather, own, size
 
 COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
 COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (ours)
@@ -54,15 +54,15 @@ class SyntheticDetectionHook(Hook):
     """
 
     def __init__(self, algorithm: Any) -> None:
-        args = algorithm.args
-        self._kind, self._adaptive = args.rs_detector.partition(":")[0], args.rs_threshold == "adaptive"
-        self.threshold = 0.5 if self._adaptive else float(args.rs_threshold)
-        self._warmup_steps, self._seed = int(args.rs_warmup * args.num_train_iter), args.seed
-        self._cold_steps = min(int(COLD_SHARE * args.num_train_iter), self._warmup_steps // 2)
+        settings, steps = algorithm.settings, algorithm.num_train_iter
+        self._kind, self._adaptive = settings.detector_kind, settings.adaptive
+        self.threshold = 0.5 if self._adaptive else float(settings.rs_threshold)
+        self._warmup_steps, self._seed = int(settings.rs_warmup * steps), algorithm.args.seed
+        self._cold_steps = min(int(COLD_SHARE * steps), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
         if dataset is not None and not hasattr(dataset, "set"):
-            raise UserError(f"rs_detector: {args.rs_detector} needs a pool of ours; for USB's own data take none")
+            raise UserError(f"rs_detector: {settings.rs_detector} needs a pool of ours; for USB's own data take none")
         self._dataset = dataset
         length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
@@ -74,9 +74,9 @@ class SyntheticDetectionHook(Hook):
         elif self._kind == "random":
             self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
         elif self._kind == "scores":
-            self._known = torch.from_numpy(read_scores(args.rs_detector.removeprefix("scores:"), dataset.set.names))
-        classwise = args.rs_queue == "classwise"
-        self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, args.rs_queue_length, classwise)
+            self._known = torch.from_numpy(read_scores(settings.score_file, dataset.set.names))
+        classwise = settings.rs_queue == "classwise"
+        self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, settings.rs_queue_length, classwise)
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((length,), float("nan"))
         self.tally = PseudoLabelTally()

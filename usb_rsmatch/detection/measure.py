@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usb_rsmatch.data.keyed import generator
+from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.detection.metrics import contamination, detection_report
 
 MEASURED = 20_000  # images of the pool scored at an evaluation

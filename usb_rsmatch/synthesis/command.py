@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.decode import fit
-from ..data.real import RealData, open_real
-from ..errors import Interrupted, UserError
-from ..io import write_json
-from ..progress import Progress
-from ..version import __version__
-from .card import figure, read_quality, write_card
-from .engine import Engine, is_out_of_memory
-from .names import choose_classes, class_words
-from .output import Output
-from .packed import IMAGES_A_FILE, PackedOutput
-from .plan import Item, Plan
-from .real_part import part_images
-from .stop import Stop
+from usb_rsmatch.data.images.decode import fit
+from usb_rsmatch.data.sources.dataset_registry import RealData, open_real
+from usb_rsmatch.errors import Interrupted, UserError
+from usb_rsmatch.io import write_json
+from usb_rsmatch.progress import Progress
+from usb_rsmatch.synthesis.class_words import choose_classes, class_words
+from usb_rsmatch.synthesis.dataset_card import figure, read_quality, write_card
+from usb_rsmatch.synthesis.engine import Engine, is_out_of_memory
+from usb_rsmatch.synthesis.output import Output
+from usb_rsmatch.synthesis.packed import IMAGES_A_FILE, PackedOutput
+from usb_rsmatch.synthesis.plan import Item, Plan
+from usb_rsmatch.synthesis.stop_request import Stop
+from usb_rsmatch.synthesis.training_images import part_images
+from usb_rsmatch.version import __version__
 
 FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
 FLOW_SIZES = (8, 64)  # px
@@ -194,7 +194,7 @@ def _figures(quality: Mapping[str, float | None]) -> str:
 
 def report(output: Output, real: RealData, seed: int, device: str) -> None:
     """Measure the output's quality against the real training images and leave it in `quality.json`."""
-    from .quality import measure
+    from usb_rsmatch.synthesis.quality import measure
 
     if (output.folder / "quality.json").is_file():
         return
@@ -211,8 +211,8 @@ def report(output: Output, real: RealData, seed: int, device: str) -> None:
 
 
 def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, batch: int) -> Engine:
-    from .flow_engine import FlowEngine
-    from .settings import FlowSettings
+    from usb_rsmatch.synthesis.flow_engine import FlowEngine
+    from usb_rsmatch.synthesis.settings import FlowSettings
 
     if real is None:
         raise UserError("--engine flow learns from real images: give --dataset NAME")
@@ -233,8 +233,8 @@ def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, bat
 def _diffusers(
     args: argparse.Namespace, classes: Sequence[str], chosen: Sequence[int], size: int | None, channels: int
 ) -> Engine:
-    from . import prompts
-    from .diffusion import DiffusionEngine, DiffusionSettings
+    from usb_rsmatch.synthesis import prompts
+    from usb_rsmatch.synthesis.diffusion import DiffusionEngine, DiffusionSettings
 
     ways = [flag for flag in ("prompt", "prompts", "t5") if getattr(args, flag) is not None]
     if len(ways) > 1:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..cache import cache_folder, locked
-from ..data.keyed import Order, derive
-from ..errors import UserError
-from ..io import atomic_write
-from .levels import Levels
-from .training import Progress, check_images
+from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.counter_rng import Order, derive
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write
+from usb_rsmatch.synthesis.grey_levels import Levels
+from usb_rsmatch.synthesis.training import Progress, check_images
 
 FORMAT = 1  # raise it when the same settings begin to give other images
 LATENT = 32  # numbers that an image is made from, beside its class

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.decode import fit
-from ..data.keyed import derive
-from ..device import has_bfloat16
-from ..errors import UserError
-from .engine import Made, is_out_of_memory
-from .hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly, too_large
-from .plan import Item
-from .prompts import Prompts, digest, prompt_of
-from .settings import pick_device
+from usb_rsmatch.counter_rng import derive
+from usb_rsmatch.data.images.decode import fit
+from usb_rsmatch.device import has_bfloat16
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.synthesis.engine import Made, is_out_of_memory
+from usb_rsmatch.synthesis.hub import fingerprint, missing_extra, model_name, not_there, quiet, shortly, too_large
+from usb_rsmatch.synthesis.plan import Item
+from usb_rsmatch.synthesis.prompts import Prompts, digest, prompt_of
+from usb_rsmatch.synthesis.settings import pick_device
 
 
 @dataclass(frozen=True)

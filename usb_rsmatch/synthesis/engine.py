@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .plan import Item
+from usb_rsmatch.synthesis.plan import Item
 
 
 @dataclass(frozen=True)

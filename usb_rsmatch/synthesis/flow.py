@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import cache_folder, locked
-from ..errors import UserError
-from ..io import atomic_write
-from .sampler import BATCH, sample
-from .settings import FlowSettings
-from .training import FlowModel, Progress, check_images, fingerprint, train_flow
+from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write
+from usb_rsmatch.synthesis.sampler import BATCH, sample
+from usb_rsmatch.synthesis.settings import FlowSettings
+from usb_rsmatch.synthesis.training import FlowModel, Progress, check_images, fingerprint, train_flow
 
 __all__ = ["FlowModel", "FlowSettings", "make_images", "sample", "train_flow"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import cache_folder, locked
-from ..errors import UserError
-from ..progress import Progress
-from .engine import Made, is_out_of_memory
-from .plan import Item
-from .sampler import Sampler, noise_seed
-from .settings import FlowSettings, pick_device, uses_bf16
-from .training import FlowModel, check_images, fingerprint, train_flow
+from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.progress import Progress
+from usb_rsmatch.synthesis.engine import Made, is_out_of_memory
+from usb_rsmatch.synthesis.plan import Item
+from usb_rsmatch.synthesis.sampler import Sampler, noise_seed
+from usb_rsmatch.synthesis.settings import FlowSettings, pick_device, uses_bf16
+from usb_rsmatch.synthesis.training import FlowModel, check_images, fingerprint, train_flow
 
 
 class FlowEngine:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from usb_rsmatch.errors import UserError
 
 ENDS = 1 << 20  # bytes of a file's beginning and end that stand for the rest
 WHAT_A_TEXT_MODEL_NEEDS = ["*.json", "*.safetensors", "*.model", "*.txt"]

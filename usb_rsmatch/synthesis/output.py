@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..cache import locked
-from ..data.decode import read_image
-from ..errors import UserError
-from ..io import atomic_write, is_leftover, parse_json, write_json, write_text
-from .engine import Made
-from .plan import Item, Plan
+from usb_rsmatch.cache import locked
+from usb_rsmatch.data.images.decode import read_image
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write, is_leftover, parse_json, write_json, write_text
+from usb_rsmatch.synthesis.engine import Made
+from usb_rsmatch.synthesis.plan import Item, Plan
 
 RUN, METADATA, FLAGGED = "synthesis.json", "metadata.jsonl", "flagged.jsonl"
 PARTS = ".parts"  # records of finished batches, until all are done

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io import atomic_write
-from .engine import Made
-from .output import Output, Row
-from .plan import Item
+from usb_rsmatch.io import atomic_write
+from usb_rsmatch.synthesis.engine import Made
+from usb_rsmatch.synthesis.output import Output, Row
+from usb_rsmatch.synthesis.plan import Item
 
 IMAGES_A_FILE = 1024
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.classes import plain
-from ..data.keyed import derive, keyed_globals
-from ..errors import UserError
-from .hub import local_folder, missing_extra, model_name, quiet, shortly
-from .names import Words, nearest, read_object
+from usb_rsmatch.counter_rng import derive, keyed_globals
+from usb_rsmatch.data.sources.class_names import plain
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.synthesis.class_words import Words, nearest, read_object
+from usb_rsmatch.synthesis.hub import local_folder, missing_extra, model_name, quiet, shortly
 
 # Our choice: plain descriptions of one object, after CLIP's (Radford et al. 2103.00020, section 3.1.4).
 TEMPLATES = (

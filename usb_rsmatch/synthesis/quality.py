@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.keyed import Order, derive, generator
-from .settings import pick_device
+from usb_rsmatch.counter_rng import Order, derive, generator
+from usb_rsmatch.synthesis.settings import pick_device
 
 HELD_OUT = 0.25  # share of the real images that the classifier does not see, with which the figures compare
 CLASSIFIER_STEPS = 800

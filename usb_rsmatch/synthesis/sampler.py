@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.keyed import derive, generator
-from .settings import FlowSettings, autocast, pick_device
-from .training import FlowModel, Progress, build_network
-from .unet import VelocityUNet
+from usb_rsmatch.counter_rng import derive, generator
+from usb_rsmatch.synthesis.settings import FlowSettings, autocast, pick_device
+from usb_rsmatch.synthesis.training import FlowModel, Progress, build_network
+from usb_rsmatch.synthesis.unet import VelocityUNet
 
 BATCH = 128  # images made at once; part of the recipe, because other batch shapes round differently
 NOISE = ("flow", "noise")  # names of the stream that noise is drawn from

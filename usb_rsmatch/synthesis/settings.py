@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..device import choose_device, has_bfloat16
-from ..errors import UserError
+from usb_rsmatch.device import choose_device, has_bfloat16
+from usb_rsmatch.errors import UserError
 
 
 def _option(default: Any, stage: str, help: str) -> Any:

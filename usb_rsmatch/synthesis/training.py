@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.keyed import Order, derive
-from ..errors import UserError
-from ..io import atomic_write
-from .levels import Levels
-from .settings import FlowSettings, autocast, pick_device
-from .stop import Stop
-from .unet import VelocityUNet
+from usb_rsmatch.counter_rng import Order, derive
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write
+from usb_rsmatch.synthesis.grey_levels import Levels
+from usb_rsmatch.synthesis.settings import FlowSettings, autocast, pick_device
+from usb_rsmatch.synthesis.stop_request import Stop
+from usb_rsmatch.synthesis.unet import VelocityUNet
 
 FORMAT = 1  # raise it when the same settings begin to give another model
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from usb_rsmatch.usb.put_off import let_go_of_trackers, put_off_trackers
+from usb_rsmatch.usb.lazy_import import let_go_of_trackers, put_off_trackers
 
 
 def mend_timm_layers() -> bool:

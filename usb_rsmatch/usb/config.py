@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from usb_rsmatch.data.settings import POOL_KEYS, PoolConfig
+from usb_rsmatch.data.pool.settings import POOL_KEYS, PoolConfig
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, convert, nearest, stands_on_a_base_rule
-from usb_rsmatch.usb.shipped import find_config
-from usb_rsmatch.usb.values import plain, read_yaml
+from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS
+from usb_rsmatch.usb.plain_values import plain, read_yaml
+from usb_rsmatch.usb.shipped_configs import find_config
 
 _USB = [
     Key("save_dir", "str", "./saved_models", "folder that holds the run folders"),
@@ -53,31 +54,14 @@ _USB = [
     Key("sample_rate", "int", 16000, "sample rate (USB's audio sets)"),
 ]
 
-FAST = ("bf16", "channels_last", "fused", "foreach_ema", "counts", "lazy_logs")  # described in `fast`
-
 _OURS = [
     Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
     Key("start_from", "str", None, "checkpoint from which a new run goes on, USB's own too", "ours", optional=True),
     Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
-    Key("rs_base", "str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours"),
-    Key("rs_detector", "str", "csqueue", "csqueue, pu, supervised, oracle, random, scores:FILE.csv, none", "paper"),
-    Key("rs_detector_input", "str", "residual", "residual, npr, feature, feature_gradient, a plugin's", "ours"),
-    Key("rs_queue", "classwise|single", "classwise", "one queue a class, or one for all", "paper"),
-    Key("rs_queue_length", "int", 32, "entries a class", "ours", 1),
-    Key("rs_synthetic_to", "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"),
-    Key("rs_threshold", "float", 0.5, "an image counts as synthetic from this", "ours", 0, 1, word="adaptive"),
-    Key("rs_norm", "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"),
-    Key("rs_warmup", "float", 0.2, "share of training before identification acts", "ours", 0, 1),
-    Key("rs_lambda_syn", "float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", 0),
-    Key("rs_lambda_det", "float", 1.0, "weight of the detector's loss (lambda_d)", "ours", 0),
-    Key("rs_loader", "pil|batched", "pil", "views one image at a time as USB, or of whole batches", "ours"),
-    Key("rs_fast", "bool", False, "all that is faster, or a list of it; off is USB's arithmetic", "ours", parts=FAST),
-    Key("rs_on_nan", "stop|skip", "stop", "a loss that is no number stops the run, or its step is left out", "ours"),
-    Key("rs_compile", "bool", False, "with rs_fast, torch.compile the network: slow to start", "ours"),
 ]
 
-KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS)}
+KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS, *RSMATCH_KEYS)}
 
 # In USB's shipped configurations, and without effect: there, here, or both.
 DEAD: dict[str, str] = {

@@ -15,7 +15,7 @@ from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.device import choose_device, has_bfloat16
 from usb_rsmatch.usb import registration
 from usb_rsmatch.usb.config import import_semilearn
-from usb_rsmatch.usb.shipped import shipped_names
+from usb_rsmatch.usb.shipped_configs import shipped_names
 from usb_rsmatch.version import __version__
 
 # Optional modules: what each is for, and how to install it.

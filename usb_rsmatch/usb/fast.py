@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from usb_rsmatch.device import has_bfloat16
-from usb_rsmatch.usb.config import FAST
+from usb_rsmatch.rsmatch_settings import FAST
 
 
 @dataclass(frozen=True)

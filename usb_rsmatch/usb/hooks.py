@@ -15,11 +15,11 @@ import torch
 from semilearn.core.hooks import EvaluationHook as UsbEvaluationHook
 from semilearn.core.hooks import Hook
 
+from usb_rsmatch import distributed
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.io import parse_json, write_text
-from usb_rsmatch.usb import processes
 from usb_rsmatch.usb.trackers import Tracker
-from usb_rsmatch.usb.update import nonfinite
+from usb_rsmatch.usb.weight_update import nonfinite
 
 
 def drop_hook(algorithm: Any, name: str) -> None:
@@ -85,7 +85,7 @@ class CheckpointHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        stop = processes.agree(algorithm.stop_requested())
+        stop = distributed.agree(algorithm.stop_requested())
         if due or stop:
             bad = nonfinite(algorithm.model)
             if bad:  # the update of this very step can make them so, from a loss that was a number

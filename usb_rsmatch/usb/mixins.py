@@ -18,14 +18,15 @@ import torch
 from semilearn.core.hooks import ParamUpdateHook
 from torch import Tensor
 
-from usb_rsmatch.data.loader import HybridDataset, build_loaders, share_of
-from usb_rsmatch.usb import checkpoint, processes
+from usb_rsmatch import distributed
+from usb_rsmatch.data.views.loaders import HybridDataset, build_loaders, share_of
+from usb_rsmatch.usb import checkpoint, distributed_training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
+from usb_rsmatch.usb.crmatch_rotation import RotatedBatches, own_rotation_loader_left_out
 from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 from usb_rsmatch.usb.hooks import CheckpointHook, EvaluationHook, ResumeHook, TimerHook, replace_hook
-from usb_rsmatch.usb.rotation import RotatedBatches, own_rotation_loader_left_out
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
-from usb_rsmatch.usb.update import RememberHook, UpdateHook
+from usb_rsmatch.usb.weight_update import RememberHook, UpdateHook
 
 
 class CoreMixin:
@@ -186,14 +187,14 @@ class RunMixin:
             "hooks": {name: capture(hook) for name, hook in self.hooks_dict.items()},
             "random": checkpoint.random_state(),
         }
-        if processes.size() > 1:
-            content[checkpoint.KEY]["random_of_processes"] = processes.each(checkpoint.random_state())
+        if distributed.size() > 1:
+            content[checkpoint.KEY]["random_of_processes"] = distributed.each(checkpoint.random_state())
         return content
 
     def save_model(self, save_name: str, save_path: str) -> None:
         """Write a checkpoint, atomically; of several processes all call, and the first one writes."""
         path, content = Path(save_path) / save_name, self.get_save_dict()
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.write(content, path)
         self.print_fn(f"model saved: {path}")  # type: ignore[attr-defined]
 
@@ -232,11 +233,11 @@ class RunMixin:
             if name in self.hooks_dict:
                 restore(self.hooks_dict[name], hook_state, device)
         states = state.get("random_of_processes", [state["random"]])
-        if len(states) == processes.size():
-            checkpoint.set_random_state(states[processes.rank()])
+        if len(states) == distributed.size():
+            checkpoint.set_random_state(states[distributed.rank()])
         else:  # saved by another number of processes
             checkpoint.set_random_state(state["random"])
-            processes.part_generators(self.args.seed, self.it)
+            distributed_training.part_generators(self.args.seed, self.it)
 
 
 def lay_over(core: type, imbalanced: type | None = None, fast: bool = False) -> type:

@@ -33,9 +33,9 @@ def get_dataset(
 
     A pool is kept in `args.pool`, and built anew where a key of it has changed.
     """
-    from usb_rsmatch.data.loader import build_datasets, describes_pool
-    from usb_rsmatch.data.pool import build_pool
-    from usb_rsmatch.data.real import dataset_names
+    from usb_rsmatch.data.pool.pool import build_pool
+    from usb_rsmatch.data.sources.dataset_registry import dataset_names
+    from usb_rsmatch.data.views.loaders import build_datasets, describes_pool
     from usb_rsmatch.errors import UserError
     from usb_rsmatch.usb.config import nearest
 
@@ -54,7 +54,7 @@ def get_dataset(
 
 def _is_pool_of(pool: Any, args: Any) -> bool:
     """Whether `pool` is what the keys of `args` ask for; one that was put together by hand is."""
-    from usb_rsmatch.data.settings import PoolConfig
+    from usb_rsmatch.data.pool.settings import PoolConfig
 
     if pool is None or not pool.config:
         return pool is not None

@@ -1,0 +1,1 @@
+"""Benchmarks and campaigns that measure this project; run from a checkout, not part of the installed package."""

@@ -1,0 +1,306 @@
+"""What millions of images cost, measured on noise: `python -m benchmarks.data --out results/data.json`.
+
+It needs 6 GiB of disk for files that it makes, times, and removes again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from usb_rsmatch.cache import room_for
+from usb_rsmatch.data.images.file_index import file_index
+from usb_rsmatch.data.images.image_file import write_header
+from usb_rsmatch.io import write_json
+
+REAL = 500  # real images, of which the pools have all; the rest are synthetic
+CHUNK = 50_000  # images that are made and written at a time
+SETTLE_S = 2.5  # a list of files is kept once their folders have been left alone for two seconds
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is made: files, folders they are in, images of the large and the small pool; what is timed: openings,
+    batches that are sampled, rounds of the two pools in turn, steps a round."""
+
+    files: int
+    folders: int
+    large: int
+    small: int
+    openings: int
+    batches: int
+    rounds: int
+    steps: int
+
+
+FULL = Scale(1_300_000, 1000, 1_000_000, 1000, 3, 2000, 9, 10)
+QUICK = Scale(12_000, 10, 100_000, 1000, 1, 20, 2, 2)
+
+
+# what is made ------------------------------------------------------------------------------------------------------
+
+
+def make_files(root: Path, count: int, folders: int) -> None:
+    """Small PNG files in class folders as ImageNet's; a folder's are one file under many names."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (120, 90, 60)).save(buffer, format="PNG")
+    for number in range(folders):
+        here = root / f"n{number:08}"
+        here.mkdir(parents=True)
+        first = here / f"n{number:08}_0.png"
+        first.write_bytes(buffer.getvalue())
+        for copy in range(1, count // folders):
+            os.link(first, here / f"n{number:08}_{copy}.png")
+
+
+def make_npz(path: Path, count: int, seed: int) -> None:
+    """Random 32 px images sorted by class, as EDM's samples are stored: uncompressed, under `image` and `label`."""
+    rng = np.random.default_rng(seed)
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        with archive.open("image.npy", "w", force_zip64=True) as stream:
+            write_header(stream, (count, 32, 32, 3))
+            for start in range(0, count, CHUNK):
+                stream.write(rng.bytes(min(CHUNK, count - start) * 3072))
+        with archive.open("label.npy", "w") as stream:
+            np.save(stream, np.sort(rng.integers(10, size=count)))
+
+
+# what is timed: each in a process of its own, whose memory is its own too -------------------------------------------
+
+
+def list_files(root: Path) -> dict[str, float]:
+    """Seconds to open the list of files and to read their classes off it, as a run does."""
+    from usb_rsmatch.data.sources.class_folders import class_folders
+
+    begin = time.perf_counter()
+    source, classes = class_folders(root, "{class}/{file}")
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "files": len(source), "classes": len(classes)}
+
+
+def configuration(folder: Path, size: int, **changes: Any) -> dict[str, Any]:
+    """RSMatch on a pool of `size` images: `REAL` real ones, the others from the large file."""
+    return {
+        "algorithm": "rsmatch",
+        "dataset": "npz",
+        "data_dir": str(folder),
+        "synthetic": [{"source": f"npz:{folder / 'synthetic.npz'}", "generator": "noise"}],
+        "synthetic_count": size - REAL,
+        "num_labels": 100,
+        "net": "small_wrn_10_1",
+        "batch_size": 2,  # a step so small that the data's share of its time and memory shows
+        "uratio": 7,
+        "num_train_iter": 100_000,
+        "num_eval_iter": 100_000,
+        "num_log_iter": 100_000,
+        "num_workers": 0,
+        "rs_warmup": 0.0,
+        "rs_loader": "batched",
+        "rs_fast": True,
+        "device": "cpu",
+        "save_dir": str(folder / "runs"),
+        "save_name": "benchmark",
+        **changes,
+    }
+
+
+def open_pool(folder: Path, size: int) -> tuple[float, float]:
+    """Seconds to build the pool, everything imported before, and those of them that the processor worked for it."""
+    from usb_rsmatch.data.pool.pool import HybridPool
+
+    begin, worked = time.perf_counter(), time.process_time()
+    pool = HybridPool.from_config(configuration(folder, size))
+    seconds = time.perf_counter() - begin, time.process_time() - worked
+    assert len(pool) == size
+    return seconds
+
+
+def train_memory(folder: Path, size: int, scale: Scale) -> dict[str, float]:
+    """MiB of a process that trains on the pool: after its imports, after the steps, and the most of its life.
+
+    After some steps, whole unlabelled batches are drawn alone, to have touched a good part of the file.
+    """
+    algorithm, steps = _algorithm(folder, size)
+    built = resident_mib()
+    steps(scale.steps)()
+    for number, _ in enumerate(algorithm.loader_dict["train_ulb"], start=1):
+        if number >= scale.batches:
+            break
+    after = resident_mib()
+    return {"imported": _imported_mib(), "built": built, "training": after, "most": _most_mib()}
+
+
+def step_times(folder: Path, scale: Scale) -> dict[str, list[float]]:
+    """Seconds a step on the large and the small pool, in turns."""
+    from benchmarks.timing import take_turns
+
+    sides = {str(size): _algorithm(folder, size)[1](scale.steps) for size in (scale.large, scale.small)}
+    return take_turns(sides, scale.rounds)
+
+
+def _algorithm(folder: Path, size: int) -> tuple[Any, Callable[[int], Callable[[], float]]]:
+    """An algorithm as `usb-rsmatch train` builds it, and what makes a timed side of its training."""
+    from usb_rsmatch.usb import registration, training
+
+    registration.register()
+    from usb_rsmatch.usb.config import resolve
+    from usb_rsmatch.usb.step_timer import steps_of
+
+    global _after_imports
+    _after_imports = resident_mib()
+    args, _ = resolve(configuration(folder, size))
+    algorithm = training.build(args)
+    return algorithm, lambda count: steps_of(algorithm, count)
+
+
+_after_imports = 0.0
+
+
+def _imported_mib() -> float:
+    return _after_imports
+
+
+def resident_mib() -> float:
+    """This process's resident memory, shared libraries and mapped files included."""
+    return _status("VmRSS:")
+
+
+def _most_mib() -> float:
+    return _status("VmHWM:")
+
+
+def _status(key: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(key)), float("nan"))
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+
+
+def apart(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+    """What a function gives in a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (threads,)) as process:
+        return process.submit(function, *arguments).result()
+
+
+# the whole -----------------------------------------------------------------------------------------------------------
+
+
+def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The named values and what they come from; makes its files in `folder`, which it finds empty."""
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    say(f"making {scale.files} files ...")
+    make_files(folder / "files", scale.files, scale.folders)
+    time.sleep(SETTLE_S)
+    say("listing them ...")
+    begin = time.perf_counter()
+    index = file_index(folder / "files")
+    build = time.perf_counter() - begin
+    openings = [apart(list_files, folder / "files", threads=threads) for _ in range(scale.openings)]
+    if {opened["files"] for opened in openings} != {len(index)}:
+        raise RuntimeError(f"the list has {len(index)} files when made, and otherwise when opened: {openings}")
+
+    say(f"making {scale.large} images in one file ...")
+    make_npz(folder / "train.npz", REAL, 1)
+    make_npz(folder / "test.npz", 100, 2)
+    make_npz(folder / "synthetic.npz", scale.large - REAL, 3)
+    say("opening it ...")
+    first, _ = apart(open_pool, folder, scale.large, threads=threads)
+    again = [apart(open_pool, folder, scale.large, threads=threads) for _ in range(scale.openings)]
+    say("training on it ...")
+    memory = apart(train_memory, folder, scale.large, scale, threads=threads)
+    seconds = apart(step_times, folder, scale, threads=threads)
+    large, small = (seconds[str(size)] for size in (scale.large, scale.small))
+    kept = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    return {
+        "index_files": len(index),
+        "index_build_s": round(build, 2),
+        "index_open_s": round(statistics.median(opened["seconds"] for opened in openings), 2),
+        "npz_images": scale.large,
+        "npz_open_s": round(statistics.median(seconds for seconds, _ in again), 2),
+        "rss_mib": round(memory["training"], 1),
+        "step_ratio_1e6_over_1e3": round(statistics.median(a / b for a, b in zip(large, small, strict=True)), 3),
+        "npz_open_cpu_s": round(statistics.median(worked for _, worked in again), 2),
+        "npz_first_open_s": round(first, 2),
+        "rss_after_imports_mib": round(memory["imported"], 1),
+        "rss_pool_open_mib": round(memory["built"], 1),
+        "rss_most_mib": round(memory["most"], 1),
+        "cache_mib": round(kept / 2**20, 1),
+        "step_seconds": {"1e6": statistics.median(large), "1e3": statistics.median(small)},
+        "load_before": load,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--folder", default=None, metavar="DIR", help="where the files are made; default: the system's")
+    parser.add_argument("--threads", type=int, default=1, help="default: one")
+    parser.add_argument("--quick", action="store_true", help="a try with few files: its numbers mean nothing")
+    args = parser.parse_args(argv)
+    scale = QUICK if args.quick else FULL
+    cache = os.environ.get("USB_RSMATCH_CACHE")
+    with tempfile.TemporaryDirectory(prefix="usb_rsmatch_bench_", dir=args.folder) as name:
+        room_for(2 * 3072 * scale.large, Path(name), "the benchmark")
+        os.environ["USB_RSMATCH_CACHE"] = str(Path(name) / "cache")  # so that nothing has been kept before
+        try:
+            result = measure(scale, Path(name), args.threads, lambda line: print(line, file=sys.stderr))
+        finally:
+            os.environ.pop("USB_RSMATCH_CACHE")
+            if cache is not None:
+                os.environ["USB_RSMATCH_CACHE"] = cache
+    from benchmarks.speed import processor
+    from usb_rsmatch.usb.training import versions
+
+    words = ["python", "-m", "benchmarks.data", *(sys.argv[1:] if argv is None else argv)]
+    about = {
+        "threads": args.threads,
+        "processor": processor(),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(words),
+        "quick": args.quick,
+    }
+    write_json(args.out, result | about)
+    print(json.dumps({key: result[key] for key in NAMED}))
+    return 0
+
+
+NAMED = (
+    "index_files",
+    "index_build_s",
+    "index_open_s",
+    "npz_images",
+    "npz_open_s",
+    "rss_mib",
+    "step_ratio_1e6_over_1e3",
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

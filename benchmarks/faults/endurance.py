@@ -1,0 +1,72 @@
+"""A long run watched from outside: its memory, open files and threads must not grow after the warm-up."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.faults.short_runs import Yard
+
+WARMUP = 0.25  # of the samples, which do not count
+SECONDS = 1.0  # between two samples
+GROWTH = 0.05  # of the memory after the warm-up; more is a leak (our choice)
+
+
+def sample(pid: int) -> tuple[float, int, int]:
+    """Resident MiB, open files and threads of a process."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(status["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
+
+
+def slope_per_hour(seconds: np.ndarray, values: np.ndarray) -> float:
+    """Least-squares slope of values [n] over seconds [n], an hour."""
+    return float(np.polyfit(seconds, values, 1)[0] * 3600) if len(seconds) > 2 else 0.0
+
+
+def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
+    """What has grown from the first quarter of the samples [n] to the last, by medians; "" for nothing."""
+    quarter = max(len(memory) // 4, 1)
+    grown = []
+    for name, values, share in (("MiB", memory, GROWTH), ("open files", files, 0.0), ("threads", threads, 0.0)):
+        begun, ended = float(np.median(values[:quarter])), float(np.median(values[-quarter:]))
+        if ended > begun * (1 + share):
+            grown.append(f"from {begun:.4g} to {ended:.4g} {name}")
+    return f"leak: {', '.join(grown)}" if grown else ""
+
+
+def soak(yard: Yard, minutes: float) -> dict[str, Any]:
+    """Train RSMatch, PIL loader with workers, evaluation and checkpoint every 20 steps, and watch the process."""
+    config = yard.config(
+        1,
+        yard.fresh(),
+        num_train_iter=10**7,
+        epoch=1,
+        num_eval_iter=20,
+        num_log_iter=5,
+        num_workers=1,
+        rs_queue_length=8,
+    )
+    latest = yard.folder(config) / "latest_model.pth"
+    with yard.start(config) as victim:
+        if not victim.wait_for(latest.exists):
+            raise RuntimeError(victim.output())
+        begun, taken = time.monotonic(), []
+        while time.monotonic() - begun < 60 * minutes and victim.poll() is None:
+            taken.append((time.monotonic() - begun, *sample(victim.pid)))
+            time.sleep(SECONDS)
+        if victim.poll() is not None:
+            raise RuntimeError(victim.output())
+    seconds, memory, files, threads = np.array(taken).T
+    kept = slice(int(WARMUP * len(taken)), None)
+    return {
+        "soak_minutes": round(float(seconds[-1]) / 60, 1),
+        "memory_slope_mib_per_hour": round(slope_per_hour(seconds[kept], memory[kept]), 2),
+        "memory_mib": {"after_warmup": round(float(memory[kept][0]), 1), "end": round(float(memory[-1]), 1)},
+        "open_files": {"after_warmup": int(files[kept][0]), "most": int(files[kept].max())},
+        "leak": leak(memory[kept], files[kept], threads[kept]),
+        "process_threads": {"after_warmup": int(threads[kept][0]), "most": int(threads[kept].max())},
+    }

@@ -1,0 +1,261 @@
+"""What synthetic images cost and give, and what the detector finds, from the runs of the grids under config/method.
+
+usb-rsmatch compare --c method/ways
+python -m benchmarks.method --keep saved_models/ways --out results/method.json
+
+`--keep` copies the results of a comparison, as many as there are, to the folder that the figures are made from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method_tables import BASELINES, MINED, MORE, ORACLE, POINTS, POOL, REAL, figures_of, shown, tables
+from usb_rsmatch.detection.metrics import mining_efficiency
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json, write_text
+from usb_rsmatch.report.collection import Collection, Record, collect
+from usb_rsmatch.report.grid_record import NAME
+from usb_rsmatch.report.statistics import Estimate, estimate, paired_difference
+
+KEPT = "results/method"
+ORACLE_WAY = "main and dummy head, normalised apart"  # what RSMatch's defaults do, in method/ways
+BASE_RULES = ("FixMatch", "FlexMatch", "FreeMatch", "SoftMatch")  # each with its `RSMatch on ...`, in method/benchmark
+HEADLINE = 0.5  # share of synthetic images
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The results of one grid of config/method."""
+
+    collection: Collection
+
+    def values(self, of: Callable[[Record], float | None], arm: str, **axes: Any) -> dict[int, float]:
+        """{seed: a figure} of an arm's runs at a place of the grid, where there is one."""
+        found = {}
+        for record in self.collection.records:
+            if record.arm == arm and all(record.axes.get(name) == value for name, value in axes.items()):
+                value = of(record)
+                if value is not None:
+                    found[record.result.seed] = value
+        return found
+
+    def accuracy(self, arm: str, **axes: Any) -> dict[int, float]:
+        """{seed: test accuracy in %} of the final averaged weights."""
+        return self.values(lambda record: 100 * record.result.last, arm, **axes)
+
+    def auroc(self, arm: str, **axes: Any) -> dict[int, float]:
+        """{seed: the detector's AUROC on the pool}."""
+        return self.values(lambda record: record.result.auroc, arm, **axes)
+
+    def places(self, axis: str) -> list[Any]:
+        """The values of an axis, in the grid's order."""
+        return list(dict.fromkeys(record.axes[axis] for record in self.collection.records))
+
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(record.arm for record in self.collection.records))
+
+
+def better(*arms: BySeed) -> BySeed:
+    """The arm with the highest mean."""
+    return max(arms, key=lambda values: estimate(list(values.values())).mean)
+
+
+def over_better_baseline(runs: Runs, arm: str) -> Estimate | None:
+    """An arm's accuracy less that of FixMatch on the real part or on the pool, whichever has the higher mean."""
+    real, pool = runs.accuracy(REAL), runs.accuracy(POOL)
+    return paired_difference(runs.accuracy(arm), better(real, pool)) if real and pool else None
+
+
+def over_seeds(places: Sequence[BySeed]) -> Estimate | None:
+    """The mean over places of a grid with its interval over the seeds that all of them have.
+
+    The places share a seed's split, order and first weights, so that they are no independent values.
+    """
+    seeds = set.intersection(*(set(place) for place in places)) if places else set()
+    means = [sum(place[seed] for place in places) / len(places) for seed in sorted(seeds)]
+    return estimate(means) if means else None
+
+
+def figure(values: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as the file holds it; None where there is no interval yet."""
+    if values is None or values.low is None:
+        return None
+    return {"mean": values.mean, "low": values.low, "high": values.high, "n": values.n}
+
+
+def figures(grids: Mapping[str, Runs]) -> dict[str, Any]:
+    """The file's figures: accuracies in points, each with its 95 % t interval over `n` seeds, differences paired.
+
+    The least efficiency of `n` runs has no interval: its ends are itself. A figure without runs is left out.
+    """
+    found: dict[str, Estimate | None] = {}
+    if ways := grids.get("ways"):
+        found["ceiling_real"] = paired_difference(ways.accuracy(MORE), ways.accuracy(POOL))
+        found["oracle_gain"] = over_better_baseline(ways, ORACLE_WAY)
+    if harm := grids.get("harm"):
+        found["harm_ceiling_real"] = paired_difference(harm.accuracy(MORE), harm.accuracy(POOL))
+        found["harm_oracle_gain"] = over_better_baseline(harm, ORACLE)
+        found["harm_gain"] = over_better_baseline(harm, MINED)
+    if curve := grids.get("contamination"):
+        real, pool = curve.accuracy(POOL, synthetic_ratio=0.0), curve.accuracy(POOL, synthetic_ratio=HEADLINE)
+        mined, oracle = (curve.accuracy(arm, synthetic_ratio=HEADLINE) for arm in (MINED, ORACLE))
+        if real and pool:
+            found["gain_over_best_baseline"] = paired_difference(mined, better(real, pool))
+        found["gap_to_oracle"] = paired_difference(oracle, mined)
+        found["clean_pool_gap"] = paired_difference(curve.accuracy(MINED, synthetic_ratio=0.0), real)
+    if benchmark := grids.get("benchmark"):
+        found["gain_over_base_rule"] = over_seeds([gains(benchmark, rule) for rule in BASE_RULES])
+    if detection := grids.get("detection"):
+        by_pool = efficiencies(detection)
+        found["mining_efficiency_mean"] = over_seeds(list(by_pool.values()))
+        if ratios := [ratio for place in by_pool.values() for ratio in place.values()]:
+            found["mining_efficiency_min"] = Estimate(len(ratios), min(ratios), 0.0, min(ratios), min(ratios))
+        for name, arm in (("auroc_mean", "mined, as they are"), ("auroc_clean_mean", "mined")):
+            found[name] = over_seeds([detection.auroc(arm, synthetic=p) for p in detection.places("synthetic")])
+    if control := grids.get("control"):
+        for name, arm in (("control_auroc", MINED), ("control_auroc_coarser", "RSMatch, coarser at last")):
+            found[name] = estimate(list(scores.values())) if (scores := control.auroc(arm)) else None
+    return {name: made for name, value in found.items() if (made := figure(value))}
+
+
+def gains(benchmark: Runs, rule: str) -> dict[int, float]:
+    """{seed: accuracy of RSMatch on a base rule less that of the rule}."""
+    mine, theirs = benchmark.accuracy(f"RSMatch on {rule}"), benchmark.accuracy(rule)
+    return {seed: mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()}
+
+
+def efficiencies(detection: Runs) -> dict[str, dict[int, float]]:
+    """{pool: {seed: (mined - 0.5) / (supervised - 0.5)}} after the clean-up."""
+    found: dict[str, dict[int, float]] = {}
+    for place in detection.places("synthetic"):
+        mined, taught = (detection.auroc(arm, synthetic=place) for arm in ("mined", "supervised"))
+        ratios = {seed: mining_efficiency(mined[seed], taught[seed]) for seed in mined.keys() & taught.keys()}
+        found[place] = {seed: ratio for seed, ratio in sorted(ratios.items()) if ratio is not None}
+    return found
+
+
+def accuracy_table(runs: Runs, baseline: str, axis: str | None = None) -> list[dict[str, Any]]:
+    """A row an arm (and place of `axis`): mean accuracy, and the difference to the baseline at the same place."""
+    rows = []
+    for place in runs.places(axis) if axis else [None]:
+        at = {} if axis is None else {axis: place}
+        for arm in runs.arms():
+            mine, theirs = runs.accuracy(arm, **at), runs.accuracy(baseline, **at)
+            if not mine:
+                continue
+            row: dict[str, Any] = {"arm": arm, **at, "accuracy": asdict(estimate(list(mine.values())))}
+            row["difference"] = figure(paired_difference(mine, theirs)) if arm != baseline else None
+            scores = runs.auroc(arm, **at)
+            row["auroc"] = estimate(list(scores.values())).mean if scores else None
+            rows.append(row)
+    return rows
+
+
+def detection_table(runs: Runs) -> list[dict[str, Any]]:
+    """A row a pool: mean AUROC of each arm, and the efficiency of mining."""
+    rows = []
+    for place, ratios in efficiencies(runs).items():
+        row: dict[str, Any] = {"pool": place}
+        for arm in runs.arms():
+            scores = runs.auroc(arm, synthetic=place)
+            row[arm] = estimate(list(scores.values())).mean if scores else None
+        row["efficiency"] = estimate(list(ratios.values())).mean if ratios else None
+        rows.append(row)
+    return rows
+
+
+def summarise(folder: str | Path) -> dict[str, Any]:
+    """The contents of results/method.json from the kept results below a folder.
+
+    Errors: UserError for no results, and whatever `collect` finds wrong with them.
+    """
+    folders = sorted(path.parent for path in Path(folder).glob(f"*/{NAME}"))
+    if not folders:
+        raise UserError(f"{folder} holds no results: `--keep saved_models/ways` copies those of a comparison there")
+    collections = [collect(path) for path in folders]
+    grids = {collection.name: Runs(collection) for collection in collections}
+    if len(grids) < len(collections):
+        raise UserError(f"{folder} holds one comparison twice, under the name of another: remove one")
+    everything = [record.result for runs in grids.values() for record in runs.collection.records]
+    first = everything[0]
+    for name in ("versions", "threads", "device"):
+        if odd := next((r for r in everything if getattr(r, name) != getattr(first, name)), None):
+            raise UserError(f"{odd.path} and {first.path} differ in {name}: keep results of one machine alone")
+    rows = {name: accuracy_table(grids[name], *BASELINES[name]) for name in BASELINES if name in grids}
+    if detection := grids.get("detection"):
+        rows["detection"] = detection_table(detection)
+    return {
+        **figures(grids),
+        "seeds": sorted({result.seed for result in everything}),
+        "pools": sorted({f"{result.dataset}: {result.describe_pool()}" for result in everything}),
+        "grids": {name: _extent(runs.collection) for name, runs in grids.items()},
+        "tables": rows,
+        "versions": first.versions,
+        "threads": int(first.threads) if first.threads.isdigit() else first.threads,
+        "device": first.device,
+        "train_hours": round(sum(result.train_seconds for result in everything) / 3600, 2),
+        "date": max(result.finished for result in everything)[:10],
+    }
+
+
+def _extent(collection: Collection) -> dict[str, Any]:
+    return {"runs": len(collection.records), "remarks": collection.remarks}
+
+
+def keep(comparison: str, folder: str | Path) -> int:
+    """Copy a comparison's record and finished results below `folder`; gives how many results are new.
+
+    Errors: UserError for a folder that is no comparison's, and for a kept result that is another than the new one.
+    """
+    source = Path(comparison)
+    if not (source / NAME).is_file():
+        raise UserError(f"{comparison} is no comparison's folder: it has no {NAME}")
+    target = Path(folder) / source.name
+    copies = {
+        target / path.relative_to(source): path.read_text(encoding="utf-8")
+        for path in [source / NAME, *sorted(source.glob("*/result.json"))]
+    }
+    for path, text in copies.items():
+        if path.exists() and path.name != NAME and path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path} is there and differs from {source}'s: remove it first")
+    new = {path: text for path, text in copies.items() if not path.exists() or path.name == NAME}
+    for path, text in new.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    return len(new) - 1  # less the record, which is always written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--keep", nargs="+", default=[], metavar="FOLDER", help="finished comparisons to take in")
+    parser.add_argument("--kept", default=KEPT, metavar="FOLDER", help="where kept results lie")
+    args = parser.parse_args(argv)
+    try:
+        for comparison in args.keep:
+            print(f"{keep(comparison, args.kept)} new results of {comparison}")
+        summary = summarise(args.kept)
+        words = ["python", "-m", "benchmarks.method", "--out", args.out]
+        words += ["--kept", args.kept] if args.kept != KEPT else []
+        write_json(args.out, summary | {"command": shlex.join(words)})
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for name, table in tables(summary).items():
+        print(f"\n{name}\n\n{table}")
+    print()
+    for name, value in figures_of(summary).items():
+        print(f"{name:26s} {shown(value, 1 if name in POINTS else 3)}, n = {value['n']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The fault campaign, in small: it kills, starves and fuzzes real commands, counts, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.faults import campaign, endurance, fuzzing, hostile_inputs, scenarios
+from benchmarks.faults.short_runs import STEPS, Yard
+from usb_rsmatch.errors import Interrupted, UserError
+from usb_rsmatch.usb import checkpoint, config, hooks, training
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
+    return Yard(tmp_path_factory.mktemp("yard"))
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: Yard) -> None:
+    kills, problem = scenarios.kill_until_done(yard, 0, np.random.default_rng(1), 3)
+    assert kills > 0 and problem == ""
+
+
+def test_a_full_disk_is_told_and_costs_no_run(yard: Yard) -> None:
+    assert scenarios.full_disk(yard, 0, 0.5) == ""
+    assert scenarios.full_disk(yard, 0, 0.5, number=2) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(campaign.mishap_list(quick=False)))
+def test_every_mishap(name: str, yard: Yard) -> None:
+    assert campaign.mishap_list(quick=False)[name](yard) == ""
+
+
+def test_what_ends_otherwise_is_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The referee is no rubber stamp: a run of another seed is not the undisturbed one."""
+    problem = yard.ends_as_whole(0, yard.config(0, yard.fresh(), seed=1))
+    assert problem == "silent: another state in the end"
+    config = yard.config(0, yard.fresh(), num_labels=15)
+    assert yard.ends_as_whole(0, config).startswith("lost: exit code 2")
+
+
+def test_defects_are_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators left as they are, a damaged file that is taken, a stop and a broken weight that are not minded."""
+
+    def careless(path: Path) -> Any:
+        return torch.load(path, weights_only=True)
+
+    def in_place(content: dict[str, Any], path: Path) -> None:
+        torch.save(content, path)
+
+    class Hasty(hooks.CheckpointHook):
+        def after_train_step(self, algorithm: Any) -> None:
+            if algorithm.stop_requested():
+                raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
+            super().after_train_step(algorithm)
+
+    def found(place: Any, name: str, value: Any, mishap: str) -> str:
+        with monkeypatch.context() as patch:  # the victims are forks, which have the defect too
+            patch.setattr(place, name, value)
+            return campaign.mishap_list(quick=False)[mishap](yard)
+
+    for variant in (0, 5):
+        yard.whole(variant)
+    assert found(checkpoint, "set_random_state", lambda state: None, "SIGTERM, variant 5").startswith("silent")
+    assert found(checkpoint, "read", careless, "checkpoint flipped, variant 0").startswith("silent")
+    assert found(checkpoint, "write", in_place, "disk full at 0.5 of the third checkpoint") != ""
+    assert found(training, "CheckpointHook", Hasty, "SIGTERM, variant 0").startswith("lost")
+    assert found(hooks, "nonfinite", lambda model: [], "weights are no numbers where a checkpoint is due") != ""
+
+
+def test_a_leak_is_found() -> None:
+    flat = np.full(40, 500.0)
+    assert endurance.leak(flat, flat, flat) == ""
+    assert endurance.leak(np.linspace(500, 560, 40), flat, flat).startswith("leak: from 506.9 to 553.1 MiB")
+    assert "open files" in endurance.leak(flat, np.arange(40) // 4, flat)
+    assert "threads" in endurance.leak(flat, flat, np.arange(40))
+
+
+@pytest.mark.parametrize("reader", sorted(fuzzing.READERS))
+def test_hostile_files_are_refused_in_a_line(reader: str) -> None:
+    found = fuzzing.fuzz(reader, 40)
+    assert found.cases >= 30
+    assert found.tracebacks == found.hangs == found.writes_outside == []
+
+
+def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reader(folder: Path) -> Any:
+        def read(case: int) -> None:
+            if case == 0:
+                raise ValueError("no line of ours")
+            if case == 1:
+                (folder / "../../evil").mkdir()
+            if case == 3:
+                while True:
+                    pass
+
+        return fuzzing.st.integers(0, 4), read
+
+    monkeypatch.setitem(fuzzing.READERS, "careless", reader)
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.05)
+    found = fuzzing.fuzz("careless", 60)
+    assert {line.split(":")[1] for line in found.tracebacks} == {" ValueError"}
+    assert found.hangs and found.writes_outside
+
+
+@pytest.mark.parametrize(
+    "text", [hostile_inputs.BOMB, "[" * 5000, "- " * 5000, "{a: " * 3000, "!!python/object/apply:os.mkdir [x]"]
+)
+def test_bombs_of_yaml_are_refused_at_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.resolve(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
+    (tmp_path / "c.yaml").write_text("#" * 3_000_000)
+    with pytest.raises(UserError, match="it is no configuration"):
+        config.resolve(tmp_path / "c.yaml")
+
+
+def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "faults.json"
+    monkeypatch.setattr(
+        campaign, "mishap_list", lambda quick: {"nothing": lambda yard: "", "loss": lambda yard: "silent: x"}
+    )
+    command = ["--out", str(out), "--kills", "0", "--soak-minutes", "0", "--fuzz"]
+    assert campaign.main([*command, "12"]) == 1
+    first = json.loads(out.read_text())
+    assert first["fuzz_cases"] == 12 and first["mishaps"] == {"nothing": "passed", "loss": "silent: x"}
+    assert (
+        first["silent_wrong"] == 1
+        and first["resume_bitwise_equal"] is False
+        and first["findings"] == ["loss: silent: x"]
+    )
+    assert campaign.main([*command, "24"]) == 1
+    again = json.loads(out.read_text())
+    assert again["fuzz_cases"] == 24 and again["silent_wrong"] == 1 and again["command"].endswith("--fuzz 24")
+    assert campaign.START.keys() <= again.keys()
+    out.write_text("{")
+    assert campaign.main([*command, "24"]) == 2
+
+
+def test_a_soak_samples_a_training_process(yard: Yard) -> None:
+    measured = endurance.soak(yard, 0.05)
+    assert measured["open_files"]["most"] >= 3 and measured["memory_mib"]["end"] > 50
+    slope = endurance.slope_per_hour(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
+    assert slope == pytest.approx(3600)
+
+
+def test_a_checkpoint_of_the_yard_is_read(yard: Yard) -> None:
+    yard.whole(0)
+    folder = yard.folder(yard.config(0, "whole0"))
+    assert checkpoint.read(folder / "latest_model.pth")["it"] == STEPS

@@ -1,0 +1,260 @@
+"""Several processes train one run: the same steps as one, one queue, one writer, and any number of them goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from semilearn.core.utils import ALGORITHMS
+
+from benchmarks.faults.forked_commands import Victim
+from usb_rsmatch.usb import checkpoint
+
+# A network without BatchNorm in float64, and everything that a run feeds it. It leaves its losses in a file.
+PLUGIN = """
+import json, os
+from pathlib import Path
+import torch
+from torch import nn
+import semilearn.nets as nets
+from usb_rsmatch.usb import mixins
+
+class Plain(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 16, 3, 2, 1), nn.GELU())
+        self.num_features = 16
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x, only_fc=False, only_feat=False, **kwargs):
+        if only_fc:
+            return self.fc(x)
+        feat = self.convs(x).mean((2, 3))
+        return feat if only_feat else {"logits": self.fc(feat), "feat": feat}
+
+def in_doubles(module, given):
+    return tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given)
+
+class InDoubles:
+    def set_model(self):
+        return self._doubled(super().set_model())
+
+    def process_batch(self, *given, **batch):
+        sent = super().process_batch(*given, **batch)
+        return {key: value.double() if value.is_floating_point() else value for key, value in sent.items()}
+
+    def set_ema_model(self):
+        return self._doubled(super().set_ema_model())
+
+    @staticmethod
+    def _doubled(model):
+        for module in model.double().modules():
+            if not list(module.children()):
+                module.register_forward_pre_hook(in_doubles)
+        return model
+
+nets.plain = lambda num_classes, pretrained=False, pretrained_path=None: Plain(num_classes)
+lay_over = mixins.lay_over
+if not hasattr(lay_over, "doubled"):
+    def laid(*given, **options):
+        kind = lay_over(*given, **options)
+        return type(kind.__name__, (InDoubles, kind), {"__module__": kind.__module__})
+    laid.doubled = True
+    mixins.lay_over = laid
+"""
+
+
+@pytest.fixture
+def plain(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """20 steps of a network without BatchNorm in float64, with thresholds that let images through from the start."""
+    (tmp_path / "doubles.py").write_text(PLUGIN)
+    tiny |= {"plugins": ["doubles"], "net": "plain", "p_cutoff": 0.15, "rs_warmup": 0.2, "rs_queue_length": 4}
+    tiny |= {"epoch": 2, "num_train_iter": 20, "num_eval_iter": 20, "num_log_iter": 1, "lr": 0.1}
+    tiny |= {"rs_loader": "batched"}
+    return tiny
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(config: dict[str, Any], folder: Path, count: int) -> list[Victim]:
+    """As torchrun would: the processes of one run, each told its rank by the environment."""
+    path, port = folder / f"{config['save_name']}.yaml", free_port()
+    path.write_text(yaml.safe_dump(config))
+
+    def prepare(rank: int) -> Any:
+        def act() -> None:
+            os.chdir(folder)
+            torch.set_num_threads(1)
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1")
+
+        return act
+
+    argv = ["train", "--c", str(path)]
+    return [Victim(argv, folder / f"{config['save_name']}.{rank}.log", prepare(rank)) for rank in range(count)]
+
+
+def run_with(config: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
+    """Train with that many processes; gives the checkpoint."""
+    victims = start(config, folder, count)
+    codes = [victim.wait() for victim in victims]
+    assert codes == [0] * count, "\n".join(victim.output() for victim in victims)
+    return checkpoint.read(Path(config["save_dir"]) / config["save_name"] / "latest_model.pth")
+
+
+def distance(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """The greatest difference of the weights, plain and averaged."""
+    assert first["model"].keys() == second["model"].keys()
+    pairs = [(first[part][name], second[part][name]) for part in ("model", "ema_model") for name in first[part]]
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+CASES = [
+    ("fixmatch", {}),
+    ("rsmatch", {}),
+    ("flexmatch", {"thresh_warmup": True}),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("fixmatch", {"rs_loader": "pil"}),
+            ("rsmatch", {"rs_loader": "pil"}),
+            ("rsmatch", {"rs_detector_input": "feature"}),
+            ("rsmatch", {"rs_base": "freematch"}),
+            ("freematch", {}),
+            ("softmatch", {}),
+            ("fixmatch", {"net": "small_wrn_10_1"}),  # BatchNorm of the whole batch
+            ("rsmatch", {"net": "small_wrn_10_1"}),  # normalised in two groups
+            ("rsmatch", {"net": "small_wrn_10_1", "use_cat": False, "rs_norm": "shared"}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "keys"), CASES, ids=lambda case: str(case))
+def test_two_processes_with_half_a_batch_follow_one_with_the_whole(
+    algorithm: str, keys: dict[str, Any], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Weights after 20 steps within 1e-12, float64; one queue, one table of scores, one set of thresholds."""
+    plain |= {"algorithm": algorithm, **keys}
+    one = run_with({**plain, "save_name": "one"}, tmp_path, 1)
+    two = run_with({**plain, "save_name": "two"}, tmp_path, 2)
+    begun = torch.load(Path(plain["save_dir"]) / "one" / "latest_model.pth", weights_only=True)["model"]
+    assert all(tensor.dtype == torch.float64 for tensor in begun.values() if tensor.is_floating_point())
+    assert distance(one, two) < 1e-12
+    states = [content[checkpoint.KEY]["hooks"] for content in (one, two)]
+    if algorithm == "rsmatch":
+        first, second = (state["SyntheticDetectionHook"] for state in states)
+        assert torch.equal(first["queue"]["indices"], second["queue"]["indices"])
+        assert (first["queue"]["indices"] >= 0).sum() >= 4
+        assert torch.allclose(first["scores"], second["scores"], rtol=0, atol=1e-6, equal_nan=True)
+    if algorithm == "flexmatch":
+        first, second = (state["MaskingHook"] for state in states)
+        assert torch.equal(first["selected_label"], second["selected_label"]) and (first["selected_label"] >= 0).any()
+    lines = [(Path(plain["save_dir"]) / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert [json.loads(line)["it"] for line in lines[1]] == [json.loads(line)["it"] for line in lines[0]]
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_processes(plain: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped by a signal to one of two processes, gone on with one, then with three."""
+    plain |= {"algorithm": "rsmatch", "batch_size": 6, "rs_warmup": 0.0}
+    whole = run_with({**plain, "save_name": "whole"}, tmp_path, 1)
+    path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
+    for count, step in ((2, 4), (1, 10)):
+        victims = start({**plain}, tmp_path, count)
+        reached = victims[0].wait_for(lambda step=step: path.exists() and f'"it": {step},' in path.read_text())
+        assert reached, victims[0].output()
+        victims[-1].send(signal.SIGTERM)
+        assert [victim.wait() for victim in victims] == [130] * count, victims[0].output()
+        assert "Traceback" not in "".join(victim.output() for victim in victims)
+    assert distance(whole, run_with({**plain}, tmp_path, 3)) < 1e-12
+
+
+def test_a_killed_process_ends_the_job_with_a_message(plain: dict[str, Any], tmp_path: Path) -> None:
+    plain |= {"num_train_iter": 400, "num_eval_iter": 5}
+    folder = Path(plain["save_dir"]) / "run"
+    victims = start(plain, tmp_path, 2)
+    assert victims[0].wait_for(lambda: (folder / "latest_model.pth").exists()), victims[0].output()
+    victims[1].send(signal.SIGKILL)
+    assert victims[1].wait() == -signal.SIGKILL and victims[0].wait(60) == 1, victims[0].output()
+    message = victims[0].output().splitlines()[-1]
+    assert "process 0 of 2: run: " in message and "has another process ended?" in message
+    content, note = checkpoint.read_latest(folder)
+    assert content is not None and note is None and content["it"] % 5 == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"batch_size": 5}, "batch_size 5 does not divide by 2 processes"),
+        ({"real_count": 10**6}, "real_count"),
+        ({"lr": 1e200}, "the loss is"),
+    ],
+)
+def test_what_is_wrong_is_told_and_ends_all(
+    keys: dict[str, Any], message: str, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    victims = start({**plain, **keys}, tmp_path, 2)
+    code = 1 if "lr" in keys else 2
+    assert [victim.wait(60) for victim in victims] == [code, code], victims[0].output()
+    outputs = [victim.output().splitlines() for victim in victims]
+    assert (
+        message in outputs[0][-1]
+        and message in outputs[1][-1]
+        and outputs[1][-1].startswith("usb-rsmatch (process 1): ")
+    )
+    assert "Traceback" not in str(outputs)
+
+
+def test_global_draws_go_on_in_every_process(plain: dict[str, Any], tmp_path: Path) -> None:
+    """A stopped and resumed job ends as the uninterrupted one bit for bit, every process's global draws included."""
+    plain |= {"algorithm": "mixmatch"}
+    whole = run_with({**plain, "save_name": "whole"}, tmp_path, 2)
+    path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
+    victims = start(plain, tmp_path, 2)
+    assert victims[0].wait_for(lambda: path.exists() and '"it": 3,' in path.read_text()), victims[0].output()
+    victims[0].send(signal.SIGINT)
+    assert [victim.wait() for victim in victims] == [130, 130]
+    stopped = run_with(plain, tmp_path, 2)
+    assert checkpoint.digest(whole["model"]) == checkpoint.digest(stopped["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS.keys()) - {"multimatch"}))
+def test_every_algorithm_trains_with_two_processes(algorithm: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny |= {"algorithm": algorithm, "num_train_iter": 4, "num_eval_iter": 4, "num_wu_iter": 2, "rs_loader": "batched"}
+    if algorithm in ("scomatch", "uasd"):
+        assert [victim.wait() for victim in start(tiny, tmp_path, 2)] == [2, 2]
+        assert "start it without torchrun" in (tmp_path / "run.0.log").read_text()
+    else:
+        assert run_with(tiny, tmp_path, 2)["it"] == 4
+
+
+@pytest.mark.slow
+def test_torchrun_itself(plain: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**plain, "algorithm": "rsmatch"}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "usb_rsmatch", "train", "--c", "c.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy") == 2  # at the evaluation and at the end, by the first process alone
+    one = run_with({**plain, "algorithm": "rsmatch", "save_name": "one"}, tmp_path, 1)
+    assert distance(one, checkpoint.read(Path(plain["save_dir"]) / "run" / "latest_model.pth")) < 1e-12

@@ -1,0 +1,43 @@
+"""Experiment trackers are imported when a run uses them, and by nobody else's surprise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("wandb", reason="semilearn depends on it; installed without dependencies here")
+
+PROGRAM = """
+import sys
+import usb_rsmatch
+import semilearn
+from semilearn.core.hooks import wandb as hook
+assert type(hook.wandb).__name__ == "_Late" and "wandb" not in sys.modules, type(hook.wandb)
+import wandb
+assert wandb.__file__ and hook.wandb.init is wandb.init
+import wandb.sdk
+from usb_rsmatch.usb import compat
+assert compat.mend() == [] and sys.modules["wandb"] is wandb
+"""
+
+
+def test_wandb_is_imported_on_first_use_and_is_the_package_itself() -> None:
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+ASKED = """
+import importlib.util
+import usb_rsmatch
+from usb_rsmatch.usb.lazy_import import put_off_trackers
+assert put_off_trackers()
+assert importlib.util.find_spec("wandb").origin.endswith("wandb/__init__.py")
+"""
+
+
+def test_whether_wandb_can_be_found_is_answered_without_importing_it() -> None:
+    """As accelerate asks in semilearn's import, where the extra `synthesis` is installed."""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", ASKED], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -1,0 +1,112 @@
+"""One process at a time in a run folder, and a folder that a killed process left is taken up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.faults.forked_commands import Victim
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.usb.run_lock import is_empty, locked
+from usb_rsmatch.usb.training import train
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder):
+        with pytest.raises(UserError, match="in use: this process"), locked(folder):
+            pass
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with locked(folder):
+                    os._exit(0)
+            except UserError as error:
+                os._exit(17 if f"process {os.getppid()} on " in str(error) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
+    with locked(folder):
+        assert is_empty(folder)
+
+
+def test_what_outlives_a_killed_holder_does_not_hold_the_folder(tmp_path: Path) -> None:
+    """A loader's workers are children that have its open files and live for some seconds longer."""
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with locked(tmp_path / "run"):
+            child = os.fork()
+            if child == 0:
+                time.sleep(30)
+                os._exit(0)
+            os.write(writer, str(child).encode())
+            time.sleep(30)
+            os._exit(0)
+    child = int(os.read(reader, 20))
+    with pytest.raises(UserError, match=f"process {holder} on"), locked(tmp_path / "run"):
+        pass
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    try:
+        with locked(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_two_runs_started_in_one_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The second one says so and writes nothing; the first one ends as if alone."""
+    tiny |= {"num_train_iter": 100, "num_eval_iter": 50, "rs_loader": "batched"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny))
+    argv = ["train", "--c", str(tmp_path / "c.yaml")]
+    folder = Path(tiny["save_dir"]) / "run"
+    with Victim(argv, tmp_path / "first") as first:
+        assert first.wait_for(lambda: (folder / "metrics.jsonl").exists()), first.output()
+        with Victim(argv, tmp_path / "second") as second:
+            assert second.wait() == 2
+            assert f"in use: process {first.pid} on" in second.output() and second.output().count("\n") == 1
+        assert first.wait() == 0, first.output()
+
+
+def test_a_folder_that_was_left_before_its_configuration_was_whole_becomes_a_run(tiny: dict[str, Any]) -> None:
+    folder = Path(tiny["save_dir"]) / "run"
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".config.yaml.ab12cd_9.tmp").write_text("algorith")
+    train(tiny, note=lambda line: None)
+    assert sorted(path.name for path in folder.glob(".*")) == [".lock"]
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on(tiny: dict[str, Any]) -> None:
+    first = train(tiny, note=lambda line: None)
+    path = Path(tiny["save_dir"]) / "run" / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["rs_on_nan"]
+    path.write_text(yaml.safe_dump(content))
+    assert train(tiny, note=lambda line: None) == first
+    with pytest.raises(UserError, match="rs_on_nan: 'stop', not 'skip'"):
+        train({**tiny, "rs_on_nan": "skip"}, note=lambda line: None)
+
+
+def test_a_run_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: Path) -> None:
+    import numpy as np
+
+    content = dict(np.load(tiny["synthetic"][0]["source"].removeprefix("npz:")))
+    mine = tmp_path / "mine.npz"
+    np.savez(mine, **content)
+    tiny["synthetic"] = [{"source": f"npz:{mine}", "generator": "blend"}]
+    train(tiny, note=lambda line: None)
+    (Path(tiny["save_dir"]) / "run" / "result.json").unlink()
+    content["image"][:] = 255 - content["image"]
+    np.savez(mine, **content)
+    with pytest.raises(UserError, match=r"the unlabeled images are not those that the run began with"):
+        train(tiny, note=lambda line: None)
+    manifest = Path(tiny["save_dir"]) / "run" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    with pytest.raises(UserError, match=r"manifest.json is cut off"):
+        train(tiny, note=lambda line: None)

@@ -1,1 +1,0 @@
-"""Many runs side by side: grids, their results, tables, plots and reports."""

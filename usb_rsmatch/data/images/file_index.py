@@ -1,0 +1,296 @@
+"""The list of image files under a folder: made in parallel, kept in the user's cache where it is long."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import unicodedata
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from usb_rsmatch.cache import cache_folder
+from usb_rsmatch.data.images.decode import image_suffixes
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write
+
+KEEP_FROM = 10_000  # files: shorter lists are made faster than a cache is looked after
+LIST_THREADS = 8  # folders on network drives answer late, not slowly
+RACY_NS = 2_000_000_000  # the coarsest clock of a file system's that is met: FAT's counts in two seconds
+FORMAT = 1
+DIGEST_SIZE = 16
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """N image files under `root`, in an order that does not depend on the disk.
+
+    `folders` are the relative folders ("" is the root), `folder` int32 [N] names each file's, `mtimes` int64 the
+    folders' times of change, `sizes` and `times` int64 [N] the files' bytes and times of change (-1: not to be told).
+    The names lie in one byte string `text`, file i's from `starts[i]` to `starts[i + 1]`, so that a million of them is
+    cheap to keep and to load.
+    """
+
+    root: Path
+    folders: tuple[str, ...]
+    mtimes: np.ndarray
+    folder: np.ndarray
+    text: bytes
+    starts: np.ndarray
+    sizes: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def name(self, i: int) -> str:
+        """The file's name alone."""
+        return os.fsdecode(self.text[self.starts[i] : self.starts[i + 1]])
+
+    def place(self, i: int) -> str:
+        """The file's POSIX path relative to the root."""
+        folder = self.folders[int(self.folder[i])]
+        return f"{folder}/{self.name(i)}" if folder else self.name(i)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of where the files are, how they are called, how large they are and when they changed."""
+        return _digest(os.fsencode(self.root.absolute()), self.listing, self.times)
+
+    @cached_property
+    def listing(self) -> str:
+        """A hash of how the files are called and how large they are, wherever they are."""
+        return _digest(_joined(self.folders), self.folder, self.text, self.sizes)
+
+
+def _digest(*parts: bytes | str | np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes())
+    return digest.hexdigest()
+
+
+class FileList(Sequence[Path]):
+    """Chosen files of an index as paths, made when they are asked for."""
+
+    def __init__(self, index: FileIndex, rows: np.ndarray) -> None:
+        self.source, self.rows = index, rows  # `index` is a method of sequences
+        self._root = str(index.root)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Path:  # type: ignore[override]  # slices are not needed
+        return Path(f"{self._root}/{self.source.place(int(self.rows[i]))}")
+
+    def take(self, rows: np.ndarray) -> FileList:
+        """The files at `rows` int64 [n] of this list."""
+        return FileList(self.source, self.rows[rows])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The files' bytes int64 [n], -1 where not to be told."""
+        return self.source.sizes[self.rows]
+
+    @property
+    def fingerprint(self) -> str:
+        """`FileIndex.fingerprint` of these files in their order."""
+        return _digest(self.source.fingerprint, self.rows)
+
+    @property
+    def listing(self) -> str:
+        """`FileIndex.listing` of these files in their order."""
+        return _digest(self.source.listing, self.rows)
+
+
+def describe(files: Sequence[Path]) -> tuple[str, str]:
+    """Fingerprint and listing, as an index has them, of files that no index has listed."""
+    states = [_state(path) for path in files]
+    names = _joined([path.name for path in files])
+    places = _joined([str(path.absolute()) for path in files])
+    sizes, times = (np.array(column, dtype=np.int64) for column in zip(*states, strict=True))
+    return _digest(places, sizes, times), _digest(names, sizes)
+
+
+def file_index(root: Path) -> FileIndex:
+    """The image files under `root`. Hidden files and folders are left out, links are followed.
+
+    A list of `KEEP_FROM` files and more is kept in the user's cache, and holds as long as no folder under the root has
+    changed; a file that is rewritten in place changes no folder. Raises UserError for a link that leads back to a
+    folder above it, and for a folder that cannot be listed.
+    """
+    kept = _cache_file(root)
+    index = _read(root, kept)
+    if index is not None and _holds(index):
+        return index
+    begin = time.time_ns()
+    index = _build(root)
+    if len(index) >= KEEP_FROM:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+            _write(index, kept, begin)
+    return index
+
+
+def _build(root: Path) -> FileIndex:
+    """List the folders side by side, then bring everything into order."""
+    suffixes = image_suffixes()
+    found: list[tuple[str, int, list[tuple[str, int, int]]]] = []
+    with ThreadPoolExecutor(LIST_THREADS) as threads, _progress(root) as bar:
+        waiting: set[Future[_Listing]] = {threads.submit(_list, root, "", frozenset(), suffixes)}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for listing in (future.result() for future in done):
+                    found.append((listing.prefix, listing.mtime, listing.files))
+                    bar.update(len(listing.files))
+                    for folder in listing.folders:
+                        waiting.add(threads.submit(_list, root, folder, listing.inside, suffixes))
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    found.sort()
+    rows = [
+        (f"{prefix}/{name}" if prefix else name, number, name, size, time_of_change)
+        for number, (prefix, _, files) in enumerate(found)
+        for name, size, time_of_change in files
+    ]
+    rows.sort(key=_in_order)
+    names = [os.fsencode(row[2]) for row in rows]
+    return FileIndex(
+        root=root,
+        folders=tuple(prefix for prefix, _, _ in found),
+        mtimes=np.array([mtime for _, mtime, _ in found], dtype=np.int64),
+        folder=np.fromiter((row[1] for row in rows), dtype=np.int32, count=len(rows)),
+        text=b"".join(names),
+        starts=np.concatenate([[0], np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))]).astype(np.int64),
+        sizes=np.fromiter((row[3] for row in rows), dtype=np.int64, count=len(rows)),
+        times=np.fromiter((row[4] for row in rows), dtype=np.int64, count=len(rows)),
+    )
+
+
+def _in_order(row: tuple[str, int, str, int, int]) -> tuple[str, str]:
+    """Sorts by the composed form of the path first: some file systems store letters and their accents apart."""
+    place = row[0]
+    return (place if place.isascii() else unicodedata.normalize("NFC", place)), place
+
+
+@dataclass(frozen=True)
+class _Listing:
+    prefix: str
+    mtime: int
+    inside: frozenset[tuple[int, int]]
+    folders: list[str]
+    files: list[tuple[str, int, int]]
+
+
+def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: frozenset[str]) -> _Listing:
+    """One folder's images and folders; `above` are the folders on the way to it, by device and number."""
+    here = f"{root}/{prefix}" if prefix else str(root)
+    folders, files = [], []
+    try:
+        state = os.stat(here)
+        if (state.st_dev, state.st_ino) in above:
+            raise UserError(f"{here}: the link leads back to a folder above it; remove it")
+        with os.scandir(here) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                is_image = os.path.splitext(name)[1].lower() in suffixes
+                if _is_folder(entry, is_image):
+                    folders.append(f"{prefix}/{name}" if prefix else name)
+                elif is_image:
+                    files.append((name, *_state(entry)))
+    except OSError as error:
+        raise UserError(f"{here}: cannot be listed ({error.strerror or error}); mend or remove it") from None
+    return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files)
+
+
+def _is_folder(entry: os.DirEntry[str], is_image: bool) -> bool:
+    """Whether it leads to a folder; of a link that leads nowhere, reading it as an image tells, where it is one."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_image:
+            return False
+        raise UserError(f"{entry.path}: cannot be followed ({error.strerror or error}); mend or remove it") from None
+
+
+def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
+    """A file's bytes and time of change, -1 where they cannot be told, as of a link to nothing."""
+    try:
+        state = file.stat()
+        return state.st_size, state.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
+def size_of(file: Path) -> int:
+    """A file's bytes, -1 where they cannot be told."""
+    return _state(file)[0]
+
+
+@contextlib.contextmanager
+def _progress(root: Path) -> Iterator[tqdm[None]]:
+    """A bar on terminals, once listing has taken a second."""
+    with tqdm(desc=f"listing {root}", unit=" files", disable=None, delay=1, leave=False) as bar:
+        yield bar
+
+
+# the cache --------------------------------------------------------------------------------------------------------
+
+
+def _cache_file(root: Path) -> Path:
+    """Where the list is kept: one file a folder and set of suffixes that count as images."""
+    text = "\0".join([str(FORMAT), str(root.absolute()), *sorted(image_suffixes())])
+    name = hashlib.blake2b(os.fsencode(text), digest_size=DIGEST_SIZE).hexdigest()
+    return cache_folder() / "index" / f"{name}.npz"
+
+
+def _write(index: FileIndex, path: Path, begin: int) -> None:
+    # A folder that changed just before it was listed may have changed again within one tick of its clock: it is kept
+    # with no time, so that the next look makes the list anew.
+    mtimes = np.where(index.mtimes > begin - RACY_NS, -1, index.mtimes)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            folders=np.frombuffer(_joined(index.folders), dtype=np.uint8),
+            mtimes=mtimes,
+            folder=index.folder,
+            text=np.frombuffer(index.text, dtype=np.uint8),
+            starts=index.starts,
+            sizes=index.sizes,
+            times=index.times,
+        )
+
+
+def _read(root: Path, path: Path) -> FileIndex | None:
+    """The kept list, None where there is none or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            folders = tuple(os.fsdecode(name) for name in kept["folders"].tobytes().split(b"\0"))
+            columns = {name: kept[name] for name in ("mtimes", "folder", "starts", "sizes", "times")}
+            return FileIndex(root=root, folders=folders, text=kept["text"].tobytes(), **columns)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _holds(index: FileIndex) -> bool:
+    """Whether every folder is as it was listed."""
+    try:
+        now = [os.stat(f"{index.root}/{folder}").st_mtime_ns for folder in index.folders]
+    except OSError:
+        return False
+    return bool((np.array(now, dtype=np.int64) == index.mtimes).all())
+
+
+def _joined(names: Sequence[str]) -> bytes:
+    return b"\0".join(map(os.fsencode, names))

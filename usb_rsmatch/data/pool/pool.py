@@ -1,0 +1,194 @@
+"""Real and synthetic images as one pool: labelled, unlabelled, validation and test sets, with a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from types import SimpleNamespace
+from typing import Any, TextIO
+
+import numpy as np
+import yaml
+
+from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
+from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
+from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
+from usb_rsmatch.data.pool.real_part import read_real
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.pool.synthetic_part import draw_synthetic
+from usb_rsmatch.data.sources.dataset_registry import DataSpec
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.version import __version__
+
+__all__ = ["DataSpec", "HybridPool", "ImageSet", "build_pool"]
+
+SHOWN_DUPLICATES = 20  # of them all the manifest would be long
+
+
+@dataclass(frozen=True)
+class HybridPool:
+    """What a semi-supervised run trains and tests on.
+
+    `unlabeled` holds the labelled images first (where they are included), then further real ones, then
+    synthetic ones. `config` are the keys that it was built from, `sources` what was taken from where,
+    `duplicates` how many real training images also stand in the test set and `duplicate_names` what the first of them
+    are called, `hashes` the parts' SHA-256.
+    """
+
+    spec: DataSpec
+    classes: tuple[str, ...]
+    labeled: ImageSet
+    unlabeled: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Mapping[str, Any], ...] = ()
+    duplicates: int = 0
+    duplicate_names: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any) -> HybridPool:
+        """The pool of a YAML file, a mapping or a namespace with its keys.
+
+        Raises UserError for a file that cannot be read, and whatever `build_pool` finds wrong.
+        """
+        if isinstance(config, (str, PathLike)):
+            config = _read(config, "YAML", yaml.safe_load)
+        return build_pool(SimpleNamespace(**config) if isinstance(config, Mapping) else config)
+
+    @classmethod
+    def from_manifest(cls, path: str | PathLike[str], **changes: Any) -> HybridPool:
+        """The pool that a manifest describes, built again; `changes` are keys that differ here, such as `data_dir`.
+
+        Raises UserError where a part is not the manifest's, naming it, and whatever `build_pool` finds wrong.
+        """
+        manifest = _read(path, "JSON", json.load)
+        if not isinstance(manifest.get("config"), Mapping) or not isinstance(manifest.get("parts"), Mapping):
+            raise UserError(f"{path}: is no manifest of a pool; `usb-rsmatch pool --out` writes one")
+        pool = cls.from_config({**manifest["config"], **changes})
+        now = pool.manifest()["parts"]
+        for name in {**manifest["parts"], **now}:
+            before, after = manifest["parts"].get(name), now.get(name)
+            if before is None or after is None or any(before.get(key) != after[key] for key in after):
+                raise UserError(f"{path}: the {name} images are not those of the manifest; restore the sources")
+        return pool
+
+    def __len__(self) -> int:
+        return len(self.unlabeled)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What messages call each unlabelled image: a path where it is a file."""
+        return self.unlabeled.names or ()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Unlabelled images by provenance: {"real": n, "synthetic": m, "by_generator": {name: count}}."""
+        synthetic = int(self.unlabeled.is_synthetic.sum())
+        return {
+            "real": len(self.unlabeled) - synthetic,
+            "synthetic": synthetic,
+            "by_generator": self.unlabeled.by_generator(),
+        }
+
+    def parts(self) -> dict[str, ImageSet]:
+        """The image sets by name, those that there are."""
+        parts = {
+            "labeled": self.labeled,
+            "unlabeled": self.unlabeled,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
+        return {
+            "config": dict(self.config),
+            "seed": self.config.get("seed"),
+            "dataset": self.spec.name,
+            "classes": list(self.classes),
+            "image_shape": list(self.unlabeled.images.shape[1:]),
+            "view": {"mean": list(self.spec.mean), "std": list(self.spec.std), "flip": self.spec.flip},
+            "pool": self.provenance,
+            "sources": [dict(source) for source in self.sources],
+            "duplicates": {"real_train_in_test": self.duplicates, "first": list(self.duplicate_names)},
+            "parts": {
+                name: {
+                    "count": len(part),
+                    "by_class": part.by_class(self.classes),
+                    "by_generator": part.by_generator(),
+                    "sha256": self.hashes.get(name) or digests_sha256(part.hashed()),
+                    "labels_sha256": array_sha256(part.labels),
+                }
+                for name, part in self.parts().items()
+            },
+            "versions": {
+                "usb_rsmatch": __version__,
+                **_versions("numpy", "pillow", "torchvision", "scikit-learn"),
+            },
+        }
+
+
+def build_pool(args: Any, pack: bool = False) -> HybridPool:
+    """The pool that the keys of a namespace describe (see `PoolConfig`); missing keys take their defaults.
+
+    With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
+
+    Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
+    match, a synthetic image that is also in the test set, and images that memory does not hold.
+    """
+    config = PoolConfig.read(args)
+    try:
+        return _build(config, pack)
+    except MemoryError as error:
+        raise UserError(f"the pool does not fit into memory ({error}); lower img_size or the counts") from None
+
+
+def _build(config: PoolConfig, pack: bool) -> HybridPool:
+    real = read_real(config, pack)
+    drawn = draw_synthetic(config, real, pack)
+    refuse_in_test(drawn.images, real.test)
+    trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
+    repeated = np.flatnonzero(found_in(trained, real.test))
+    pool = HybridPool(
+        spec=real.data.spec,
+        classes=real.data.classes,
+        labeled=real.labeled,
+        unlabeled=concatenate([real.unlabeled, drawn.images]),
+        validation=real.validation,
+        test=real.test,
+        config=config.as_dict(),
+        sources=(real.report, *drawn.reports),
+        duplicates=len(repeated),
+        duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
+    )
+    hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
+    bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
+    return replace(pool, hashes=hashes, **bare)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _read(path: str | PathLike[str], kind: str, parse: Callable[[TextIO], Any]) -> Mapping[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = parse(file)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; check the path") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid {kind} ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: must hold keys and values, such as `dataset: digits`")
+    return content

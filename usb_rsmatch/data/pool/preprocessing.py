@@ -1,0 +1,119 @@
+"""The one way from any source to the pool's pixels, the same for real and synthetic images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from usb_rsmatch.cache import cache_folder
+from usb_rsmatch.data.images.hashes import image_digests
+from usb_rsmatch.data.images.image_file import StoredImages
+from usb_rsmatch.data.images.lazy_images import Images, LazyImages
+from usb_rsmatch.data.images.reencode import cleared, through_jpeg
+from usb_rsmatch.data.pool.image_names import ImageNames
+from usb_rsmatch.data.pool.image_set import ImageSet, real_images
+from usb_rsmatch.data.sources.source import ArraySource, FileSource, JoinedSource, Source
+from usb_rsmatch.io import atomic_write
+
+CHUNK = 64 * 2**20  # bytes of images that are hashed at a time
+SHOW_PROGRESS_FROM = 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Every image of a pool is decoded, cropped to its centre square, resized and, on demand, re-encoded.
+
+    `size` is the side in pixels, `channels` 1 or 3, `jpeg` a quality from 1 to 100 or None for no
+    re-encoding; grey levels under `clear_below` become 0 at last.
+    """
+
+    size: int
+    channels: int
+    jpeg: int | None = None
+    clear_below: int = 0
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything is done to the images beyond what gives them their size."""
+        return self.jpeg is not None or self.clear_below > 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, self.channels
+
+    def load(self, source: Source, indices: np.ndarray) -> np.ndarray:
+        """The images of `source` at `indices` as uint8 [n, size, size, channels].
+
+        Raises UserError naming an image that cannot be read.
+        """
+        images = source.load(indices, self.size, self.channels)
+        if self.jpeg is not None:
+            images = through_jpeg(images, self.jpeg)
+        return cleared(images, self.clear_below) if self.clear_below else images
+
+    def take(self, source: Source, rows: np.ndarray) -> tuple[Images, np.ndarray]:
+        """The images at `rows` int64 [n], in memory where they are few enough for their source, and their digests.
+
+        Digests are uint64 [n, 2], of pixels; of images in files that are read later, of their files' names and sizes.
+        """
+        if len(rows) * int(np.prod(self.image_shape)) <= source.resident_limit:
+            images = self.load(source, rows)
+            known = None if self.alters else source.digests(rows, self.size, self.channels)
+            return images, image_digests(images) if known is None else known
+        return LazyImages.of(_Later(self, source), rows, self.image_shape), self._digests(source, rows)
+
+    def real(self, source: Source, rows: np.ndarray, is_labeled: bool) -> ImageSet:
+        """The images at `rows` int64 [n] as real ones."""
+        images, digests = self.take(source, rows)
+        return real_images(images, source.labels[rows], is_labeled, digests, ImageNames.of(source, rows))
+
+    def _digests(self, source: Source, rows: np.ndarray) -> np.ndarray:
+        if isinstance(source, JoinedSource):
+            digests, early = np.empty((len(rows), 2), dtype=np.uint64), rows < len(source.first)
+            digests[early] = self._digests(source.first, rows[early])
+            digests[~early] = self._digests(source.second, rows[~early] - len(source.first))
+            return digests
+        known = None if self.alters else source.digests(rows, self.size, self.channels)
+        if known is not None:
+            return known
+        if isinstance(source, FileSource) and (described := source.described()) is not None:
+            first = np.uint64(int(described[1][:16], 16))
+            return np.stack([np.full(len(rows), first), rows.astype(np.uint64)], axis=1)
+        if isinstance(source, ArraySource) and isinstance(source.images, StoredImages):
+            return self._kept_digests(source, source.images)[rows]
+        return self._hash_all(source, rows)
+
+    def _kept_digests(self, source: Source, images: StoredImages) -> np.ndarray:
+        """The digests of all images of a stored source after this pipeline, made once and kept in the user's cache."""
+        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}"
+        path = cache_folder() / "digests" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
+        with contextlib.suppress(OSError, ValueError):
+            kept = np.load(path, allow_pickle=False)
+            if kept.shape == (len(source), 2):
+                return kept
+        digests = self._hash_all(source, np.arange(len(source)))
+        with contextlib.suppress(OSError), atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, digests)
+        return digests
+
+    def _hash_all(self, source: Source, rows: np.ndarray) -> np.ndarray:
+        step = max(1, CHUNK // int(np.prod(self.image_shape)))
+        hidden = None if len(rows) * int(np.prod(self.image_shape)) >= SHOW_PROGRESS_FROM else True
+        starts = tqdm(range(0, len(rows), step), desc=f"hashing {source.origin}", disable=hidden, leave=False)
+        parts = [image_digests(self.load(source, rows[start : start + step])) for start in starts]
+        return np.concatenate([np.empty((0, 2), dtype=np.uint64), *parts])
+
+
+@dataclass(frozen=True, eq=False)
+class _Later:
+    """A source behind its pipeline, to be read row by row."""
+
+    pipeline: Pipeline
+    source: Source
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.pipeline.load(self.source, rows)

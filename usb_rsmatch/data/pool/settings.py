@@ -1,0 +1,115 @@
+"""The configuration keys that say what a pool is made of: one table of fields, read from any namespace and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from usb_rsmatch.data.pool.image_set import REAL
+from usb_rsmatch.data.sources.class_names import read_mapping
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, shown
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """USB's keys under their names, and ours; None means "not asked for".
+
+    `reencode` is a JPEG quality: every image of the pool, real and synthetic, then goes through that JPEG.
+    """
+
+    num_labels: int = setting("int", 400, "labelled images in all", low=1)
+    data_dir: str = setting("str", "./data", "folder of the data sets")
+    dataset: str = setting("str", "cifar10", "digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets")
+    num_classes: int | None = setting(
+        "int", None, "number of classes; default: as many as the data set has", optional=True, low=2
+    )
+    include_lb_to_ulb: bool = setting("bool", True, "labelled images are in the unlabelled pool too")
+    lb_imb_ratio: float = setting("float", 1, "imbalance of the labelled images, largest class over smallest")
+    ulb_imb_ratio: float = setting("float", 1, "imbalance of the unlabelled images")
+    ulb_num_labels: int | None = setting(
+        "int", None, "real unlabelled images (of the largest class where imbalanced)", optional=True, low=0
+    )
+    img_size: int | None = setting(
+        "int", None, "side of the images in pixels; default: the data set's own", optional=True, low=8, high=4096
+    )
+    seed: int = setting("int", 0, "seed of everything random", low=0, high=2**32 - 1)
+    synthetic: Sequence[Mapping[str, Any]] = setting(
+        "list", [], "synthetic sources: mappings with `source`, and `generator`, `count`", "ours"
+    )
+    real_count: int | None = setting(
+        "int", None, "real images in the pool, labelled ones included", "ours", low=0, optional=True
+    )
+    synthetic_count: int | None = setting("int", None, "synthetic images in the pool", "ours", low=0, optional=True)
+    synthetic_ratio: float | None = setting(
+        "float", None, "share of synthetic images in the pool", "ours", low=0, high=1, optional=True
+    )
+    validation_count: int = setting("int", 0, "real training images cut off for choosing anything", "ours", low=0)
+    on_error: str = setting(
+        "raise|skip", "raise", "an unreadable image stops the run, or is skipped and listed", "ours"
+    )
+    reencode: int | None = setting(
+        "int", None, "JPEG quality at which all images are re-encoded", "ours", low=1, high=100, optional=True
+    )
+    clear_below: int = setting("int", 0, "grey levels under this become 0, in all images", "ours", low=0, high=255)
+    layouts: Mapping[str, Any] = setting("mapping", {}, "further folder layouts, by prefix", "ours")
+
+    @classmethod
+    def read(cls, args: Any) -> PoolConfig:
+        """The pool's keys of a namespace; missing ones and None (USB also writes "None") take their defaults.
+
+        Raises UserError for a value that cannot be, and for keys that exclude each other.
+        """
+        values = read_values(POOL_KEYS, args, "pool")
+        config = cls(**{**values, "synthetic": [_entry(entry) for entry in values.get("synthetic", [])]})
+        config._check()
+        return config
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and YAML."""
+        return asdict(self)
+
+    def synthetic_wanted(self, real: int) -> int | None:
+        """How many synthetic images go beside `real` unlabelled ones; None for all that there are."""
+        if self.synthetic_ratio is not None:
+            return round(real * self.synthetic_ratio / (1 - self.synthetic_ratio))
+        return self.synthetic_count
+
+    def _check(self) -> None:
+        if self.synthetic_count is not None and self.synthetic_ratio is not None:
+            raise UserError("give synthetic_count or synthetic_ratio, not both")
+        for name in ("synthetic_count", "synthetic_ratio"):
+            if getattr(self, name) and not self.synthetic:
+                raise UserError(f"{name} is given, but there is no `synthetic:` source to draw from")
+        if self.synthetic_ratio == 1:
+            raise UserError("synthetic_ratio must be under 1; for synthetic images alone take real_count: 0")
+        for name in ("lb_imb_ratio", "ulb_imb_ratio"):
+            if abs(getattr(self, name)) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be 1 or more, or -1 or less")
+
+
+POOL_KEYS = keys_of(PoolConfig)
+_NAMES = tuple(Key(name, "str", None, "of synthetic images", optional=True) for name in ("source", "generator"))
+_COUNT = Key("count", "int", None, "images of a source", low=1)
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """An entry of `synthetic:`, a `source`, maybe a `generator`, a `count` and keys of the source, checked."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
+        example = "`source`, such as folder:./images"
+        raise UserError(f"synthetic: an entry needs a {example}; got {shown(entry)}")
+    entry = dict(entry)
+    where, count = f"synthetic, {entry['source']}", entry.get("count")
+    if isinstance(count, Mapping):
+        entry["count"] = {str(name): convert(_COUNT, n, f"{where}, {name}") for name, n in count.items()}
+    elif count is not None:
+        entry["count"] = convert(_COUNT, count, where)
+    for key in _NAMES:
+        if isinstance(entry.get(key.name), str):
+            convert(key, entry[key.name], where)
+    if isinstance(entry.get("mapping"), str):
+        entry["mapping"] = read_mapping(entry["mapping"])  # by content, so that the manifest says it all
+    if str(entry.get("generator", "")).casefold() == REAL:
+        raise UserError(f"{where} cannot name its generator {REAL!r}, which means no generator")
+    return entry

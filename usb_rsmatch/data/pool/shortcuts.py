@@ -1,0 +1,102 @@
+"""Shortcuts: cues that have nothing to do with synthesis and yet give a pool's provenance away."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from usb_rsmatch.data.images.decode import quiet_bombs
+from usb_rsmatch.data.pool.pool import HybridPool
+
+WARN_OVER = 0.6  # AUROC of a trivial cue from which on a detector may read it instead of the synthesis
+SAMPLE = 5000  # images a side whose cues are measured
+
+
+def shortcut_cues(pool: HybridPool) -> dict[str, float | None]:
+    """AUROC of provenance from each of some cues that have nothing to do with synthesis, between 0.5 and 1.
+
+    The first are read from the pool's pixels, which is what a detector sees; those of the files ("file ...")
+    show what a pool without the common pipeline would give away, and are None where a side does not come from
+    files. At most `SAMPLE` images a side count, the labelled ones left out. An empty answer means that a side
+    has no images.
+    """
+    images = pool.unlabeled
+    real = _spread(np.flatnonzero(~images.is_synthetic & ~images.is_labeled))
+    synthetic = _spread(np.flatnonzero(images.is_synthetic))
+    if not len(real) or not len(synthetic):
+        return {}
+    names = [[pool.names[i] for i in side] if pool.names else [] for side in (real, synthetic)]
+    return {**pixel_cues(images.images[real], images.images[synthetic]), **file_cues(*names)}
+
+
+def pixel_cues(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """AUROC of the pixel cues between two sides, uint8 [n, H, W, C] and [m, H, W, C]."""
+    truth = np.repeat([False, True], [len(first), len(second)])
+    return {
+        name: _auroc(np.array([measure(image) for side in (first, second) for image in side]), truth)
+        for name, measure in PIXEL_CUES.items()
+    }
+
+
+def file_cues(first: Sequence[str], second: Sequence[str]) -> dict[str, float | None]:
+    """AUROC of the file cues between two sides of files; None where a side has no file that can be read."""
+    sides = [[fact for name in side if (fact := _file_facts(name)) is not None] for side in (first, second)]
+    if not all(sides):
+        return dict.fromkeys(FILE_CUES)
+    truth, facts = np.repeat([False, True], list(map(len, sides))), [*sides[0], *sides[1]]
+    return {
+        name: _auroc(_ranked([fact[number] for fact in facts], truth), truth) for number, name in enumerate(FILE_CUES)
+    }
+
+
+def shortcut_warnings(cues: dict[str, float | None]) -> list[str]:
+    """A line for each cue that gives provenance away."""
+    return [
+        f"{name} alone tells real from synthetic with AUROC {value:.2f} (over {WARN_OVER})"
+        for name, value in cues.items()
+        if value is not None and value > WARN_OVER
+    ]
+
+
+PIXEL_CUES: dict[str, Callable[[np.ndarray], float]] = {
+    "grey levels in use": lambda image: float(len(np.unique(image))),
+    "share of exact zeros": lambda image: float((image == 0).mean()),
+    "share of exact 255": lambda image: float((image == 255).mean()),
+}
+FILE_CUES = ("file size", "file image size", "file mode", "file format", "file JPEG tables")
+
+
+def _spread(indices: np.ndarray) -> np.ndarray:
+    """At most `SAMPLE` of some indices, evenly spread."""
+    return indices[np.unique(np.linspace(0, len(indices) - 1, min(SAMPLE, len(indices))).astype(np.int64))]
+
+
+def _auroc(values: np.ndarray, truth: np.ndarray) -> float:
+    """Of the better direction."""
+    from sklearn.metrics import roc_auc_score
+
+    score = float(roc_auc_score(truth, values))
+    return max(score, 1 - score)
+
+
+def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
+    """Numbers as they are; each name as the share of synthetic images among those that bear it."""
+    if not isinstance(values[0], str):
+        return np.array(values, dtype=np.float64)
+    _, names = np.unique(values, return_inverse=True)
+    return (np.bincount(names, weights=truth) / np.bincount(names))[names]
+
+
+def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
+    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
+    with contextlib.suppress(Exception):  # a bomb or a damaged file can make a decoder fail in any way
+        data = Path(name).read_bytes()
+        with quiet_bombs(), Image.open(io.BytesIO(data)) as image:
+            tables = repr(getattr(image, "quantization", None))
+            return float(len(data)), float(image.width * image.height), image.mode, str(image.format), tables
+    return None

@@ -1,0 +1,99 @@
+"""A pool shown before it is trained on: a table of its parts, and a contact sheet of samples."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from usb_rsmatch.data.pool.image_set import REAL, ImageSet
+from usb_rsmatch.data.pool.pool import HybridPool
+from usb_rsmatch.io import atomic_write
+
+SHEET_CLASSES, SHEET_COLUMNS, SHEET_TILE = 20, 8, 48
+
+
+def pool_table(pool: HybridPool) -> str:
+    """The pool as a plain text table: a line for each part, and for each generator in the unlabelled one."""
+    rows = [("part", "images", "a class", "unknown class")]
+    parts = {
+        "labeled": pool.labeled,
+        "unlabeled": pool.unlabeled,
+        "validation": pool.validation,
+        "test": pool.test,
+    }
+    for name, part in parts.items():
+        if part is None:
+            continue
+        rows.append(_row(name, part, pool.classes))
+        if part.is_synthetic.any():
+            rows.append(_row(f"  {REAL}", part.take(~part.is_synthetic), pool.classes))
+            for number, generator in enumerate(part.generators[1:], start=1):
+                rows.append(_row(f"  {generator}", part.take(part.generator == number), pool.classes))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    height, width, channels = pool.test.images.shape[1:]
+    colour = "grey" if channels == 1 else "colour"
+    head = f"{pool.spec.name}: {len(pool.classes)} classes, {height} x {width} px, {colour}"
+    if pool.duplicates:
+        first = f", the first: {pool.duplicate_names[0]}" if pool.duplicate_names else ""
+        lines.append(f"real training images that are also in the test set: {pool.duplicates}{first}; remove them there")
+    return "\n".join([head, *lines])
+
+
+def contact_sheet(pool: HybridPool, path: str | PathLike[str]) -> None:
+    """Save a PNG with a row for each class (at most `SHEET_CLASSES`), real images left, synthetic right.
+
+    Synthetic images of unknown class stand in a last row of their own.
+    """
+    images = pool.unlabeled
+    shown = [*range(min(len(pool.classes), SHEET_CLASSES)), -1]
+    sides = [~images.is_synthetic, images.is_synthetic]
+    picks = [[np.flatnonzero((images.labels == c) & side)[:SHEET_COLUMNS] for side in sides] for c in shown]
+    rows = [(c, pick) for c, pick in zip(shown, picks, strict=True) if any(map(len, pick))]
+    tile, gap, margin = SHEET_TILE + 2, SHEET_TILE // 2, 110
+    side_width = SHEET_COLUMNS * tile
+    sheet = Image.new("RGB", (margin + 2 * side_width + gap, 20 + len(rows) * tile), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.font = _font()
+    for side, title in enumerate(("real", "synthetic")):
+        draw.text((margin + side * (side_width + gap), 4), title, fill="black")
+    for line, (c, pick) in enumerate(rows):
+        top = 20 + line * tile
+        draw.text((4, top + tile // 3), pool.classes[c][:18] if c >= 0 else "unknown", fill="black")
+        for side, members in enumerate(pick):
+            for column, index in enumerate(members):
+                left = margin + side * (side_width + gap) + column * tile
+                sheet.paste(_tile(images.images[index]), (left, top))
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _row(name: str, part: ImageSet, classes: Sequence[str]) -> tuple[str, str, str, str]:
+    counts = list(part.by_class(classes).values())[: len(classes)]
+    least, most = min(counts), max(counts)
+    unknown = int((part.labels < 0).sum())
+    return name, str(len(part)), str(least) if least == most else f"{least} to {most}", str(unknown or "")
+
+
+def _tile(pixels: np.ndarray) -> Image.Image:
+    """One image at the sheet's size, without smoothing, so that single pixels can be seen."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    return picture.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.NEAREST)
+
+
+def _font() -> Any:
+    """One with more than ASCII letters, where the system has it: Pillow's own draws a box for the others."""
+    for name in ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, 10)
+    return ImageFont.load_default()

@@ -1,0 +1,106 @@
+"""The real data set that `dataset: NAME` names; its module is imported when the name is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from usb_rsmatch.data.sources.registry import imported
+from usb_rsmatch.data.sources.source import Source
+from usb_rsmatch.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a real data set needs to be viewed.
+
+    `mean` and `std` are those of its channels in [0, 1], `flip` whether mirror images keep their class,
+    `img_size` its native size in pixels.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    img_size: int
+
+    @property
+    def channels(self) -> int:
+        """1 for grey data sets, 3 for colour."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class RealData:
+    """A real data set before it is split.
+
+    `unlabeled` holds further training images that may never be labelled (STL-10's), `aliases` other names of
+    the classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
+    """
+
+    spec: DataSpec
+    classes: tuple[str, ...]
+    train: Source
+    test: Source
+    unlabeled: Source | None = None
+    proportional: bool = False
+    all_labeled: bool = False
+    aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+RealOpener = Callable[[Path], RealData]
+
+_SOURCES = "usb_rsmatch.data.sources"
+# An opener, or "module:function" that is imported when its name is first asked for.
+_DATASETS: dict[str, RealOpener | str] = {
+    "digits": f"{_SOURCES}.digits:open_digits",
+    "mnist5k": f"{_SOURCES}.mnist5k:open_mnist5k",
+    "fashionmnist": f"{_SOURCES}.fashionmnist:open_fashionmnist",
+    "folder": f"{_SOURCES}.class_folders:open_class_folders",
+    "npz": f"{_SOURCES}.npz:open_npz_dataset",
+    "cifar10": f"{_SOURCES}.torchvision_sets:open_cifar10",
+    "cifar100": f"{_SOURCES}.torchvision_sets:open_cifar100",
+    "svhn": f"{_SOURCES}.torchvision_sets:open_svhn",
+    "stl10": f"{_SOURCES}.torchvision_sets:open_stl10",
+    "eurosat": f"{_SOURCES}.torchvision_sets:open_eurosat",
+    "tinyimagenet": f"{_SOURCES}.imagenet:open_tinyimagenet",
+    "imagenet": f"{_SOURCES}.imagenet:open_imagenet",
+    "imagenet127": f"{_SOURCES}.usb_sets:open_imagenet127",
+    "tissuemnist": f"{_SOURCES}.usb_sets:open_tissuemnist",
+    "semi_aves": f"{_SOURCES}.usb_sets:open_semi_aves",
+    "semi_aves_out": f"{_SOURCES}.usb_sets:open_semi_aves_out",
+    "semi_inat": f"{_SOURCES}.usb_sets:open_semi_inat",
+}
+
+
+def register_dataset(name: str, opener: RealOpener) -> None:
+    """Make `dataset: name` known: `opener(data_dir)` returns it. The same opener may be given again.
+
+    Raises ValueError where the name already belongs to another function.
+    """
+    if imported(_DATASETS.setdefault(name, opener)) is not opener:
+        raise ValueError(f"the data set name {name!r} is taken by {imported(_DATASETS[name]).__qualname__}")
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Every name that `dataset:` takes."""
+    return tuple(sorted(_DATASETS))
+
+
+def is_known_dataset(name: str) -> bool:
+    """Whether `dataset: name` is a real data set that the pool reads."""
+    return name in _DATASETS
+
+
+def open_real(name: str, data_dir: str | Path) -> RealData:
+    """The real data set `name` from `data_dir`.
+
+    Raises UserError for an unknown name, and whatever is wrong with its files.
+    """
+    if name not in _DATASETS:
+        raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
+    return imported(_DATASETS[name])(Path(os.path.expanduser(data_dir)))

@@ -1,0 +1,100 @@
+"""The source that a `PREFIX:ARGUMENT` names; a source's module is imported when its prefix is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from usb_rsmatch.data.sources.class_names import ClassIndex
+from usb_rsmatch.data.sources.source import Source
+from usb_rsmatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a source is asked for, beside the text after its prefix.
+
+    `generator` is the name for images whose generator is not told by their path; `count` how many images the
+    pool wants of it, None for all; `options` the further keys of its entry in `synthetic:`; `layouts` the
+    user's own rows; `real` gives the real training images, uint8 [N, H, W, C] at the pool's size, and their
+    labels [N]; `spare` those of them that are in no part of the pool.
+    """
+
+    classes: ClassIndex
+    generator: str
+    count: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    layouts: Mapping[str, Any] = field(default_factory=dict)
+    real: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    spare: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+
+    def reject_options(self, origin: str, *known: str) -> None:
+        """Raise UserError for an option that the source does not know."""
+        for name in self.options:
+            if name not in known:
+                raise UserError(
+                    f"{origin}: unknown key {name!r}; known: {', '.join(sorted(known)) or 'none'}"
+                )
+
+
+
+Opener = Callable[[str, SourceRequest], Source]
+
+_SOURCES = "usb_rsmatch.data.sources"
+_SYNTHESIS = "usb_rsmatch.synthesis"
+# An opener, or "module:function" that is imported when its prefix is first asked for.
+_OPENERS: dict[str, Opener | str] = {
+    "folder": f"{_SOURCES}.folder:open_folder",
+    "flat": f"{_SOURCES}.folder:open_flat",
+    "cifake": f"{_SOURCES}.folder:open_cifake",
+    "genimage": f"{_SOURCES}.folder:open_genimage",
+    "cnndetection": f"{_SOURCES}.folder:open_cnndetection",
+    "npz": f"{_SOURCES}.npz:open_npz",
+    "hf": f"{_SOURCES}.huggingface:open_hf",
+    "reencoded": f"{_SOURCES}.reencoded:open_reencoded",
+    "flow": f"{_SYNTHESIS}.flow_source:open_flow",
+    "vae": f"{_SYNTHESIS}.decoder_source:open_vae",
+    "gan": f"{_SYNTHESIS}.decoder_source:open_gan",
+}
+
+
+def imported(target: Any) -> Any:
+    """What "module:attribute" names, imported now; anything else as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def register_source(prefix: str, opener: Opener) -> None:
+    """Make `prefix:ARGUMENT` a source: `opener(argument, request)` returns it. The same opener may be given again.
+
+    Raises ValueError where the prefix already belongs to another function.
+    """
+    if imported(_OPENERS.setdefault(prefix, opener)) is not opener:
+        raise ValueError(f"the source prefix {prefix!r} is taken by {imported(_OPENERS[prefix]).__qualname__}")
+
+
+def open_source(text: str, request: SourceRequest) -> Source:
+    """The source that `PREFIX:ARGUMENT` names.
+
+    Raises UserError for an unknown prefix, and whatever the source finds wrong.
+    """
+    prefix, _, argument = text.partition(":")
+    own: Mapping[str, Opener] = {}
+    if request.layouts:
+        own = import_module(f"{_SOURCES}.folder").openers(request.layouts)
+    taken = sorted(own.keys() & _OPENERS.keys())
+    if taken:
+        raise UserError(f"layouts: the name {taken[0]!r} is taken; give your layout another one")
+    known = {**_OPENERS, **own}
+    if prefix not in known:
+        raise UserError(f"unknown source {text!r}: it must start with one of {', '.join(sorted(known))}")
+    source = imported(known[prefix])(argument, request)
+    if len(source) == 0:
+        raise UserError(f"{text}: holds no images; check the path")
+    return source

@@ -1,0 +1,251 @@
+"""Images that are listed before they are read: in memory, in files, or two sources one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from usb_rsmatch.cache import cache_folder
+from usb_rsmatch.data.images.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
+from usb_rsmatch.data.images.file_index import KEEP_FROM, FileList, describe, size_of
+from usb_rsmatch.data.images.image_file import StoredImages
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json
+
+DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
+SHOW_PROGRESS_FROM = 5000  # files
+STORED_LIMIT = 256 * 2**20  # bytes: reading what lies decoded in a file is nearly as fast as memory
+SKIP_LIMIT = 0.01  # share of a source's files that may be unreadable
+
+
+class Source(ABC):
+    """N images that are listed in an order independent of the disk, and read on demand.
+
+    `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is
+    `in_order` has its images in the order to draw them in, balanced by itself. What a pool takes of a source is held
+    in memory up to `resident_limit` bytes, and read when it is needed beyond. `numbers` int [N] are those that messages
+    call the images by, where they are not in the order of where they come from.
+    """
+
+    resident_limit = 2 * 2**30
+
+    def __init__(
+        self,
+        origin: str,
+        labels: np.ndarray,
+        generators: Sequence[str] = ("",),
+        generator: np.ndarray | None = None,
+        in_order: bool = False,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self.origin = origin
+        self.in_order = in_order
+        self.numbers = numbers
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.generators = tuple(generators)
+        self.generator = np.zeros(len(self.labels), dtype=np.int16) if generator is None else generator
+        self.skipped: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+        """The images at `indices` as uint8 [n, size, size, channels].
+
+        Raises UserError naming an image that cannot be read.
+        """
+
+    def name(self, index: int) -> str:
+        """What a message calls one image."""
+        return f"{self.origin}, image {index if self.numbers is None else int(self.numbers[index])}"
+
+    def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
+        """The digests uint64 [n, 2] of what `load` gives, where they are known without reading; else None."""
+        return None
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        """The bytes int64 [n] of the files that hold one image each, -1 for an image that lies otherwise."""
+        return np.full(len(indices), -1, dtype=np.int64)
+
+    def without_unreadable(self) -> Source:
+        """This source less the images that cannot be read, each listed with its reason in `skipped`."""
+        return self
+
+
+class ArraySource(Source):
+    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file."""
+
+    def __init__(
+        self,
+        origin: str,
+        images: np.ndarray | StoredImages,
+        labels: np.ndarray,
+        *columns: Any,
+        digests: np.ndarray | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(origin, labels, *columns, **options)
+        self.images, self._digests = images, digests
+        if isinstance(images, StoredImages):
+            self.resident_limit = STORED_LIMIT
+
+    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+        return fit_array(self.images[indices], size, channels)
+
+    def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
+        if self.images.shape[1:] != (size, size, channels):
+            return None
+        if isinstance(self.images, StoredImages):
+            return self.images.digests_at(indices)
+        return None if self._digests is None else self._digests[indices]
+
+
+class FileSource(Source):
+    """Images in files (or in the bytes of files), decoded by a few threads when they are asked for."""
+
+    resident_limit = 4 * 2**30  # decoding is dear: `usb-rsmatch pool --pack` does it once for what exceeds this
+
+    def __init__(
+        self, origin: str, files: Sequence[Path | bytes], labels: np.ndarray, *columns: Any, **options: Any
+    ) -> None:
+        super().__init__(origin, labels, *columns, **options)
+        self.files = files
+
+    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+        images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
+
+        def place(row: int) -> None:
+            index = int(indices[row])
+            file = self.files[index]
+            called = self.name(index) if isinstance(file, bytes) else None
+            images[row] = fit(read_image(file, called), size, channels)
+
+        _each(place, len(indices), f"reading {self.origin}")
+        return images
+
+    def take(self, indices: np.ndarray) -> FileSource:
+        """The source of the images at `indices` int64 [n] alone."""
+        chosen, files = copy(self), self.files
+        chosen.files = files.take(indices) if isinstance(files, FileList) else [files[i] for i in indices]
+        chosen.labels, chosen.generator = self.labels[indices], self.generator[indices]
+        chosen.numbers = None if self.numbers is None else self.numbers[indices]
+        return chosen
+
+    def _checked_file(self) -> Path | None:
+        """Where the rows that could not be read are kept; None for few images, or such as are in no files."""
+        described = self.described() if len(self) >= KEEP_FROM else None
+        return None if described is None else cache_folder() / "checked" / f"{described[0]}.json"
+
+    def described(self) -> tuple[str, str] | None:
+        """Fingerprint and listing of the files as `FileIndex` has them, None for images that are in no files."""
+        if isinstance(self.files, FileList):
+            return self.files.fingerprint, self.files.listing
+        files = [file for file in self.files if isinstance(file, Path)]
+        return describe(files) if files else None
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        if isinstance(self.files, FileList):
+            return self.files.sizes[indices]
+        files = [self.files[i] for i in indices]
+        return np.array([-1 if isinstance(file, bytes) else size_of(file) for file in files], dtype=np.int64)
+
+    def name(self, index: int) -> str:
+        file = self.files[index]
+        return super().name(index) if isinstance(file, bytes) else str(file)
+
+    def without_unreadable(self) -> Source:
+        reasons: dict[int, str] = {}
+
+        def probe(row: int) -> None:
+            try:
+                read_image(self.files[row], self.name(row))
+            except UnreadableImage as error:
+                reasons[row] = error.reason
+
+        kept = self._checked_file()
+        bad = read_rows(kept)
+        if bad is None:
+            _each(probe, len(self), f"checking {self.origin}")
+            write_rows(kept, list(reasons))
+        else:  # all were looked at before, in the same state: those that could be read can
+            _each(lambda i: probe(bad[i]), len(bad), f"checking {self.origin}")
+        if len(reasons) > SKIP_LIMIT * len(self):
+            first = min(reasons)
+            raise UserError(
+                f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than {SKIP_LIMIT:.0%}; "
+                f"the first: {self.name(first)} ({reasons[first]}); restore or remove them"
+            )
+        keep = np.array([row for row in range(len(self)) if row not in reasons], dtype=np.int64)
+        rest = self.take(keep)
+        rest.skipped = {self.name(row): reasons[row] for row in sorted(reasons)}
+        return rest
+
+
+class JoinedSource(Source):
+    """Two sources one after the other."""
+
+    def __init__(self, first: Source, second: Source) -> None:
+        super().__init__(first.origin, np.concatenate([first.labels, second.labels]))
+        self.first, self.second = first, second
+        self.resident_limit = min(first.resident_limit, second.resident_limit)
+
+    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+        images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
+        early = indices < len(self.first)
+        images[early] = self.first.load(indices[early], size, channels)
+        images[~early] = self.second.load(indices[~early] - len(self.first), size, channels)
+        return images
+
+    def file_sizes(self, indices: np.ndarray) -> np.ndarray:
+        early = indices < len(self.first)
+        sizes = np.empty(len(indices), dtype=np.int64)
+        sizes[early] = self.first.file_sizes(indices[early])
+        sizes[~early] = self.second.file_sizes(indices[~early] - len(self.first))
+        return sizes
+
+    def name(self, index: int) -> str:
+        early = index < len(self.first)
+        return self.first.name(index) if early else self.second.name(index - len(self.first))
+
+
+def read_rows(path: Path | None) -> list[int] | None:
+    """Row numbers that were kept, None where there are none."""
+    if path is None:
+        return None
+    try:
+        return [int(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_rows(path: Path | None, rows: list[int]) -> None:
+    """Keep row numbers, where there is a place for them."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            write_json(path, sorted(rows))
+
+
+def _each(work: Callable[[int], None], n: int, title: str) -> None:
+    """Call `work` on 0..n-1 in threads, with a progress bar on a terminal where there are many."""
+    if n == 1:  # an item of a data set: threads would cost more than the image
+        with quiet_bombs():
+            return work(0)
+    with quiet_bombs(), ThreadPoolExecutor(DECODE_THREADS) as threads:
+        results = threads.map(work, range(n))
+        hidden = None if n >= SHOW_PROGRESS_FROM else True  # None: shown on terminals only
+        try:
+            for _ in tqdm(results, total=n, desc=title, disable=hidden, leave=False):
+                pass
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,142 @@
+"""Several processes that torchrun started: who they are, and what they tell each other.
+
+Rank r of R has every R-th image of the whole batch, from the r-th on. BatchNorm takes its statistics from all of them
+(`whole_norm`). Gradients are averaged before the update, by
+one reduction of all of them: torch's DistributedDataParallel wants every weight to be used within one forward pass of
+one wrapped module, which neither USB's algorithms nor RSMatch's heads do. One process alone does without any of it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from usb_rsmatch.errors import RunFailed, UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # one evaluation of the slowest process
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes train this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Within it the processes that torchrun started can talk: by gloo, and by nccl where they have GPUs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield
+        return
+    if device == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(f"{local + 1} processes on this machine, but {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailed(f"the processes do not find each other ({reason}); start them by torchrun") from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+# what they tell each other ------------------------------------------------------------------------------------------
+
+
+def own(whole: T) -> T:
+    """This process's rows of a whole batch (tensor, array or sequence)."""
+    return whole if size() == 1 else whole[rank() :: size()]  # type: ignore[index]
+
+
+@torch.no_grad()
+def gather(rows: Tensor) -> Tensor:
+    """The whole batch [R B, ...] of which this process has `rows` [B, ...], in the order of its positions."""
+    if size() == 1:
+        return rows
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says so."""
+    if size() == 1:
+        return flag
+    told = torch.tensor(float(flag))
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+def each(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, _packed(value))
+    return [_unpacked(packed) for packed in values]
+
+
+def by_first(function: Callable[..., T], *given: Any) -> T:
+    """What `function` gives in the first process, alone of all to call it; its errors are raised in all of them."""
+    if size() == 1:
+        return function(*given)
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = _packed(function(*given))
+        except Exception as error:
+            outcome[1] = error if _travels(error) else RunFailed(f"{type(error).__name__}: {error}")
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return _unpacked(outcome[0])
+
+
+def _packed(value: Any) -> bytes:
+    """A value as bytes; torch's own object collectives cannot read unsigned tensors."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), weights_only=False)  # of a process of this very job
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Set each tensor to its mean over the processes; those of one type and device travel together."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        dist.all_reduce(flat)
+        flat /= size()
+        for tensor, mean in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(mean.view_as(tensor))

@@ -1,0 +1,121 @@
+"""An audit as one HTML page that needs nothing else: the images by score, as data, names escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from usb_rsmatch.inference.audit import RESTS_ON, Audit
+from usb_rsmatch.version import __version__
+
+MOST_TOP, MOST_BOTTOM = 400, 100  # thumbnails of the most and of the least synthetic-looking images
+THUMBNAIL = 96  # pixels
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --ground: #fff; --bar: #0a5ca8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #d7dde3; --soft: #8d96a0; --line: #30363d; --ground: #16191d; --bar: #79b8f0; }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
+}
+main { max-width: 76rem; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
+h1 { font-size: 1.9rem; font-weight: 650; line-height: 1.2; margin: 0 0 .35rem; }
+h2 { font-size: 1.1rem; font-weight: 620; margin: 3rem 0 .9rem; }
+p { max-width: 46rem; margin: 0 0 .9rem; }
+.soft, figcaption { color: var(--soft); }
+.soft { font-size: .88rem; }
+.warn { border-left: 3px solid var(--bar); padding-left: .8rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: 1.1rem .8rem; }
+figure { margin: 0; min-width: 0; }
+figure img {
+  display: block; width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
+  border: 1px solid var(--line); border-radius: 3px;
+}
+meter { width: 100%; height: .5rem; margin-top: .35rem; }
+meter::-webkit-meter-optimum-value { background: var(--bar); }
+meter::-moz-meter-bar { background: var(--bar); }
+figcaption { font-size: .74rem; line-height: 1.35; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+figcaption b { color: var(--ink); font-weight: 620; }
+"""
+
+
+def gallery(audit: Audit) -> str:
+    """The whole page; the thumbnails are read again through the audit's own pipeline."""
+    order = audit.order()
+    cut = len(order) > MOST_TOP + MOST_BOTTOM
+    sections = (
+        [
+            (f"The {MOST_TOP} that look most synthetic", order[:MOST_TOP]),
+            (f"The {MOST_BOTTOM} that look least synthetic", order[-MOST_BOTTOM:]),
+        ]
+        if cut
+        else [("All images, the most synthetic-looking first", order)]
+    )
+    body = "\n".join(
+        f'<h2>{escape(title)}</h2>\n<div class="grid">\n{"".join(_figures(audit, rows))}</div>'
+        for title, rows in sections
+    )
+    share = audit.share
+    head = (
+        f"{100 * share.estimate:.1f} % look synthetic "
+        f'<span class="soft">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
+    )
+    warnings = "".join(f'<p class="warn">Warning: {escape(_shown(line))}</p>' for line in audit.warnings)
+    failed = "".join(f"<li>{escape(_shown(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Audit of {len(audit.images)} images</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{head}</h1>
+<p class="soft">{len(order)} images, by {escape(_shown(audit.reference))}; seen at {audit.pipeline.size} px.</p>
+{warnings}
+<p>{escape(RESTS_ON)}</p>
+{body}
+{f"<h2>Not readable</h2><ul>{failed}</ul>" if failed else ""}
+<p class="soft">Made with usb_rsmatch {escape(__version__)}.</p>
+</main>
+</body>
+</html>
+"""
+
+
+def _figures(audit: Audit, rows: np.ndarray) -> Iterator[str]:
+    chosen = audit.images.take(rows)
+    for batch in chosen.batches(audit.pipeline, 64):
+        for place, pixels in zip(batch.rows, batch.images, strict=True):
+            row = rows[place]
+            p, name = audit.probability[row], escape(_shown(audit.images.names[row]), quote=True)
+            yield (
+                f'<figure><img src="{_data(pixels)}" alt="{name}" loading="lazy">'
+                f'<meter min="0" max="1" value="{p:.3f}"></meter>'
+                f"<figcaption><b>{p:.2f}</b> · score {audit.score[row]:.1f}<br>{name}</figcaption></figure>\n"
+            )
+
+
+def _shown(text: str) -> str:
+    """Text that UTF-8 can hold: file names may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _data(pixels: np.ndarray) -> str:
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if max(picture.size) > THUMBNAIL:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,151 @@
+"""The commands that use what was trained: eval, predict, audit, export. Thin, with heavy imports inside."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Command = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(command: Command) -> None:
+    """Add them to the command line; `command(name, run, help)` gives a parser for one."""
+    sub = command("eval", _eval, "USB's metrics of a trained run on its test set or any labelled source")
+    sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
+    sub.add_argument(
+        "--data", default=None, metavar="SOURCE", help="class folders, an npz, a source such as cifake:DIR, a data set"
+    )
+    sub.add_argument("--out", default=None, metavar="FILE.json", help="also write the metrics there")
+    _add_run_options(sub)
+
+    sub = command("predict", _predict, "class, confidence and probability of synthetic for images, as CSV")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files")
+    sub.add_argument("--run", required=True, dest="run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint")
+    sub.add_argument("--out", required=True, metavar="FILE.csv")
+    _add_run_options(sub)
+
+    sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV and HTML gallery")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files; they are only read")
+    way = sub.add_mutually_exclusive_group(required=True)
+    way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="by the detector of a trained run")
+    way.add_argument("--real", nargs="+", metavar="FOLDER", help="by one that is trained now on trusted real images")
+    way.add_argument("--detector", metavar="FILE", help="by one that --real saved")
+    sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery goes beside it, as .html")
+    sub.add_argument("--seed", type=int, default=0, help="of --real, 0")
+    sub.add_argument("--size", type=int, default=None, metavar="PX", help="of --real: side at which images are seen")
+    sub.add_argument(
+        "--jpeg", default="auto", metavar="Q", help="of --real: re-encode both sides, a quality, off, or auto"
+    )
+    _add_run_options(sub)
+
+    sub = command("export", _export, "a trained run as one checked file, with its description and a model card")
+    sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
+    sub.add_argument("--format", required=True, choices=["onnx", "safetensors", "torch-export"])
+    sub.add_argument("--out", required=True, metavar="FILE")
+    sub.add_argument(
+        "--detector",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="with the detector of synthetic images, or without; default: where there is one",
+    )
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    """What every command takes that loads a trained run."""
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+    sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
+    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="images at a time, 256")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def quiet() -> None:
+    """Keep third-party notices about names that semilearn still uses out of the way of the user's own lines."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+
+
+def _load_run(args: argparse.Namespace, device: str | None) -> Any:
+    """The run that the arguments name."""
+    quiet()
+    from usb_rsmatch.inference.loaded_run import load_run
+
+    return load_run(args.run_dir, device, args.c)
+
+
+def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from usb_rsmatch.csv_files import refuse_existing
+    from usb_rsmatch.inference.evaluate import evaluate, told
+    from usb_rsmatch.inference.predict import told as told_unreadable
+    from usb_rsmatch.io import write_json
+
+    if args.out:
+        refuse_existing(Path(args.out))
+    run = _load_run(args, args.device)
+    evaluation = evaluate(run, args.data, args.batch_size)
+    print(told(evaluation))
+    for line in told_unreadable(dict(evaluation.unreadable)):
+        print(line, file=sys.stderr)
+    if args.out:
+        write_json(args.out, evaluation.as_dict())
+    return 0
+
+
+def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from usb_rsmatch.csv_files import refuse_existing
+    from usb_rsmatch.inference.input_images import open_images
+    from usb_rsmatch.inference.predict import predict, told
+
+    out = Path(args.out)
+    refuse_existing(out)
+    images = open_images(args.images)
+    predicted = predict(_load_run(args, args.device), images, out, args.batch_size)
+    for line in told(predicted.unreadable):
+        print(line, file=sys.stderr)
+    print(f"{predicted.written} images: {out}")
+    return 0
+
+
+def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from usb_rsmatch.csv_files import refuse_existing
+    from usb_rsmatch.inference import audit_report
+    from usb_rsmatch.inference.audit import audit_with_detector, audit_with_real, audit_with_run, jpeg_quality
+    from usb_rsmatch.inference.detector_file import load_detector, save_detector
+    from usb_rsmatch.inference.input_images import open_images
+    from usb_rsmatch.inference.predict import told as told_unreadable
+
+    out, page, saved_at = audit_report.targets(Path(args.out))
+    refuse_existing(out, page, *([saved_at] if args.real else []))
+    images = open_images(args.images)
+    if args.real:
+        jpeg = jpeg_quality(args.jpeg)
+        audit, saved = audit_with_real(open_images(args.real), images, args.seed, args.size, jpeg, args.batch_size)
+        save_detector(saved, saved_at)
+    elif args.detector:
+        audit = audit_with_detector(load_detector(Path(args.detector)), images, args.batch_size)
+    else:
+        audit = audit_with_run(_load_run(args, args.device), images, args.batch_size)
+    audit_report.write_report(audit, out)
+    for line in (*(f"warning: {line}" for line in audit.warnings), *told_unreadable(audit.unreadable)):
+        print(line, file=sys.stderr)
+    print(audit_report.told(audit))
+    print("\n".join(str(path) for path in (out, page, *([saved_at] if args.real else []))))
+    return 0
+
+
+def _export(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from usb_rsmatch.inference.export import export
+
+    for path in export(_load_run(args, "cpu"), args.format, Path(args.out), args.detector):
+        print(path)
+    return 0

@@ -1,0 +1,76 @@
+"""A class-free detector as one file: its networks, how it sees images, and the real images' scores to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from usb_rsmatch.data.pool.preprocessing import Pipeline
+from usb_rsmatch.detection.audit_detector import WIDTH, Look
+from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import atomic_write
+from usb_rsmatch.usb.checkpoint import digest
+from usb_rsmatch.version import __version__
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedDetector:
+    """Detectors, one a fold, and the logits float32 [n] that each gave the real images that it has not seen."""
+
+    pipeline: Pipeline
+    look: Look
+    detectors: list[ResidualDetector]
+    real_scores: list[np.ndarray]
+    seed: int
+
+
+def save_detector(saved: SavedDetector, path: Path) -> None:
+    """Write a detector, atomically, with a digest of its contents."""
+    content: dict[str, Any] = {
+        "usb_rsmatch_detector": FORMAT,
+        "version": __version__,
+        "pipeline": {"size": saved.pipeline.size, "channels": saved.pipeline.channels, "jpeg": saved.pipeline.jpeg},
+        "mean": list(saved.look.mean),
+        "std": list(saved.look.std),
+        "width": WIDTH,
+        "seed": saved.seed,
+        "detectors": [dict(detector.state_dict()) for detector in saved.detectors],
+        "real_scores": [torch.from_numpy(scores) for scores in saved.real_scores],
+    }
+    with atomic_write(path) as temporary:
+        torch.save({**content, "digest": digest(content)}, temporary)
+
+
+def load_detector(path: Path) -> SavedDetector:
+    """Read a detector; UserError for a file that is missing, damaged, or something else. Runs no code from it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        expected = content.pop("digest")
+        kind = content["usb_rsmatch_detector"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except Exception:
+        raise UserError(f"{path}: no detector that `audit --real` saved, or a part of one") from None
+    if kind != FORMAT:
+        raise UserError(f"{path}: made by usb_rsmatch {content.get('version')} in format {kind}, this reads {FORMAT}")
+    if digest(content) != expected:
+        raise UserError(f"{path} is damaged: its contents do not match its digest; make it again")
+    detectors = []
+    for state in content["detectors"]:
+        detector = ResidualDetector(blur_residual, content["width"])
+        detector.load_state_dict(state)
+        detectors.append(detector.eval().requires_grad_(False))
+    return SavedDetector(
+        Pipeline(**content["pipeline"]),
+        Look(tuple(content["mean"]), tuple(content["std"])),
+        detectors,
+        [scores.numpy() for scores in content["real_scores"]],
+        content["seed"],
+    )

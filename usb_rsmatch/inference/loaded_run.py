@@ -1,0 +1,198 @@
+"""A trained run from Python: `load_run(folder).predict(images)`, `.synthetic_score(images)`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from usb_rsmatch.data.pool.image_set import ImageSet
+from usb_rsmatch.data.pool.placeholder import outline, outline_of_manifest
+from usb_rsmatch.data.pool.pool import HybridPool, build_pool
+from usb_rsmatch.data.pool.preprocessing import Pipeline
+from usb_rsmatch.data.pool.real_part import read_test
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.sources.dataset_registry import is_known_dataset, open_real
+from usb_rsmatch.data.views.augment import normalise
+from usb_rsmatch.detection.detector import TRAINED
+from usb_rsmatch.device import choose_device
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
+from usb_rsmatch.usb import checkpoint, config
+from usb_rsmatch.usb.config_migration import migrate
+from usb_rsmatch.usb.training import build
+from usb_rsmatch.version import __version__
+
+Note = Callable[[str], None]
+
+
+class Run:
+    """The averaged weights of a run, ready to predict.
+
+    `classes` are the names, in the order of the logits; `spec` says how images are normalised, `pipeline` how they are
+    decoded; `config` is the configuration, `folder` where the run lives, `step` how many steps made these weights, None
+    where that is not known. The run's images are read when `pool` or
+    `test` is asked for, not before: predicting needs none of them.
+    """
+
+    def __init__(self, folder: Path, config: Namespace, algorithm: Any, step: int | None = None) -> None:
+        self.folder, self.config, self.algorithm, self.step = folder, config, algorithm, step
+        self.model = algorithm.ema_model.eval()
+        algorithm.model = self.model  # so that the detector's scores are those of the averaged weights too
+        outlined: HybridPool = algorithm.args.pool
+        self.classes, self.spec, self.device = outlined.classes, outlined.spec, algorithm.args.device
+        self.size = int(outlined.test.images.shape[1])
+        self.pipeline = Pipeline(self.size, self.spec.channels, config.reencode, config.clear_below)
+
+    @cached_property
+    def pool(self) -> HybridPool:
+        """The pool that the run trains on; UserError where its images are not there any more."""
+        return build_pool(self.config)
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """The test set of the run's data set, read as the run reads it."""
+        return read_test(PoolConfig.read(self.config))
+
+    @property
+    def has_detector(self) -> bool:
+        """Whether the run trained a detector of synthetic images."""
+        return hasattr(self.algorithm, "synthetic_logit") and self.algorithm.network.detector is not None
+
+    def _batches(self, images: np.ndarray | Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Normalised batches of uint8 images [N, H, W] or [N, H, W, C] of the size that the run was trained on."""
+        try:
+            array = np.asarray(images)
+        except ValueError:
+            raise UserError("the images differ in size: the run takes an array of images of one size") from None
+        array = array[..., None] if array.ndim == 3 else array
+        expected = (self.size, self.size)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:3] != expected or array.shape[3] not in (1, 3):
+            raise UserError(
+                f"the run takes uint8 images [N, {expected[0]}, {expected[1]}, 1 or 3], not "
+                f"{array.dtype} {list(array.shape)}"
+            )
+        for start in range(0, len(array), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(array[start : start + batch_size])).permute(0, 3, 1, 2)
+            yield normalise(batch.to(self.device), self.spec.mean, self.spec.std)
+
+    @torch.no_grad()
+    def logits(self, images: np.ndarray | Tensor, batch_size: int = 512) -> np.ndarray:
+        """Class logits float32 [N, K] of uint8 images [N, H, W(, C)]."""
+        parts = [self.model(x)["logits"].float().cpu().numpy() for x in self._batches(images, batch_size)]
+        return np.concatenate([np.empty((0, len(self.classes)), np.float32), *parts])
+
+    def predict(self, images: np.ndarray | Tensor, batch_size: int = 512) -> np.ndarray:
+        """Class probabilities float32 [N, K] of uint8 images [N, H, W(, C)]."""
+        return torch.from_numpy(self.logits(images, batch_size)).softmax(1).numpy()
+
+    @torch.no_grad()
+    def synthetic_score(self, images: np.ndarray | Tensor, batch_size: int = 512) -> np.ndarray:
+        """Probability of synthetic float32 [N] of uint8 images [N, H, W(, C)]; UserError without a detector."""
+        if not self.has_detector:
+            raise UserError("this run trained no detector: only rsmatch with csqueue, pu or supervised does")
+        parts = [
+            self.algorithm.synthetic_probability(x).cpu().numpy() for x in self._batches(images, batch_size)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def load_run(
+    path: str | Path,
+    device: str | None = None,
+    config: str | Path | None = None,
+    note: Note = lambda line: print(line, file=sys.stderr),
+) -> Run:
+    """The run of a folder or of one checkpoint file in it; UserError where there is none or it is damaged.
+
+    A checkpoint of USB's own carries no configuration: `config` then names it, a file or a shipped one. A run of
+    another version is read with its keys migrated; what was changed goes to `note`.
+    """
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such run folder; check the path")
+    args = _configuration(folder, path, config, note)
+    args.device = choose_device(device)
+    if path.is_file():
+        content: dict[str, Any] | None = checkpoint.read(path)
+    else:
+        content, damage = checkpoint.read_latest(folder)
+        if damage:
+            note(f"note: {damage}")
+    if content is None:
+        raise UserError(f"{folder} has no checkpoint yet")
+    asked = Namespace(**vars(args))
+    if args.rs_detector not in TRAINED:  # the others bring no network, but flags or a file of scores
+        args.rs_detector = "none"
+    args.rs_loader, args.num_workers = "pil", 0
+    algorithm = build(args, pool=_outline(folder, args))
+    try:
+        algorithm.ema_model.load_state_dict(_plain_names(content["ema_model"]))
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: its weights do not fit its configuration ({reason})") from None
+    return Run(folder, asked, algorithm, content.get("it"))
+
+
+def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note) -> Namespace:
+    """The run's resolved configuration: its own `config.yaml`, or the one that is named for a checkpoint of USB's."""
+    own = folder / "config.yaml"
+    if own.exists() and name is not None:
+        raise UserError(f"{folder} has a config.yaml of its own: leave the configuration out")
+    if not own.exists() and name is None:
+        if path.is_file() or (folder / "latest_model.pth").exists():
+            raise UserError(f"{path} is a checkpoint without its configuration: name that by --c CONFIG")
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    if name is not None:
+        args, notes = config.resolve(name)
+    else:
+        config.import_semilearn()
+        saved = config.read_yaml(own)
+        kept, notes = migrate(saved)
+        made_by = _made_by(folder)
+        if notes and made_by != __version__:
+            notes.insert(0, f"made by usb_rsmatch {made_by}, read by {__version__}")
+        args, more = config.resolve(kept)
+        notes += more
+    for line in notes:
+        note(f"note: {own if name is None else name}: {line}")
+    if not is_known_dataset(args.dataset):
+        raise UserError(f"{folder} was trained on {args.dataset}, which no pool reads: such a run cannot be loaded")
+    return args
+
+
+def _made_by(folder: Path) -> str:
+    """The version of this package that the run's manifest names."""
+    return str(_manifest(folder).get("versions", {}).get("usb_rsmatch", "of an unknown version"))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _outline(folder: Path, args: Namespace) -> HybridPool:
+    """What the networks need of the run's data: from its manifest, or from the data set itself."""
+    outlined = outline_of_manifest(_manifest(folder))
+    if outlined is not None:
+        return outlined
+    data = open_real(args.dataset, args.data_dir)
+    size = int(args.img_size or data.spec.img_size)
+    return outline(replace(data.spec, img_size=size), data.classes, size, {})
+
+
+def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefix of data-parallel wrappers, which USB saves along."""
+    return {name.removeprefix("module."): value for name, value in state.items()}

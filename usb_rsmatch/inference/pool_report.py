@@ -1,0 +1,43 @@
+"""`usb-rsmatch pool`: what a configuration's pool holds, as a table, a manifest and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from usb_rsmatch.csv_files import refuse_existing
+from usb_rsmatch.data.pool.pool import build_pool
+from usb_rsmatch.data.pool.shortcuts import shortcut_cues, shortcut_warnings
+from usb_rsmatch.data.pool.summary import contact_sheet, pool_table
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json
+from usb_rsmatch.usb import config
+
+
+def describe(
+    source: str, overrides: Mapping[str, Any], out: Path | None = None, shortcuts: bool = False, pack: bool = False
+) -> str:
+    """The pool of a configuration in words; `out` takes its manifest, with the contact sheet beside it.
+
+    `shortcuts` adds what trivial cues tell about provenance, `pack` decodes image files once into the cache.
+    """
+    if out is not None:
+        if out.suffix.lower() == ".png":
+            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
+        refuse_existing(out, out.with_suffix(".png"))
+    config.import_semilearn()
+    resolved, _ = config.resolve(source, overrides)
+    pool = build_pool(resolved, pack=pack)
+    lines = [pool_table(pool)]
+    if out is not None:
+        write_json(out, pool.manifest())
+        contact_sheet(pool, out.with_suffix(".png"))
+        lines.append(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")
+    if shortcuts:
+        cues = shortcut_cues(pool)
+        if not cues:
+            lines.append("shortcuts: nothing to compare, the pool has images of one provenance only")
+        lines += [f"{name:24s} {'-' if value is None else f'{value:.3f}'}" for name, value in cues.items()]
+        lines += [f"warning: {line}" for line in shortcut_warnings(cues)]
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""`usb-rsmatch predict`: images to a CSV of class, confidence and probability of synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from usb_rsmatch.csv_files import Cell, csv_rows, refuse_existing
+from usb_rsmatch.inference.input_images import ImageList
+from usb_rsmatch.progress import Progress
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """How many images a CSV tells of, and why each of the others could not be read, by name."""
+
+    written: int
+    unreadable: dict[str, str]
+
+
+def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Predicted:
+    """Write a row an image: file, class, confidence (probability of that class), synthetic, error.
+
+    `synthetic` is the detector's probability, empty where the run has none; `error` says why a file cannot be read,
+    and the other cells are empty then. Raises UserError where `out` exists or cannot be written.
+    """
+    refuse_existing(out)
+    unreadable: dict[str, str] = {}
+    columns = ("file", "class", "confidence", "synthetic", "error")
+    with csv_rows(out, columns) as write, Progress(len(images), "predict") as progress:
+        for batch in images.batches(run.pipeline, batch_size):
+            probabilities = run.predict(batch.images, batch_size)
+            scores: Sequence[Cell] = (
+                run.synthetic_score(batch.images, batch_size).tolist() if run.has_detector else [""] * len(batch.rows)
+            )
+            rows: dict[int, list[Cell]] = {}
+            for row, p, score in zip(batch.rows.tolist(), probabilities, scores, strict=True):
+                rows[row] = [images.names[row], run.classes[int(p.argmax())], float(p.max()), score, ""]
+            for row, reason in batch.failed.items():
+                unreadable[images.names[row]] = reason
+                rows[row] = [images.names[row], "", "", "", reason]
+            for _, cells in sorted(rows.items()):
+                write(cells)
+            progress.update(len(rows))
+    return Predicted(len(images) - len(unreadable), unreadable)
+
+
+def told(unreadable: dict[str, str], most: int = 10) -> list[str]:
+    """Lines on files that could not be read: the first few by name, and how many there are."""
+    lines = [f"cannot be read: {name} ({reason})" for name, reason in list(unreadable.items())[:most]]
+    if len(unreadable) > most:
+        lines.append(f"... and {len(unreadable) - most} more that cannot be read")
+    return lines

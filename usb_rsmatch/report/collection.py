@@ -1,0 +1,185 @@
+"""Results of one comparison: found below a folder, placed on their grid, fit to share a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.report.grid_record import NAME, GridRecord, read_record
+from usb_rsmatch.report.result_file import Result, Scalar, read_result
+
+# What a result tells of its setting, and the keys that decide it: a grid that varies none has one value.
+DECIDED_BY = {
+    "dataset": {"dataset"},
+    "num_labels": {"dataset", "num_labels"},
+    "iterations": {"num_train_iter"},
+    "pool": {
+        *("dataset", "data_dir", "num_labels", "ulb_num_labels", "include_lb_to_ulb", "validation_count"),
+        *("synthetic", "synthetic_count", "synthetic_ratio", "real_count", "on_error", "algorithm"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result and its place in a comparison: the arm, and its values on the axes other than the seed."""
+
+    result: Result
+    arm: str
+    axes: dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The results of one comparison, in the order of its table, and remarks that belong under it."""
+
+    name: str
+    records: list[Record]
+    baseline: str | None
+    remarks: list[str]
+
+    @property
+    def axes(self) -> list[str]:
+        """Every axis that a record stands on."""
+        return list(dict.fromkeys(axis for record in self.records for axis in record.axes))
+
+
+def collect(folder: str | Path, mixed: bool = False) -> Collection:
+    """Every result below a folder, named by the grid that made it; `mixed` lets unlike ones share a table.
+
+    Errors: UserError for no results, a damaged one, one run twice; unless `mixed`, for results of several
+    grids, and for data sets, labels, lengths or pools that differ where no grid says that they should.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the one that holds the run folders")
+    groups = _find(folder)
+    if not groups:
+        raise UserError(f"{folder} holds no result.json: no run below it has finished")
+    if len(groups) > 1 and not mixed:
+        names = ", ".join(str(owner or "runs of no grid") for owner in groups)
+        raise UserError(
+            f"{folder} holds results of several comparisons ({names}): report one, or use --mixed"
+        )
+
+    parts = [
+        _of_grid(owner, results, mixed) if owner else _of_no_grid(folder, results, mixed)
+        for owner, results in groups.items()
+    ]
+    whole = parts[0] if len(parts) == 1 else _join(folder, parts)
+    if mixed:
+        whole = _spread_over_differences(whole)
+    _refuse_twice(whole.records)
+    return whole
+
+
+def _find(folder: Path) -> dict[Path | None, dict[str, Result]]:
+    """{grid's folder, or None: {run folder: result}}."""
+    groups: dict[Path | None, dict[str, Result]] = {}
+    for path in sorted(folder.rglob("result.json")):
+        above = path.parent.parent
+        owner = above if (above / NAME).is_file() else None
+        groups.setdefault(owner, {})[path.parent.name if owner else str(path.parent)] = read_result(path)
+    return groups
+
+
+def _of_grid(owner: Path, results: Mapping[str, Result], mixed: bool) -> Collection:
+    """Results in their grid's order, with remarks on what is missing from it or foreign to it."""
+    grid = read_record(owner / NAME)
+    records = []
+    for folder, place in grid.runs.items():
+        if folder in results:
+            result = results[folder]
+            if result.config_sha256 != place.config_sha256:
+                raise UserError(f"{result.path} is of another configuration than {owner / NAME} asks for")
+            axes = {key: value for key, value in place.axes.items() if key != "seed"}
+            records.append(Record(result, place.arm, axes))
+    if not records:
+        raise UserError(f"{owner} holds no result that its {NAME} knows")
+    if not mixed:
+        _refuse_unasked(records, grid)
+    remarks = []
+    missing, foreign = len(grid.runs) - len(records), len(results) - len(records)
+    if missing:
+        remarks.append(f"{missing} of {len(grid.runs)} runs have no result yet")
+    if foreign:
+        remarks.append(f"results in the folder that are no longer in the grid were left out: {foreign}")
+    return Collection(grid.name, records, grid.baseline, remarks)
+
+
+def _of_no_grid(folder: Path, results: Mapping[str, Result], mixed: bool) -> Collection:
+    """An arm is an algorithm, with its pool where the pools differ."""
+    if not mixed:
+        _refuse_difference(results.values(), DECIDED_BY)
+    several = len({result.pool for result in results.values()}) > 1
+    records = [
+        Record(result, f"{result.algorithm}, {result.describe_pool()}" if several else result.algorithm, {})
+        for result in results.values()
+    ]
+    return Collection(folder.resolve().name, records, None, [])
+
+
+def _join(folder: Path, parts: Iterable[Collection]) -> Collection:
+    """Several comparisons in one, each arm under its comparison's name."""
+    records, remarks = [], []
+    for part in parts:
+        records += [replace(record, arm=f"{part.name}: {record.arm}") for record in part.records]
+        remarks += [f"{part.name}: {remark}" for remark in part.remarks]
+    return Collection(folder.resolve().name, records, None, remarks)
+
+
+def _spread_over_differences(whole: Collection) -> Collection:
+    """Data set, labels and length become axes where they differ; pools that differ are only remarked on."""
+    results = [record.result for record in whole.records]
+    names = [
+        name
+        for name in ("dataset", "num_labels", "iterations")
+        if len({getattr(r, name) for r in results}) > 1
+    ]
+    records = [
+        replace(record, axes={**{name: getattr(record.result, name) for name in names}, **record.axes})
+        for record in whole.records
+    ]
+    pools = {result.pool for result in results}
+    remark = [f"mixed on request: {len(pools)} different pools share this table"] if len(pools) > 1 else []
+    return replace(whole, records=records, remarks=whole.remarks + remark)
+
+
+def _refuse_unasked(records: Iterable[Record], grid: GridRecord) -> None:
+    """Seeds of one cell agree in everything, cells in all that the grid does not vary."""
+    cells: dict[str, list[Result]] = {}
+    for record in records:
+        cells.setdefault(json.dumps([record.arm, record.axes]), []).append(record.result)
+    for cell in cells.values():
+        _refuse_difference(cell, ("algorithm", *DECIDED_BY))
+    fixed = [name for name, keys in DECIDED_BY.items() if not keys & grid.varied]
+    _refuse_difference([record.result for record in records], fixed)
+
+
+def _refuse_difference(results: Iterable[Result], names: Iterable[str]) -> None:
+    first: Result | None = None
+    for result in results:
+        first = first or result
+        for name in names:
+            if getattr(first, name) != getattr(result, name):
+                here, there = (
+                    one.describe_pool() if name == "pool" else getattr(one, name) for one in (first, result)
+                )
+                raise UserError(
+                    f"{first.path} and {result.path} differ in {name} ({here}; {there}): "
+                    "report them apart, or use --mixed"
+                )
+
+
+def _refuse_twice(records: Iterable[Record]) -> None:
+    seen: dict[str, Path] = {}
+    for record in records:
+        place = json.dumps([record.arm, record.axes, record.result.seed], sort_keys=True)
+        other = seen.setdefault(place, record.result.path)
+        if other != record.result.path:
+            raise UserError(
+                f"{other} and {record.result.path} are the same run: {record.arm}, seed {record.result.seed}"
+            )

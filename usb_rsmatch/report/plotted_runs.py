@@ -1,0 +1,115 @@
+"""What the runs of one setting left for pictures, arm by arm: which setting, which runs, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from usb_rsmatch.report.analysis_file import NAME, Analysis, read_analysis
+from usb_rsmatch.report.comparison import Cell, Setting, Table
+from usb_rsmatch.report.result_file import Result
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_SEEDS = 10  # runs an arm that are read; a mean over more looks the same
+MOST_ARMS = 6  # arms in the pictures; more are colours that nobody tells apart
+
+
+@dataclass(frozen=True)
+class Insight:
+    """The analyses of one setting: {arm: its runs', by seed}, in the table's order; `indices` are the arms' places."""
+
+    setting: Setting
+    several: bool  # whether there are other settings
+    runs: dict[str, list[Analysis]]
+    indices: dict[str, int]
+    seeds: dict[str, list[int]]
+    left_out: list[str]  # arms beyond MOST_ARMS
+
+    @property
+    def provenance(self) -> list[str]:
+        """`real` and every generator of any run: a name's place gives its colour in all pictures."""
+        return list(dict.fromkeys(name for runs in self.runs.values() for run in runs for name in run.generators))
+
+    @property
+    def generators(self) -> list[str]:
+        """Every generator with scored images in any run."""
+        names: dict[str, None] = {}
+        for run in self.detecting.values():
+            for analysis in run:
+                assert analysis.scores_generator is not None
+                present = set(analysis.scores_generator.tolist()) - {0}
+                names |= dict.fromkeys(name for index, name in enumerate(analysis.generators) if index in present)
+        return list(names)
+
+    @property
+    def detecting(self) -> dict[str, list[Analysis]]:
+        """The arms with a detector that scored both real and synthetic images."""
+        found = {arm: [run for run in runs if _scores_both(run)] for arm, runs in self.runs.items()}
+        return {arm: runs for arm, runs in found.items() if runs}
+
+    def explain(self) -> list[str]:
+        """Which setting and which arms the pictures show, where they do not show all."""
+        lines = []
+        if self.several:
+            lines.append(f"Pictures of single runs are of {self.setting.label}.")
+        if self.left_out:
+            lines.append(
+                f"Pictures of single runs leave out {', '.join(self.left_out)}: the baseline comes first, then arms "
+                "with a detector."
+            )
+        return lines
+
+
+def gather(table: Table) -> Insight | None:
+    """The analyses of the setting in which most arms have one; None where no run left one.
+
+    Of several such settings it is the one with most detectors, then with most synthetic images, then the first. Of many
+    arms, the baseline and those with a detector are shown before the others.
+    Errors: UserError for a damaged file.
+    """
+    left = [{arm: cell for arm, cell in cells.items() if _left(cell)} for cells in table.cells]
+    at = max(range(len(left)), key=lambda index: _worth(left[index]), default=0)
+    if not left or not left[at]:
+        return None
+    cells = left[at]
+    ordered = sorted(cells, key=lambda arm: (arm != table.baseline, cells[arm].auroc is None))
+    shown = [arm for arm in table.arms if arm in ordered[:MOST_ARMS]]
+    runs: dict[str, list[Analysis]] = {}
+    seeds: dict[str, list[int]] = {}
+    for arm in shown:
+        results = _left(cells[arm])[:MOST_SEEDS]
+        found = [read_analysis(result.path.parent) for result in results]
+        runs[arm] = [analysis for analysis in found if analysis is not None]
+        seeds[arm] = [result.seed for result in results]
+    indices = {arm: table.arms.index(arm) for arm in shown}
+    left_out = [arm for arm in table.arms if arm in cells and arm not in shown]
+    return Insight(table.settings[at], len(table.settings) > 1, runs, indices, seeds, left_out)
+
+
+def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:
+    """What a setting's pictures can show: arms, detectors, synthetic images."""
+    synthetic = max((record.result.synthetic for cell in cells.values() for record in cell.records), default=0)
+    return len(cells), sum(cell.auroc is not None for cell in cells.values()), synthetic
+
+
+def _left(cell: Cell) -> list[Result]:
+    """The results of a cell beside which an analysis lies, in order of seeds."""
+    return [record.result for record in cell.records if (record.result.path.parent / NAME).is_file()]
+
+
+def real_and_made(run: Analysis, generator: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the real images and of one generator's, float32 [n] and [m]; m is 0 where it has none."""
+    assert run.scores is not None and run.scores_generator is not None
+    number = run.generators.index(generator) if generator in run.generators else -1
+    return run.scores[run.scores_generator == 0], run.scores[run.scores_generator == number]
+
+
+def _scores_both(run: Analysis) -> bool:
+    import numpy as np
+
+    if run.scores is None or run.scores_generator is None or not np.isfinite(run.scores).all():
+        return False
+    return bool((run.scores_generator == 0).any() and (run.scores_generator > 0).any())

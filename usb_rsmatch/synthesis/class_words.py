@@ -1,0 +1,130 @@
+"""What prompts call a class: its own name, the user's words, or WordNet's for ids such as n02084071."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from usb_rsmatch.data.sources.class_names import UNKNOWN, ClassIndex, plain
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import parse_json
+
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A class in words: what it is called, and what that means ("" where nobody says)."""
+
+    name: str
+    definition: str = ""
+
+
+def class_words(classes: Sequence[str], names: str | Path | None = None) -> dict[str, Words]:
+    """Words for each class. `names` is a JSON object from classes to words, which come first.
+
+    WordNet ids are looked up in the tables that timm ships (21,844 synsets: those of ImageNet-21k, thus all of
+    ImageNet's and TinyImageNet's). Raises UserError for a file that is no such object and for unknown ids.
+    """
+    given = {} if names is None else read_names(names, classes)
+    ids = [name for name in classes if WORDNET_ID.fullmatch(name) and name not in given]
+    table = _wordnet() if ids else {}
+    words = {}
+    for name in classes:
+        if name in given:
+            words[name] = Words(given[name])
+        elif name in ids:
+            if name not in table:
+                raise UserError(f"{name}: this WordNet id is not in timm's tables; give its words in --names FILE.json")
+            words[name] = table[name]
+        else:
+            words[name] = Words(re.sub(r"[_\s]+", " ", name).strip())
+    return words
+
+
+def read_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
+    """A JSON object from some of the classes to words. Raises UserError where it is something else."""
+    content = read_object(path, '{"n02123045": "tabby cat"}')
+    known = {plain(name): name for name in classes}
+    named = {}
+    for key, words in content.items():
+        if plain(str(key)) not in known:
+            raise UserError(f"{path}: {key!r} is no class{nearest(str(key), classes)}")
+        if not isinstance(words, str) or not words.strip():
+            raise UserError(f"{path}: the words for {key!r} must be a text, got {words!r}")
+        named[known[plain(str(key))]] = words.strip()
+    return named
+
+
+def read_object(path: str | Path, example: str) -> Mapping[str, object]:
+    """The JSON object in a file. Raises UserError, showing an example, where it holds something else."""
+    try:
+        content = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; check the path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be an object such as {example}")
+    return content
+
+
+def choose_classes(
+    wanted: Sequence[str] | None, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """All classes, and the numbers of those that are wanted (None: all of them).
+
+    `wanted` are names, or one file with a name a line. Without a data set's `classes` the names are the classes.
+    Raises UserError for an unknown class, naming the nearest one, and for one that comes twice.
+    """
+    if wanted is None:
+        if classes is None:
+            raise UserError("no classes: give --dataset NAME, or --classes with their names or a file of them")
+        return tuple(classes), tuple(range(len(classes)))
+    names = list(wanted)
+    if len(names) == 1 and (path := Path(names[0]).expanduser()).is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+        if not names:
+            raise UserError(f"{path}: holds no class names")
+    everything = tuple(names if classes is None else classes)
+    index = ClassIndex(everything)
+    chosen = [everything.index(name) if name in everything else index.number(name) for name in names]
+    if UNKNOWN in chosen:
+        name = names[chosen.index(UNKNOWN)]
+        raise UserError(f"--classes: {name!r} is no class{nearest(name, everything)}")
+    if len(set(chosen)) < len(chosen):
+        twice = next(name for place, name in enumerate(names) if chosen[place] in chosen[:place])
+        raise UserError(f"--classes: {twice!r} comes twice; remove one")
+    return everything, tuple(chosen)
+
+
+def nearest(name: str, classes: Sequence[str]) -> str:
+    """The end of a message about an unknown class: what was meant, or what there is."""
+    close = get_close_matches(plain(name), [plain(known) for known in classes], n=1)
+    if close:
+        meant = next(known for known in classes if plain(known) == close[0])
+        return f"; did you mean {meant!r}?"
+    shown = ", ".join(repr(known) for known in classes[:5])
+    return f"; there are {shown}" + (f", ... ({len(classes)})" if len(classes) > 5 else "")
+
+
+def _wordnet() -> dict[str, Words]:
+    """WordNet's noun synsets of ImageNet-21k, by id: the first lemma and the definition."""
+    from importlib import resources
+
+    folder = resources.files("timm") / "data" / "_info"
+    columns = []
+    for file in ("imagenet_synset_to_lemma.txt", "imagenet_synset_to_definition.txt"):
+        try:
+            text = (folder / file).read_text(encoding="utf-8")
+        except OSError:
+            raise UserError(
+                f"WordNet ids need timm's table {file}, which this timm lacks: update timm, or give --names FILE.json"
+            ) from None
+        columns.append(dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line))
+    lemmas, definitions = columns
+    return {key: Words(lemma.split(",")[0].strip(), definitions.get(key, "")) for key, lemma in lemmas.items()}

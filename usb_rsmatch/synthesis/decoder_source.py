@@ -1,0 +1,49 @@
+"""`vae` and `gan`: synthetic images of two further families, made on the spot from the real training images."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from usb_rsmatch.data.sources.registry import SourceRequest
+from usb_rsmatch.data.sources.source import ArraySource, Source
+from usb_rsmatch.errors import UserError
+
+
+def open_vae(argument: str, request: SourceRequest) -> Source:
+    """`vae`: see `_open`."""
+    return _open("vae", argument, request)
+
+
+def open_gan(argument: str, request: SourceRequest) -> Source:
+    """`gan`: see `_open`."""
+    return _open("gan", argument, request)
+
+
+def _open(kind: str, argument: str, request: SourceRequest) -> Source:
+    """As many images as the pool wants, from a decoder that is trained once and kept.
+
+    Options: `cache`, the folder to keep it in (otherwise the user's cache), `seed` of the decoder (0, not the run's)
+    and the fields of `DecoderSettings`. Raises UserError where no count says how many to make.
+    """
+    from usb_rsmatch.synthesis.decoder import DecoderSettings, make_decoder_images  # torch, where it is asked for
+
+    known = [field.name for field in fields(DecoderSettings) if field.name != "kind"]
+    if argument:
+        raise UserError(f"{kind}:{argument}: takes nothing after the colon; `cache: {argument}` keeps it there")
+    request.reject_options(kind, "cache", "seed", *known)
+    if request.count is None or request.real is None:
+        raise UserError(
+            f"{kind}: say how many images to make, by the source's `count`, synthetic_count or synthetic_ratio"
+        )
+    images, labels = request.real()
+    options = {name: value for name, value in request.options.items() if name in known}
+    try:
+        settings = DecoderSettings(kind, **options)
+        seed = int(request.options.get("seed", 0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind}: a setting is of the wrong type ({error})") from None
+    classes = len(request.classes.classes)
+    made, made_labels = make_decoder_images(
+        images, labels, classes, request.count, settings, seed, request.options.get("cache")
+    )
+    return ArraySource(kind, made, made_labels, (request.generator,), in_order=True)
