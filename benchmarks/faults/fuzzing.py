@@ -100,7 +100,7 @@ def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
 
 def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
     """Pools of digits with any setting, and synthetic images from damaged or hostile npz files."""
-    from usb_rsmatch.data.pool.pool import build_pool
+    from usb_rsmatch.data.pool.pool import HybridPool
 
     rng, file = np.random.default_rng(0), io.BytesIO()
     np.savez(file, image=rng.integers(0, 256, (12, 8, 8), np.uint8), label=np.arange(12) % 10)
@@ -136,7 +136,7 @@ def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
         path.write_bytes(content)
         args = {"dataset": "digits", "num_labels": 20, "real_count": 30, "seed": 0}
         synthetic = [{"source": source.replace("{}", str(path)), "generator": generator}]
-        return build_pool(SimpleNamespace(**{**args, "synthetic": synthetic, **changed}))
+        return HybridPool.from_config(SimpleNamespace(**{**args, "synthetic": synthetic, **changed}))
 
     # flow sources would train a generator: their names are read, their keys are not fuzzed here.
     return st.tuples(files, changes, sources.filter(lambda text: not text.startswith("flow:")), NAMES), read

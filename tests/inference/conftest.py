@@ -33,15 +33,13 @@ def digit_files(runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the run's images are not at hand: reading a pool or a data set fails the test."""
     from usb_rsmatch.inference import loaded_run
-    from usb_rsmatch.usb import training
 
     def fail(*_: Any) -> Any:
         raise AssertionError("the pool was read")
 
-    for module, name in ((loaded_run, "build_pool"), (loaded_run, "read_test"), (loaded_run, "open_real")):
+    for module, name in ((loaded_run, "open_dataset"), (loaded_run, "read_test"), (loaded_run, "open_real")):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr("usb_rsmatch.data.pool.pool.build_pool", fail)
-    assert training
 
 
 def noisy(images: np.ndarray, seed: int = 0) -> np.ndarray:

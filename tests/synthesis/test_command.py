@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from usb_rsmatch.cli import main
-from usb_rsmatch.data.pool.pool import build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 
 Capture = pytest.CaptureFixture[str]
 FAST = ["--train-steps", "4", "--width", "8", "--train-batch-size", "8", "--steps", "2"]
@@ -57,7 +57,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 
 def pool_of(*entries: dict[str, object]) -> object:
-    return build_pool(SimpleNamespace(dataset="digits", num_labels=20, synthetic=list(entries), seed=0))
+    return HybridPool.from_config(SimpleNamespace(dataset="digits", num_labels=20, synthetic=list(entries), seed=0))
 
 
 # what comes out ----------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.placeholder import outline, outline_of_manifest
-from usb_rsmatch.data.pool.pool import HybridPool, build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.preprocessing import Pipeline
-from usb_rsmatch.data.pool.real_part import read_test
+from usb_rsmatch.data.pool.reading import read_test
 from usb_rsmatch.data.pool.settings import PoolConfig
-from usb_rsmatch.data.sources.dataset_registry import is_known_dataset, open_real
+from usb_rsmatch.data.sources.dataset_registry import is_known_dataset, open_dataset, open_real
 from usb_rsmatch.data.views.augment import normalise
 from usb_rsmatch.detection.detector import TRAINED
 from usb_rsmatch.device import choose_device
@@ -55,12 +55,14 @@ class Run:
     @cached_property
     def pool(self) -> HybridPool:
         """The pool that the run trains on; UserError where its images are not there any more."""
-        return build_pool(self.config)
+        return HybridPool.from_config(self.config)
 
     @cached_property
     def test(self) -> ImageSet:
         """The test set of the run's data set, read as the run reads it."""
-        return read_test(PoolConfig.read(self.config))
+        config = PoolConfig.read(self.config)
+        skip = config.on_error == "skip"
+        return read_test(config, open_dataset(config.dataset, config.data_dir, config.num_classes, skip))
 
     @property
     def has_detector(self) -> bool:

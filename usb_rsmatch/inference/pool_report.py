@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.csv_files import refuse_existing
-from usb_rsmatch.data.pool.pool import build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.shortcuts import shortcut_cues, shortcut_warnings
 from usb_rsmatch.data.pool.summary import contact_sheet, pool_table
 from usb_rsmatch.errors import UserError
@@ -28,7 +28,7 @@ def describe(
         refuse_existing(out, out.with_suffix(".png"))
     config.import_semilearn()
     resolved, _ = config.resolve(source, overrides)
-    pool = build_pool(resolved, pack=pack)
+    pool = HybridPool.from_config(resolved, pack)
     lines = [pool_table(pool)]
     if out is not None:
         write_json(out, pool.manifest())

@@ -33,7 +33,7 @@ def get_dataset(
 
     A pool is kept in `args.pool`, and built anew where a key of it has changed.
     """
-    from usb_rsmatch.data.pool.pool import build_pool
+    from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
     from usb_rsmatch.data.views.loaders import build_datasets, describes_pool
     from usb_rsmatch.errors import UserError
@@ -48,7 +48,7 @@ def get_dataset(
             raise UserError(f"unknown dataset {dataset!r}{nearest(dataset, dataset_names())}")
         return found
     if not _is_pool_of(getattr(args, "pool", None), asked):
-        args.pool = build_pool(asked)
+        args.pool = HybridPool.from_config(asked)
     return build_datasets(args.pool, args)
 
 

@@ -238,12 +238,12 @@ def build(args: Namespace, pool: Any = None) -> Any:
 
 def complete(args: Namespace, pool: Any = None) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
-    from usb_rsmatch.data.pool.pool import build_pool
+    from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
     from usb_rsmatch.data.views.loaders import describes_pool
 
     if describes_pool(args):
-        args.pool = build_pool(args) if pool is None else pool
+        args.pool = HybridPool.from_config(args) if pool is None else pool
         classes = len(args.pool.classes)
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")

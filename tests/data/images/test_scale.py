@@ -21,7 +21,7 @@ from usb_rsmatch.data.images import file_index, large_npz
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.data.images.lazy_images import ArrayReader, LazyImages, join, take
 from usb_rsmatch.data.pool import pack
-from usb_rsmatch.data.pool.pool import HybridPool, build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.sources import npz, source
 from usb_rsmatch.data.sources.npz import read_npz
 from usb_rsmatch.data.views.batched import BatchedImages
@@ -289,7 +289,7 @@ def test_packs_are_the_same_pool_and_read_no_file_again(
     config: dict[str, Any], small_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = contents(HybridPool.from_config(config))
-    packed = build_pool(SimpleNamespace(**config), pack=True)
+    packed = HybridPool.from_config(SimpleNamespace(**config), pack=True)
     assert contents(packed) == plain
     monkeypatch.setattr(source.FileSource, "load", None)
     monkeypatch.setattr(pack, "_make", None)
@@ -300,7 +300,7 @@ def test_packs_are_the_same_pool_and_read_no_file_again(
 
 
 def test_a_pack_of_other_files_does_not_count(config: dict[str, Any]) -> None:
-    build_pool(SimpleNamespace(**config), pack=True)
+    HybridPool.from_config(SimpleNamespace(**config), pack=True)
     path = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
     paint(path, 77, side=40)
     pool = HybridPool.from_config(config)
@@ -312,7 +312,7 @@ def test_an_unreadable_file_stops_a_pack_and_leaves_none(config: dict[str, Any],
     bad = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
     bad.write_bytes(bad.read_bytes()[:40])
     with pytest.raises(UserError, match=r"dog/0\.png: cannot be read"):
-        build_pool(SimpleNamespace(**config), pack=True)
+        HybridPool.from_config(SimpleNamespace(**config), pack=True)
     packs = Path(os.environ["USB_RSMATCH_CACHE"]) / "packs"
     assert all("synthetic" not in path.name for path in packs.iterdir())
     assert not list(packs.glob(".*"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from usb_rsmatch.data.images.reencode import through_jpeg
-from usb_rsmatch.data.pool.pool import HybridPool, ImageSet, build_pool
+from usb_rsmatch.data.pool.pool import HybridPool, ImageSet
 from usb_rsmatch.data.pool.split import long_tailed, split_training
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.errors import UserError
@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 
 def pool(**keys: Any) -> HybridPool:
-    return build_pool(SimpleNamespace(**{"dataset": "digits", "num_labels": 40, **keys}))
+    return HybridPool.from_config(SimpleNamespace(**{"dataset": "digits", "num_labels": 40, **keys}))
 
 
 def rows(images: ImageSet) -> list[bytes]:

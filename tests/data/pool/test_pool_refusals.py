@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usb_rsmatch.data.pool.pool import HybridPool, build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.summary import pool_table
 from usb_rsmatch.errors import UserError
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def pool(**keys: Any) -> HybridPool:
-    return build_pool(SimpleNamespace(**{"dataset": "digits", "num_labels": 40, **keys}))
+    return HybridPool.from_config(SimpleNamespace(**{"dataset": "digits", "num_labels": 40, **keys}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usb_rsmatch.data.pool.pool import HybridPool, build_pool
+from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.shortcuts import file_cues, shortcut_cues, shortcut_warnings
 from usb_rsmatch.data.pool.summary import contact_sheet, pool_table
 
@@ -44,7 +44,7 @@ def save(folder: Path, n: int, suffix: str, levels: int = 256, size: int = 8, **
 
 def folder_pool(root: Path) -> HybridPool:
     save(root / "test", 4, "png")
-    return build_pool(
+    return HybridPool.from_config(
         SimpleNamespace(
             dataset="folder",
             data_dir=root,
@@ -85,9 +85,9 @@ def test_shortcuts_are_found(tmp_path: Path, real: dict, synthetic: dict, cue: s
 
 def test_sides_without_files_or_images(tmp_path: Path) -> None:
     keys = {"dataset": "digits", "num_labels": 40}
-    assert shortcut_cues(build_pool(SimpleNamespace(**keys))) == {}
+    assert shortcut_cues(HybridPool.from_config(SimpleNamespace(**keys))) == {}
     np.savez(tmp_path / "noise.npz", x=RNG.integers(0, 256, (50, 8, 8), dtype=np.uint8))
-    p = build_pool(SimpleNamespace(**keys, synthetic=[{"source": f"npz:{tmp_path / 'noise.npz'}"}]))
+    p = HybridPool.from_config(SimpleNamespace(**keys, synthetic=[{"source": f"npz:{tmp_path / 'noise.npz'}"}]))
     cues = shortcut_cues(p)
     assert cues["file size"] is None and cues["grey levels in use"] == pytest.approx(1.0)
 
@@ -95,7 +95,8 @@ def test_sides_without_files_or_images(tmp_path: Path) -> None:
 def test_the_table_counts_every_part(tmp_path: Path) -> None:
     np.savez(tmp_path / "noise.npz", x=RNG.integers(0, 256, (50, 8, 8), dtype=np.uint8))
     source = {"source": f"npz:{tmp_path / 'noise.npz'}", "generator": "noise"}
-    p = build_pool(SimpleNamespace(dataset="digits", num_labels=40, validation_count=100, synthetic=[source]))
+    keys = {"dataset": "digits", "num_labels": 40, "validation_count": 100, "synthetic": [source]}
+    p = HybridPool.from_config(keys)
     lines = [line.split() for line in pool_table(p).splitlines()]
     assert lines[0][:4] == ["digits:", "10", "classes,", "8"]
     counted = {line[0]: line[1] for line in lines[2:]}
@@ -113,7 +114,7 @@ def test_the_table_counts_every_part(tmp_path: Path) -> None:
 
 def test_the_sheet_shows_both_sides(tmp_path: Path) -> None:
     np.savez(tmp_path / "white.npz", x=np.full((20, 8, 8), 255, np.uint8), y=np.arange(20) % 10)
-    p = build_pool(
+    p = HybridPool.from_config(
         SimpleNamespace(
             dataset="digits", num_labels=40, synthetic=[{"source": f"npz:{tmp_path / 'white.npz'}"}]
         )
@@ -128,7 +129,7 @@ def test_the_sheet_shows_both_sides(tmp_path: Path) -> None:
 
 
 def test_the_sheet_takes_class_names_of_any_script(tmp_path: Path) -> None:
-    p = build_pool(SimpleNamespace(dataset="digits", num_labels=40))
+    p = HybridPool.from_config(SimpleNamespace(dataset="digits", num_labels=40))
     names = ("sky \N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CYRILLIC SMALL LETTER ZHE}", "\udcff")
     contact_sheet(replace(p, classes=(*names, *p.classes[3:])), tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 0

@@ -17,10 +17,11 @@ import yaml
 from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
 from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
-from usb_rsmatch.data.pool.real_part import read_real
+from usb_rsmatch.data.pool.reading import RealImages, read_real, read_synthetic
 from usb_rsmatch.data.pool.settings import PoolConfig
-from usb_rsmatch.data.pool.synthetic_part import draw_synthetic
-from usb_rsmatch.data.sources.dataset_registry import DataSpec
+from usb_rsmatch.data.pool.split import split_dataset
+from usb_rsmatch.data.pool.synthetic_selection import select_synthetic
+from usb_rsmatch.data.sources.dataset_registry import DataSpec, RealData, open_dataset
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.version import __version__
 
@@ -52,14 +53,14 @@ class HybridPool:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any) -> HybridPool:
-        """The pool of a YAML file, a mapping or a namespace with its keys.
+    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any, pack: bool = False) -> HybridPool:
+        """The pool of a YAML file, a mapping or a namespace with its keys; missing keys take their defaults.
 
         Raises UserError for a file that cannot be read, and whatever `build_pool` finds wrong.
         """
         if isinstance(config, (str, PathLike)):
             config = _read(config, "YAML", yaml.safe_load)
-        return build_pool(SimpleNamespace(**config) if isinstance(config, Mapping) else config)
+        return build_pool(PoolConfig.read(SimpleNamespace(**config) if isinstance(config, Mapping) else config), pack)
 
     @classmethod
     def from_manifest(cls, path: str | PathLike[str], **changes: Any) -> HybridPool:
@@ -135,36 +136,46 @@ class HybridPool:
         }
 
 
-def build_pool(args: Any, pack: bool = False) -> HybridPool:
-    """The pool that the keys of a namespace describe (see `PoolConfig`); missing keys take their defaults.
+def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
+    """The pool that a configuration describes: its sources are opened, split, drawn from, and read.
 
     With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
 
     Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
     match, a synthetic image that is also in the test set, and images that memory does not hold.
     """
-    config = PoolConfig.read(args)
     try:
-        return _build(config, pack)
+        data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
+        split = split_dataset(data, config)
+        selected = select_synthetic(config, data, split)
+        real = read_real(config, data, split, pack)
+        synthetic, reports = read_synthetic(config, data, selected, pack)
+        return _assemble(config, data, real, synthetic, reports)
     except MemoryError as error:
         raise UserError(f"the pool does not fit into memory ({error}); lower img_size or the counts") from None
 
 
-def _build(config: PoolConfig, pack: bool) -> HybridPool:
-    real = read_real(config, pack)
-    drawn = draw_synthetic(config, real, pack)
-    refuse_in_test(drawn.images, real.test)
+def _assemble(
+    config: PoolConfig,
+    data: RealData,
+    real: RealImages,
+    synthetic: ImageSet | None,
+    reports: Sequence[Mapping[str, Any]],
+) -> HybridPool:
+    """Join the parts, look for test images among the training images, and hash every part."""
+    if synthetic is not None:
+        refuse_in_test(synthetic, real.test)
     trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
     repeated = np.flatnonzero(found_in(trained, real.test))
     pool = HybridPool(
-        spec=real.data.spec,
-        classes=real.data.classes,
+        spec=data.spec,
+        classes=data.classes,
         labeled=real.labeled,
-        unlabeled=concatenate([real.unlabeled, drawn.images]),
+        unlabeled=real.unlabeled if synthetic is None else concatenate([real.unlabeled, synthetic]),
         validation=real.validation,
         test=real.test,
         config=config.as_dict(),
-        sources=(real.report, *drawn.reports),
+        sources=(real.report, *reports),
         duplicates=len(repeated),
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )

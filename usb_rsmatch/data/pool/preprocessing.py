@@ -14,8 +14,8 @@ from usb_rsmatch.data.images.hashes import image_digests
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.data.images.lazy_images import Images, LazyImages
 from usb_rsmatch.data.images.reencode import cleared, through_jpeg
-from usb_rsmatch.data.pool.image_names import ImageNames
-from usb_rsmatch.data.pool.image_set import ImageSet, real_images
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.data.sources.source import ArraySource, FileSource, JoinedSource, Source
 from usb_rsmatch.io import atomic_write
 
@@ -35,6 +35,11 @@ class Pipeline:
     channels: int
     jpeg: int | None = None
     clear_below: int = 0
+
+    @classmethod
+    def of(cls, config: PoolConfig, spec: DataSpec) -> Pipeline:
+        """The pipeline of a pool: `img_size` or else the data set's own size, and the changes to all images."""
+        return cls(config.img_size or spec.img_size, spec.channels, config.reencode, config.clear_below)
 
     @property
     def alters(self) -> bool:
@@ -65,11 +70,6 @@ class Pipeline:
             known = None if self.alters else source.digests(rows, self.size, self.channels)
             return images, image_digests(images) if known is None else known
         return LazyImages.of(_Later(self, source), rows, self.image_shape), self._digests(source, rows)
-
-    def real(self, source: Source, rows: np.ndarray, is_labeled: bool) -> ImageSet:
-        """The images at `rows` int64 [n] as real ones."""
-        images, digests = self.take(source, rows)
-        return real_images(images, source.labels[rows], is_labeled, digests, ImageNames.of(source, rows))
 
     def _digests(self, source: Source, rows: np.ndarray) -> np.ndarray:
         if isinstance(source, JoinedSource):

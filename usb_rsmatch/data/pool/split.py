@@ -1,13 +1,15 @@
-"""Which real training images are labelled, unlabelled and for validation, by (seed, data set, num_labels)."""
+"""The split of real training images into labelled, unlabelled and validation ones, by (seed, data set, num_labels)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from usb_rsmatch import counter_rng
 from usb_rsmatch.data.pool.balanced_order import interleave
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.sources.dataset_registry import RealData
 from usb_rsmatch.errors import UserError
 
 
@@ -18,6 +20,49 @@ class Split:
     labeled: np.ndarray
     rest: np.ndarray
     validation: np.ndarray
+
+    @property
+    def used(self) -> np.ndarray:
+        """The indices of all parts."""
+        return np.concatenate([self.labeled, self.rest, self.validation])
+
+
+def split_dataset(data: RealData, config: PoolConfig) -> Split:
+    """The split that the configuration describes, with the further unlabelled images cut to `real_count`.
+
+    Images that the data set never labels count as further training images of unknown class. Raises UserError where
+    there are too few images.
+    """
+    labels = data.train.labels if data.unlabeled is None else np.concatenate([data.train.labels, data.unlabeled.labels])
+    labeled, unlabeled = _class_counts(data, config)
+    split = split_training(
+        labels, len(data.classes), config.dataset, config.seed, labeled, unlabeled, config.validation_count
+    )
+    if config.real_count is None:
+        return split
+    already = len(split.labeled) if config.include_lb_to_ulb else 0
+    if not already <= config.real_count <= already + len(split.rest):
+        raise UserError(
+            f"real_count: {config.real_count} must lie between the {already} labelled images that are part "
+            f"of the pool and the {already + len(split.rest)} real ones that there are"
+        )
+    return replace(split, rest=split.rest[: config.real_count - already])
+
+
+def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[int] | None]:
+    """Labelled and further unlabelled images of each class; None for all that are left."""
+    n = len(data.classes)
+    if data.proportional or data.all_labeled:
+        sizes = np.bincount(data.train.labels, minlength=n)
+        if data.all_labeled:
+            return sizes.tolist(), None
+        return [int(size) for size in sizes * config.num_labels // len(data.train)], None
+    labeled = class_counts("num_labels", config.num_labels, n, config.lb_imb_ratio)
+    if config.ulb_num_labels is not None:
+        return labeled, class_counts("ulb_num_labels", config.ulb_num_labels, n, config.ulb_imb_ratio)
+    if config.ulb_imb_ratio != 1:
+        raise UserError("ulb_imb_ratio needs ulb_num_labels, the unlabelled images of the largest class")
+    return labeled, None
 
 
 def long_tailed(head: int, num_classes: int, ratio: float) -> list[int]:

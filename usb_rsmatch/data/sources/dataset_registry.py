@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from usb_rsmatch.data.sources.registry import imported
@@ -104,3 +104,23 @@ def open_real(name: str, data_dir: str | Path) -> RealData:
     if name not in _DATASETS:
         raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
     return imported(_DATASETS[name])(Path(os.path.expanduser(data_dir)))
+
+
+def open_dataset(
+    name: str, data_dir: str | Path, num_classes: int | None = None, skip_unreadable: bool = False
+) -> RealData:
+    """The data set, its number of classes checked, without unreadable images where they are to be skipped.
+
+    Raises UserError for missing or damaged files and another number of classes than `num_classes`.
+    """
+    data = open_real(name, data_dir)
+    if num_classes not in (None, len(data.classes)):
+        raise UserError(f"num_classes: {num_classes} is given, {name} has {len(data.classes)}; set that")
+    if not skip_unreadable:
+        return data
+    return replace(
+        data,
+        train=data.train.without_unreadable(),
+        test=data.test.without_unreadable(),
+        unlabeled=None if data.unlabeled is None else data.unlabeled.without_unreadable(),
+    )

@@ -1,0 +1,132 @@
+"""Which images a pool takes of its synthetic sources: opens the sources and draws from them in proportion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from usb_rsmatch.data.pool.balanced_order import draw_order, interleave
+from usb_rsmatch.data.pool.image_set import REAL
+from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.pool.split import Split
+from usb_rsmatch.data.sources.class_names import ClassIndex
+from usb_rsmatch.data.sources.dataset_registry import RealData
+from usb_rsmatch.data.sources.registry import SourceRequest, open_source
+from usb_rsmatch.data.sources.source import Source
+from usb_rsmatch.errors import UserError
+
+_ENTRY_KEYS = ("source", "generator", "count", "mapping")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images at `rows` int64 [n] of a source, which an `entry` of the configuration names."""
+
+    entry: Mapping[str, Any]
+    source: Source
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class SyntheticSelection:
+    """What is taken of each source, and `turns` int64 [N]: the number of the source of each image of the pool."""
+
+    parts: Sequence[Selection]
+    turns: np.ndarray
+
+    @property
+    def place(self) -> np.ndarray:
+        """The order int64 [N] that brings the images, one source after the other, into their turns."""
+        place = np.empty(len(self.turns), dtype=np.int64)
+        place[np.argsort(self.turns, kind="stable")] = np.arange(len(self.turns))
+        return place
+
+
+def select_synthetic(config: PoolConfig, data: RealData, split: Split) -> SyntheticSelection:
+    """Select as many synthetic images as the configuration wants.
+
+    Smaller selections are prefixes of larger ones. Every prefix holds the sources in proportion to their counts,
+    and each source its generators in proportion and its classes balanced. Raises UserError where there are
+    too few.
+    """
+    wanted = config.synthetic_wanted(len(split.rest) + (len(split.labeled) if config.include_lb_to_ulb else 0))
+    entries = config.synthetic if wanted != 0 else []
+    sources = [_open(config, entry, wanted, data, split) for entry in entries]
+    orders = [_order(source, entry, config.seed) for source, entry in zip(sources, entries, strict=True)]
+    available = sum(map(len, orders))
+    if wanted is not None and wanted > available:
+        raise UserError(
+            f"{wanted} synthetic images are asked for, the sources have {available}; "
+            "lower synthetic_count or synthetic_ratio, or add a source"
+        )
+    turns = interleave([len(order) for order in orders])[:wanted]
+    return SyntheticSelection(
+        [
+            Selection(entry, source, order[: int((turns == number).sum())])
+            for number, (entry, source, order) in enumerate(zip(entries, sources, orders, strict=True))
+        ],
+        turns,
+    )
+
+
+def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, data: RealData, split: Split) -> Source:
+    text, count = entry["source"], entry.get("count")
+    prefix, _, argument = text.partition(":")
+    if isinstance(count, Mapping):
+        count = sum(count.values())
+    size = config.img_size or data.spec.img_size
+    source = open_source(
+        text,
+        SourceRequest(
+            classes=ClassIndex(data.classes, data.aliases, entry.get("mapping")),
+            generator=str(entry.get("generator") or _default_generator(argument) or prefix),
+            count=count or (wanted if len(config.synthetic) == 1 else None),
+            options={key: value for key, value in entry.items() if key not in _ENTRY_KEYS},
+            layouts=config.layouts,
+            real=partial(_images_but, data, split.validation, size),
+            spare=partial(_images_but, data, split.used, size),
+        ),
+    )
+    if REAL in source.generators:
+        raise UserError(f"{text}: calls a generator {REAL!r}, which means no generator; rename it")
+    return source.without_unreadable() if config.on_error == "skip" else source
+
+
+def _images_but(data: RealData, left_out: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training images uint8 [N, H, W, C] that have a class, less those at `left_out`, and their labels int64 [N]."""
+    rows = np.setdiff1d(np.flatnonzero(data.train.labels >= 0), left_out)
+    return data.train.load(rows, size, data.spec.channels), data.train.labels[rows]
+
+
+def _default_generator(argument: str) -> str:
+    """A generator's name from the path of its images: sd-1.4 for the folder sd-1.4, edm for edm.npz."""
+    place = Path(argument)
+    return place.name if os.path.isdir(os.path.expanduser(argument)) else place.stem
+
+
+def _order(source: Source, entry: Mapping[str, Any], seed: int) -> np.ndarray:
+    """The source's images in drawing order, as many as its `count` says: in all, or of each generator."""
+    count = entry.get("count")
+    if not isinstance(count, Mapping):
+        order = np.arange(len(source))
+        if not source.in_order:
+            order = draw_order(source.labels, source.generator, source.generators, seed)
+        return order[: _at_most(count, len(order), entry["source"])]
+    sizes = {name: int((source.generator == g).sum()) for g, name in enumerate(source.generators)}
+    limits = {
+        name: _at_most(n, sizes.get(name, 0), f"{entry['source']}, generator {name}")
+        for name, n in count.items()
+    }
+    return draw_order(source.labels, source.generator, source.generators, seed, limits)
+
+
+def _at_most(count: int | None, available: int, origin: str) -> int:
+    if count is not None and count > available:
+        raise UserError(f"{origin}: count {count} is asked for, it has {available} images; lower the count")
+    return available if count is None else count
