@@ -31,7 +31,7 @@ registration.register()  # the modules below name semilearn's registries, which 
 from benchmarks import speed_workloads  # noqa: E402
 from benchmarks.timing import ratios, spread, take_turns, timed  # noqa: E402
 from usb_rsmatch.data.views import augment  # noqa: E402
-from usb_rsmatch.data.views.loaders import PilViews  # noqa: E402
+from usb_rsmatch.data.views.hybrid_dataset import PilViews  # noqa: E402
 from usb_rsmatch.device import has_bfloat16  # noqa: E402
 from usb_rsmatch.usb.step_timer import steps_of  # noqa: E402
 

@@ -17,7 +17,7 @@ from semilearn.datasets.cv_datasets.datasetbase import BasicDataset
 from sklearn.datasets import load_digits
 
 from usb_rsmatch.data.pool.image_set import ImageSet
-from usb_rsmatch.data.views.loaders import PilViews
+from usb_rsmatch.data.views.hybrid_dataset import PilViews
 from usb_rsmatch.usb import training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve

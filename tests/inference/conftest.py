@@ -37,7 +37,7 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise AssertionError("the pool was read")
 
-    for module, name in ((loaded_run, "open_dataset"), (loaded_run, "read_test"), (loaded_run, "open_real")):
+    for module, name in ((loaded_run, "open_dataset"), (loaded_run, "read_selections"), (loaded_run, "open_real")):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr("usb_rsmatch.data.pool.pool.build_pool", fail)
 

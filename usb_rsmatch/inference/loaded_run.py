@@ -18,7 +18,8 @@ from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.placeholder import outline, outline_of_manifest
 from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.preprocessing import Pipeline
-from usb_rsmatch.data.pool.reading import read_test
+from usb_rsmatch.data.pool.reading import read_selections
+from usb_rsmatch.data.pool.selection import Selection
 from usb_rsmatch.data.pool.settings import PoolConfig
 from usb_rsmatch.data.sources.dataset_registry import is_known_dataset, open_dataset, open_real
 from usb_rsmatch.data.views.augment import normalise
@@ -61,8 +62,9 @@ class Run:
     def test(self) -> ImageSet:
         """The test set of the run's data set, read as the run reads it."""
         config = PoolConfig.read(self.config)
-        skip = config.on_error == "skip"
-        return read_test(config, open_dataset(config.dataset, config.data_dir, config.num_classes, skip))
+        data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
+        everything = Selection(config.dataset, data.test, np.arange(len(data.test)))
+        return read_selections([everything], self.pipeline)[0]
 
     @property
     def has_detector(self) -> bool:

@@ -19,7 +19,9 @@ from semilearn.core.hooks import ParamUpdateHook
 from torch import Tensor
 
 from usb_rsmatch import distributed
-from usb_rsmatch.data.views.loaders import HybridDataset, build_loaders, share_of
+from usb_rsmatch.data.views.hybrid_dataset import HybridDataset
+from usb_rsmatch.data.views.loaders import build_loaders
+from usb_rsmatch.data.views.settings import LoaderSettings
 from usb_rsmatch.usb import checkpoint, distributed_training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.crmatch_rotation import RotatedBatches, own_rotation_loader_left_out
@@ -53,11 +55,12 @@ class CoreMixin:
             return super().set_data_loader()  # type: ignore[misc]
         with own_rotation_loader_left_out(self):
             loaders: dict[str, Any] = super().set_data_loader()  # type: ignore[misc]
-        loaders.update(build_loaders(datasets, self.args, self.steps_of_epoch, self.device))
+        settings = LoaderSettings.read(self.args)
+        loaders.update(build_loaders(datasets, settings, self.steps_of_epoch, self.device))
         for name in ("train_lb", "train_ulb"):
             vars(loaders[name]).setdefault("sampler", None)  # Dash's warm-up asks which one it is
         if getattr(self, "use_rot", False):
-            rotated = RotatedBatches(datasets["train_ulb"], self.args.batch_size, lambda: self.it, share_of(self.args))
+            rotated = RotatedBatches(datasets["train_ulb"], settings.batch_size, lambda: self.it, settings.share)
             loaders["train_ulb_rot"] = loaders["train_ulb_rot_iter"] = rotated
         return loaders
 

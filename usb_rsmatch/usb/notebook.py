@@ -35,7 +35,8 @@ def get_dataset(
     """
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
-    from usb_rsmatch.data.views.loaders import build_datasets, describes_pool
+    from usb_rsmatch.data.views.hybrid_dataset import build_datasets
+    from usb_rsmatch.data.views.settings import LoaderSettings, describes_pool
     from usb_rsmatch.errors import UserError
     from usb_rsmatch.usb.config import nearest
 
@@ -49,7 +50,7 @@ def get_dataset(
         return found
     if not _is_pool_of(getattr(args, "pool", None), asked):
         args.pool = HybridPool.from_config(asked)
-    return build_datasets(args.pool, args)
+    return build_datasets(args.pool, LoaderSettings.read(args))
 
 
 def _is_pool_of(pool: Any, args: Any) -> bool:

@@ -240,7 +240,7 @@ def complete(args: Namespace, pool: Any = None) -> None:
     """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
-    from usb_rsmatch.data.views.loaders import describes_pool
+    from usb_rsmatch.data.views.settings import describes_pool
 
     if describes_pool(args):
         args.pool = HybridPool.from_config(args) if pool is None else pool

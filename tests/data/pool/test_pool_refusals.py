@@ -115,7 +115,7 @@ def test_a_pool_larger_than_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     def too_large(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 2.16 TiB")
 
-    monkeypatch.setattr("usb_rsmatch.data.pool.pool.read_real", too_large)
+    monkeypatch.setattr("usb_rsmatch.data.pool.pool.read_selections", too_large)
     with pytest.raises(UserError, match=r"does not fit into memory \(Unable to allocate 2.16 TiB\); lower img_size"):
         HybridPool.from_config({"dataset": "digits", "num_labels": 20})
     with pytest.raises(UserError, match="img_size takes a number of at least 8 and at most 4096"):

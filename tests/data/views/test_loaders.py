@@ -19,14 +19,9 @@ from usb_rsmatch.counter_rng import keyed_globals
 from usb_rsmatch.data.pool.pool import HybridPool, ImageSet
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.data.views import batched
-from usb_rsmatch.data.views.loaders import (
-    HybridDataset,
-    PilViews,
-    build_datasets,
-    build_loaders,
-    describes_pool,
-    view_name,
-)
+from usb_rsmatch.data.views.hybrid_dataset import HybridDataset, PilViews, build_datasets
+from usb_rsmatch.data.views.loaders import build_loaders
+from usb_rsmatch.data.views.settings import LoaderSettings, describes_pool
 
 NAMES = sorted(name for name in list(ALGORITHMS.keys()) if ALGORITHMS[name].__module__.startswith("semilearn."))
 OURS = sorted(name for name in list(ALGORITHMS.keys()) if ALGORITHMS[name].__module__.startswith("usb_rsmatch."))
@@ -52,10 +47,10 @@ def toy_pool(channels: int = 3, spec: DataSpec = SPEC) -> HybridPool:
     return HybridPool(spec=spec, classes=tuple("abcd"), validation=image_set(5, 5, channels), **sets)
 
 
-def arguments(**changes: Any) -> Namespace:
+def arguments(**changes: Any) -> LoaderSettings:
     values = dict(algorithm="fixmatch", seed=3, crop_ratio=0.875, batch_size=4, uratio=2, eval_batch_size=4)
     values |= dict(num_train_iter=6, epoch=1, num_workers=0, rs_loader="pil")
-    return Namespace(**{**values, **changes})
+    return LoaderSettings.read(Namespace(**{**values, **changes}))
 
 
 def loaders(pool: HybridPool, steps: range = range(6), **changes: Any) -> dict[str, Any]:
@@ -110,9 +105,9 @@ def test_our_algorithms_find_in_their_batches_what_their_step_asks_for(name: str
 
 
 def test_rsmatch_takes_the_views_of_its_base_rule() -> None:
-    assert view_name(Namespace(algorithm="rsmatch", rs_base="comatch")) == "comatch"
-    assert view_name(Namespace(algorithm="rsmatch")) == "fixmatch"
-    assert view_name(Namespace(algorithm="mixmatch", rs_base="comatch")) == "mixmatch"
+    assert LoaderSettings.read(Namespace(algorithm="rsmatch", rs_base="comatch")).algorithm == "comatch"
+    assert LoaderSettings.read(Namespace(algorithm="rsmatch")).algorithm == "fixmatch"
+    assert LoaderSettings.read(Namespace(algorithm="mixmatch", rs_base="comatch")).algorithm == "mixmatch"
 
 
 @pytest.mark.parametrize("rs_loader", ["pil", "batched"])

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from usb_rsmatch.cache import cache_folder, locked, room_for
 from usb_rsmatch.data.images.hashes import image_digests
 from usb_rsmatch.data.images.image_file import StoredImages, write_header
-from usb_rsmatch.data.sources.source import ArraySource, FileSource
+from usb_rsmatch.data.sources.source import ArraySource, FileSource, JoinedSource
 from usb_rsmatch.io import atomic_write
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
     files' paths, sizes and times (see `FileIndex.fingerprint`). Raises UserError for an image that cannot be read, and
     where the disk has no room.
     """
+    if isinstance(source, JoinedSource):
+        return JoinedSource(packed(source.first, pipeline, make), packed(source.second, pipeline, make))
     folder = cache_folder() / "packs"
     if not isinstance(source, FileSource) or not len(source) or not (make or folder.is_dir()):
         return source

@@ -16,11 +16,12 @@ import yaml
 
 from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
-from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
-from usb_rsmatch.data.pool.reading import RealImages, read_real, read_synthetic
+from usb_rsmatch.data.pool.image_set import REAL, ImageSet, concatenate
+from usb_rsmatch.data.pool.preprocessing import Pipeline
+from usb_rsmatch.data.pool.reading import read_selections
+from usb_rsmatch.data.pool.selection import PoolSelection, Selection, select_images
 from usb_rsmatch.data.pool.settings import PoolConfig
 from usb_rsmatch.data.pool.split import split_dataset
-from usb_rsmatch.data.pool.synthetic_selection import select_synthetic
 from usb_rsmatch.data.sources.dataset_registry import DataSpec, RealData, open_dataset
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.version import __version__
@@ -146,42 +147,62 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
     """
     try:
         data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
-        split = split_dataset(data, config)
-        selected = select_synthetic(config, data, split)
-        real = read_real(config, data, split, pack)
-        synthetic, reports = read_synthetic(config, data, selected, pack)
-        return _assemble(config, data, real, synthetic, reports)
+        selected = select_images(config, data, split_dataset(data, config))
+        sets = read_selections(selected.all(), Pipeline.of(config, data.spec), pack)
+        return _assemble(config, data, selected, sets)
     except MemoryError as error:
         raise UserError(f"the pool does not fit into memory ({error}); lower img_size or the counts") from None
 
 
-def _assemble(
-    config: PoolConfig,
-    data: RealData,
-    real: RealImages,
-    synthetic: ImageSet | None,
-    reports: Sequence[Mapping[str, Any]],
-) -> HybridPool:
+def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets: Sequence[ImageSet]) -> HybridPool:
     """Join the parts, look for test images among the training images, and hash every part."""
-    if synthetic is not None:
-        refuse_in_test(synthetic, real.test)
-    trained = real.unlabeled if config.include_lb_to_ulb else concatenate([real.labeled, real.unlabeled])
-    repeated = np.flatnonzero(found_in(trained, real.test))
+    labeled, further, validation, test, *synthetic = sets
+    real = concatenate([labeled, further]) if config.include_lb_to_ulb else further
+    unlabeled = real
+    if synthetic:
+        drawn = concatenate(synthetic).take(selected.order)
+        refuse_in_test(drawn, test)
+        unlabeled = concatenate([real, drawn])
+    trained = real if config.include_lb_to_ulb else concatenate([labeled, real])
+    repeated = np.flatnonzero(found_in(trained, test))
+    opened = [part for part in (data.train, data.test, data.unlabeled) if part is not None]
+    skipped = {name: reason for part in opened for name, reason in part.skipped.items()}
     pool = HybridPool(
         spec=data.spec,
         classes=data.classes,
-        labeled=real.labeled,
-        unlabeled=real.unlabeled if synthetic is None else concatenate([real.unlabeled, synthetic]),
-        validation=real.validation,
-        test=real.test,
+        labeled=labeled,
+        unlabeled=unlabeled,
+        validation=validation if config.validation_count else None,
+        test=test,
         config=config.as_dict(),
-        sources=(real.report, *reports),
+        sources=(
+            _report(selected.labeled, real, data.classes, skipped),
+            *(
+                _report(part, images, data.classes, part.source.skipped)
+                for part, images in zip(selected.synthetic, synthetic, strict=True)
+            ),
+        ),
         duplicates=len(repeated),
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
     return replace(pool, hashes=hashes, **bare)
+
+
+def _report(
+    part: Selection, images: ImageSet, classes: Sequence[str], skipped: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the manifest says of one source."""
+    return {
+        "source": part.origin,
+        "provenance": "synthetic" if part.synthetic else REAL,
+        "available": len(part.source),
+        "taken": len(images),
+        "by_class": images.by_class(classes),
+        "by_generator": images.by_generator(),
+        "skipped": skipped,
+    }
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which images a pool takes of its synthetic sources: opens the sources and draws from them in proportion."""
+"""Which images a pool takes of which source: those of the split, and synthetic ones drawn in proportion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from usb_rsmatch.data.pool.split import Split
 from usb_rsmatch.data.sources.class_names import ClassIndex
 from usb_rsmatch.data.sources.dataset_registry import RealData
 from usb_rsmatch.data.sources.registry import SourceRequest, open_source
-from usb_rsmatch.data.sources.source import Source
+from usb_rsmatch.data.sources.source import JoinedSource, Source
 from usb_rsmatch.errors import UserError
 
 _ENTRY_KEYS = ("source", "generator", "count", "mapping")
@@ -26,34 +26,41 @@ _ENTRY_KEYS = ("source", "generator", "count", "mapping")
 
 @dataclass(frozen=True)
 class Selection:
-    """The images at `rows` int64 [n] of a source, which an `entry` of the configuration names."""
+    """The images at `rows` int64 [n] of a source, which `origin` names in the configuration."""
 
-    entry: Mapping[str, Any]
+    origin: str
     source: Source
     rows: np.ndarray
+    synthetic: bool = False
+    labeled: bool = False
 
 
 @dataclass(frozen=True)
-class SyntheticSelection:
-    """What is taken of each source, and `turns` int64 [N]: the number of the source of each image of the pool."""
+class PoolSelection:
+    """What a pool takes of which source.
 
-    parts: Sequence[Selection]
-    turns: np.ndarray
+    `further` are real unlabelled images beside the labelled ones; `order` int64 [N] brings the synthetic images, one
+    source after the other, into the pool's order.
+    """
 
-    @property
-    def place(self) -> np.ndarray:
-        """The order int64 [N] that brings the images, one source after the other, into their turns."""
-        place = np.empty(len(self.turns), dtype=np.int64)
-        place[np.argsort(self.turns, kind="stable")] = np.arange(len(self.turns))
-        return place
+    labeled: Selection
+    further: Selection
+    validation: Selection
+    test: Selection
+    synthetic: Sequence[Selection]
+    order: np.ndarray
+
+    def all(self) -> list[Selection]:
+        """Every selection: labelled, further real, validation, test, and those of the synthetic sources."""
+        return [self.labeled, self.further, self.validation, self.test, *self.synthetic]
 
 
-def select_synthetic(config: PoolConfig, data: RealData, split: Split) -> SyntheticSelection:
-    """Select as many synthetic images as the configuration wants.
+def select_images(config: PoolConfig, data: RealData, split: Split) -> PoolSelection:
+    """Select the real images of a split, and as many synthetic ones as the configuration wants.
 
-    Smaller selections are prefixes of larger ones. Every prefix holds the sources in proportion to their counts,
-    and each source its generators in proportion and its classes balanced. Raises UserError where there are
-    too few.
+    Smaller selections of synthetic images are prefixes of larger ones. Every prefix holds the sources in proportion to
+    their counts, and each source its generators in proportion and its classes balanced. Raises UserError where there
+    are too few.
     """
     wanted = config.synthetic_wanted(len(split.rest) + (len(split.labeled) if config.include_lb_to_ulb else 0))
     entries = config.synthetic if wanted != 0 else []
@@ -66,12 +73,19 @@ def select_synthetic(config: PoolConfig, data: RealData, split: Split) -> Synthe
             "lower synthetic_count or synthetic_ratio, or add a source"
         )
     turns = interleave([len(order) for order in orders])[:wanted]
-    return SyntheticSelection(
-        [
-            Selection(entry, source, order[: int((turns == number).sum())])
+    place = np.empty(len(turns), dtype=np.int64)
+    place[np.argsort(turns, kind="stable")] = np.arange(len(turns))
+    train = data.train if data.unlabeled is None else JoinedSource(data.train, data.unlabeled)
+    return PoolSelection(
+        labeled=Selection(config.dataset, train, split.labeled, labeled=True),
+        further=Selection(config.dataset, train, split.rest),
+        validation=Selection(config.dataset, train, split.validation),
+        test=Selection(config.dataset, data.test, np.arange(len(data.test))),
+        synthetic=[
+            Selection(entry["source"], source, order[: int((turns == number).sum())], synthetic=True)
             for number, (entry, source, order) in enumerate(zip(entries, sources, orders, strict=True))
         ],
-        turns,
+        order=place,
     )
 
 
