@@ -65,7 +65,7 @@ def load_exported(path: str | Path) -> DeployedNet:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from usb_rsmatch.data.pool.placeholder import outline
+    from usb_rsmatch.data.pool.placeholder import placeholder_pool
     from usb_rsmatch.data.sources.dataset_registry import DataSpec
     from usb_rsmatch.inference.loaded_run import Run
     from usb_rsmatch.usb.config import resolve
@@ -87,7 +87,7 @@ def load_exported(path: str | Path) -> DeployedNet:
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
-    run = Run(Path(path), args, build(args, pool=outline(spec, description["classes"], size, {})))
+    run = Run(Path(path), args, build(args, pool=placeholder_pool(spec, description["classes"], size, {})))
     network = deployed(run, description["detector"] is not None)
     network.load_state_dict(load_file(str(path)))
     return network

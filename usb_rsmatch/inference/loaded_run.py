@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.data.pool.image_set import ImageSet
-from usb_rsmatch.data.pool.placeholder import outline, outline_of_manifest
+from usb_rsmatch.data.pool.placeholder import placeholder_from_manifest, placeholder_pool
 from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.pool.preprocessing import Pipeline
 from usb_rsmatch.data.pool.reading import read_selections
@@ -189,12 +189,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _outline(folder: Path, args: Namespace) -> HybridPool:
     """What the networks need of the run's data: from its manifest, or from the data set itself."""
-    outlined = outline_of_manifest(_manifest(folder))
+    outlined = placeholder_from_manifest(_manifest(folder))
     if outlined is not None:
         return outlined
     data = open_real(args.dataset, args.data_dir)
     size = int(args.img_size or data.spec.img_size)
-    return outline(replace(data.spec, img_size=size), data.classes, size, {})
+    return placeholder_pool(replace(data.spec, img_size=size), data.classes, size, {})
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

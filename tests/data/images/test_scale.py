@@ -258,7 +258,7 @@ def test_a_manifest_gives_the_same_pool_elsewhere(config: dict[str, Any], tmp_pa
     with pytest.raises(UserError, match=r"manifest\.json: the labeled images are not those"):
         HybridPool.from_manifest(tmp_path / "manifest.json", data_dir=str(moved))
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match="is no manifest"):
+    with pytest.raises(UserError, match="is not the manifest"):
         HybridPool.from_manifest(tmp_path / "other.json")
 
 

@@ -1,4 +1,4 @@
-"""Orders in which every prefix is balanced: over classes, over generators, over sources."""
+"""Drawing orders in which every prefix is balanced over classes, generators and sources."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from usb_rsmatch import counter_rng
 
 
 def interleave(sizes: Sequence[int]) -> np.ndarray:
-    """Group numbers int64 [sum(sizes)] of which every prefix holds the groups in proportion to their sizes.
+    """Group numbers int64 [sum(sizes)]; every prefix holds the groups in proportion to their sizes.
 
-    Group g's i-th member stands at (i + 1/2) / sizes[g], so a prefix strays from proportion by half a member
-    a group.
+    Member i of group g has the position (i + 1/2) / sizes[g], so a prefix deviates from the exact proportion by at
+    most half a member per group.
     """
     groups = np.repeat(np.arange(len(sizes)), sizes)
     if sum(n > 0 for n in sizes) <= 1:  # nothing to interleave
@@ -23,7 +23,7 @@ def interleave(sizes: Sequence[int]) -> np.ndarray:
 
 
 def merge(orders: Sequence[np.ndarray]) -> np.ndarray:
-    """Several orders as one, each kept and all in proportion to their lengths at every prefix."""
+    """Merge several orders: each keeps its own order, and every prefix holds them in proportion to their lengths."""
     groups = interleave([len(order) for order in orders])
     merged = np.empty(len(groups), dtype=np.int64)
     for number, order in enumerate(orders):
@@ -32,10 +32,9 @@ def merge(orders: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order of labels [N] of which every prefix holds the classes equally often, give or take one.
+    """A random order of labels [N]; in every prefix the class counts differ by at most one.
 
-    A class that runs out leaves its turns to the others; images of unknown class (-1) take turns as one
-    class.
+    When a class is exhausted, the others continue; images of unknown class (-1) form one class.
     """
     shuffled = rng.permutation(len(labels))
     drawn = labels[shuffled]
@@ -58,8 +57,8 @@ def draw_order(
 ) -> np.ndarray:
     """The order int64 [N] in which a source's images are drawn: generators in proportion, classes balanced.
 
-    It is a function of the seed, the generators' names and the images' own order; smaller draws are prefixes
-    of larger ones. `limits` bounds the images of the generators that it names and leaves out the others.
+    The order depends on the seed, the generators' names and the images' own order; a smaller draw is a prefix of a
+    larger one. `limits` is the maximum number of images per generator; generators that it does not name get none.
     """
     orders = []
     for number, name in enumerate(generators):

@@ -1,4 +1,4 @@
-"""The same image in training and in the test set: by pixels, or by the bytes of files that are not read yet."""
+"""Finds images that are both in the training and in the test set, by pixels or by the bytes of unread files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 
-TAIL = 4096  # bytes at a file's end that are compared before the whole is
+TAIL = 4096  # bytes at the end of a file that are compared before the whole file
 
 
 def refuse_in_test(synthetic: ImageSet, test: ImageSet) -> None:
-    """Raise UserError, naming it, for a synthetic image that is also in the test set."""
+    """Raise UserError that names a synthetic image which is also in the test set."""
     found = np.flatnonzero(found_in(synthetic, test))
     if len(found):
         name = synthetic.names[int(found[0])] if synthetic.names else f"synthetic image {found[0]}"
@@ -33,9 +33,9 @@ def refuse_in_test(synthetic: ImageSet, test: ImageSet) -> None:
 def found_in(images: ImageSet, test: ImageSet) -> np.ndarray:
     """Which of the images are also in the test set: bool [N].
 
-    Images are the same by their pixels in the pool. Where a side's images stay in their files until they are needed,
-    as millions of large ones do, files are compared instead, by size, then tail, then all their bytes; what came of
-    it is kept in the user's cache.
+    Images are equal if their pixels in the pool are equal. If the images of a side are read from their files only when
+    they are needed, as millions of large ones are, files are compared instead: by size, then by their last bytes, then
+    by all bytes; the result is kept in the user's cache.
     """
     found = contained(images.hashed(), test.hashed())
     names, others = images.names, test.names
@@ -50,7 +50,7 @@ def found_in(images: ImageSet, test: ImageSet) -> np.ndarray:
 
 
 def _file_sizes(names: ImageNames) -> np.ndarray:
-    """The bytes of the images' files, -1 for those that are in none: int64 [N]."""
+    """The sizes of the images' files in bytes, int64 [N]; -1 for images that are not files."""
     sizes = np.full(len(names), -1, dtype=np.int64)
     for number, source in enumerate(names.sources):
         here = np.flatnonzero(names.part == number)
@@ -61,7 +61,7 @@ def _file_sizes(names: ImageNames) -> np.ndarray:
 def _same_files(
     names: Sequence[str], candidates: np.ndarray, sizes: np.ndarray, others: Sequence[str], other_sizes: np.ndarray
 ) -> np.ndarray:
-    """Those of the candidates whose file has the content of one of the others: int64 [n]."""
+    """The candidates whose file has the same content as one of the others: int64 [n]."""
     by_size: dict[int, list[int]] = {}
     for j in np.flatnonzero(np.isin(other_sizes, sizes[candidates])).tolist():
         by_size.setdefault(int(other_sizes[j]), []).append(j)
@@ -78,7 +78,7 @@ def _same_files(
 
 
 def _hash(name: str, last: int | None = None) -> bytes | None:
-    """Of a file, or of its last bytes; None where it cannot be read, which reading it as an image will tell."""
+    """The hash of a file, or of its last bytes; None if it cannot be read (decoding it will report that)."""
     try:
         with open(name, "rb") as file:
             if last is not None:
@@ -89,7 +89,7 @@ def _hash(name: str, last: int | None = None) -> bytes | None:
 
 
 def _kept(key: str, find: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `find` finds, int64 [n], from the user's cache where it has been asked before."""
+    """The result of `find`, int64 [n], read from the user's cache if it was computed before."""
     path = cache_folder() / "duplicates" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npy"
     with contextlib.suppress(OSError, ValueError):
         return np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What messages call the images of a pool: made when they are asked for, as a million of them is a lot of text."""
+"""Names of a pool's images for messages, made when they are needed: a million of them would fill memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Named(Protocol):
-    """Calls its images by name, and knows the sizes of their files."""
+    """A source that has a name and a file size for each of its images."""
 
     def name(self, index: int) -> str: ...
 
@@ -17,7 +17,7 @@ class Named(Protocol):
 
 
 class ImageNames(Sequence[str]):
-    """Name i is that of image `row[i]` of source `part[i]`: a path where it is a file."""
+    """Name i belongs to image `row[i]` of source `part[i]`; it is a path if the image is a file."""
 
     def __init__(self, sources: Sequence[Named], part: np.ndarray, row: np.ndarray) -> None:
         self.sources, self.part, self.row = tuple(sources), part, row
@@ -39,7 +39,7 @@ class ImageNames(Sequence[str]):
 
     @classmethod
     def join(cls, parts: Sequence[ImageNames]) -> ImageNames:
-        """Names one after the other."""
+        """Several lists of names concatenated."""
         starts = np.cumsum([0, *(len(part.sources) for part in parts)])[:-1]
         return cls(
             [source for part in parts for source in part.sources],

@@ -1,4 +1,4 @@
-"""A set of uint8 images with class, provenance and generator: what every source ends up as."""
+"""A set of uint8 images of one size, each with its class, provenance and generator."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ REAL = "real"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images of one size, row by row with their class and where they come from.
+    """N images of one size; row i of every column describes image i.
 
-    `images` is uint8 [N, H, W, C] with C 1 or 3, an array or, beyond what memory should hold, read when asked for.
+    `images` is uint8 [N, H, W, C] with C 1 or 3: an array, or a lazy one that reads images when they are needed.
     `labels` is int64 [N] with -1 for unknown, `is_synthetic` bool [N], `generator` int16 [N] into `generators` (0 is
-    "real"), and `is_labeled` bool [N]: also among the labelled images, so left out of detection metrics. `digests`
-    uint64 [N, 2] tell equal images (made of the pixels where not given), `names` is what messages call each image.
+    "real"). `is_labeled` bool [N] marks images that are also in the labelled set; detection metrics leave them out.
+    `digests` uint64 [N, 2] are equal for equal images (computed from the pixels where not given), `names` identify the
+    images in messages.
 
     Raises ValueError where shapes or dtypes differ from these.
     """
@@ -67,16 +68,16 @@ class ImageSet:
         )
 
     def hashed(self) -> np.ndarray:
-        """The digests uint64 [N, 2]."""
+        """The digests uint64 [N, 2], computed from the pixels where they are not known."""
         return image_digests(self.images[:]) if self.digests is None else self.digests
 
     def by_generator(self) -> dict[str, int]:
-        """Number of synthetic images of each generator that has any."""
+        """Number of synthetic images of each generator, without generators that have none."""
         counts = np.bincount(self.generator[self.is_synthetic], minlength=len(self.generators))
         return {name: int(n) for name, n in zip(self.generators, counts, strict=True) if n}
 
     def by_class(self, classes: Sequence[str]) -> dict[str, int]:
-        """Number of images of each class, and of "unknown" ones where there are any."""
+        """Number of images of each class, and of class "unknown" if there are any."""
         counts = np.bincount(self.labels + 1, minlength=len(classes) + 1)
         named = {name: int(n) for name, n in zip(classes, counts[1:], strict=True)}
         return named if counts[0] == 0 else {**named, "unknown": int(counts[0])}
@@ -89,7 +90,7 @@ def real_images(
     digests: np.ndarray | None = None,
     names: ImageNames | None = None,
 ) -> ImageSet:
-    """Real images [N, H, W, C] with labels [N] as an ImageSet; `is_labeled` is one flag or one for each."""
+    """An ImageSet of real images [N, H, W, C] with labels [N]; `is_labeled` is one flag for all, or bool [N]."""
     n = len(images)
     return ImageSet(
         images=images,
@@ -104,7 +105,7 @@ def real_images(
 
 
 def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
-    """Image sets one after the other, numbered by the generators of all.
+    """The image sets concatenated in their order, with one common list of generators.
 
     Raises ValueError where their images differ in size or channels.
     """

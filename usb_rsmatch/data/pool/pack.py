@@ -1,4 +1,4 @@
-"""Files of images read once into an array on disk, from which training then reads: `usb-rsmatch pool --pack`."""
+"""Packs: the images of many files decoded once into one array on disk (`usb-rsmatch pool --pack`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = 2048  # files that are decoded between two writes
 
 
 class PackedSource(ArraySource):
-    """A source of files whose images, at one size, lie in a pack. They keep their files' names."""
+    """A source of files whose decoded images, at one size, are stored in a pack; images keep their files' names."""
 
     def __init__(self, files: FileSource, images: StoredImages) -> None:
         super().__init__(files.origin, images, files.labels, files.generators, files.generator)
@@ -33,11 +33,11 @@ class PackedSource(ArraySource):
 
 
 def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
-    """The source as a `PackedSource` where there is a pack of it at the pipeline's size, else itself.
+    """The source as a `PackedSource` if a pack of it exists at the pipeline's size, else the source itself.
 
-    With `make` a pack of a source of files is made where there is none. It lies in the user's cache, in the name of the
-    files' paths, sizes and times (see `FileIndex.fingerprint`). Raises UserError for an image that cannot be read, and
-    where the disk has no room.
+    With `make` a missing pack of a source of files is made. It is stored in the user's cache; its file name is a hash
+    of the files' paths, sizes and times (see `FileIndex.fingerprint`). Raises UserError for an image that cannot be
+    read, and for a disk without enough space.
     """
     if isinstance(source, JoinedSource):
         return JoinedSource(packed(source.first, pipeline, make), packed(source.second, pipeline, make))
@@ -51,7 +51,7 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
     if make and _open(source, path) is None:
         room_for(len(source) * int(np.prod(pipeline.image_shape)), folder, f"a pack of {source.origin}")
         with locked(path.with_suffix(".lock")):
-            if _open(source, path) is None:  # another process may have made it meanwhile
+            if _open(source, path) is None:  # another process may have made it in the meantime
                 _make(source, pipeline, path)
     return _open(source, path) or source
 
@@ -66,7 +66,7 @@ def _open(source: FileSource, path: Path) -> PackedSource | None:
 
 
 def _make(source: FileSource, pipeline: Pipeline, path: Path) -> None:
-    """Write digests last: a pack counts from then on."""
+    """Write the digests last: a pack is valid only with them."""
     digests = [np.empty((0, 2), dtype=np.uint64)]
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         write_header(file, (len(source), *pipeline.image_shape))

@@ -1,4 +1,4 @@
-"""A pool without its pixels: enough to build a run's networks where its images are not at hand."""
+"""A pool of black placeholder images: enough to build a run's networks when its images are not available."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 
 
-def outline(spec: DataSpec, classes: Sequence[str], size: int, counts: Mapping[str, Sequence[int]]) -> HybridPool:
+def placeholder_pool(
+    spec: DataSpec, classes: Sequence[str], size: int, counts: Mapping[str, Sequence[int]]
+) -> HybridPool:
     """A pool of black images, `size` px a side, that takes no memory.
 
-    `counts` gives images a class for the parts "labeled", "unlabeled" and "test"; a missing part has one a class.
-    Networks and the sizes of an algorithm's statistics depend on these numbers alone.
+    `counts` holds the images per class of the parts "labeled", "unlabeled" and "test"; a missing part has one image of
+    each class.
+    The networks and the sizes of an algorithm's statistics depend on these numbers alone.
     """
 
     def part(name: str) -> ImageSet:
@@ -28,10 +31,10 @@ def outline(spec: DataSpec, classes: Sequence[str], size: int, counts: Mapping[s
     return HybridPool(spec, tuple(classes), labeled, unlabeled, validation=None, test=test)
 
 
-def outline_of_manifest(manifest: Mapping[str, Any]) -> HybridPool | None:
-    """The outline of the pool that a `manifest.json` describes; None for a manifest that says too little.
+def placeholder_from_manifest(manifest: Mapping[str, Any]) -> HybridPool | None:
+    """The placeholder of the pool that a `manifest.json` describes; None if the manifest lacks what is needed.
 
-    Images of unknown class count as of the first one: only how many there are matters.
+    Images of unknown class are counted as images of the first class: only their number matters.
     """
     try:
         view, shape, classes = manifest["view"], manifest["image_shape"], list(map(str, manifest["classes"]))
@@ -43,4 +46,4 @@ def outline_of_manifest(manifest: Mapping[str, Any]) -> HybridPool | None:
             counts[name] = [numbers[0] + int(part["count"]) - sum(numbers), *numbers[1:]]
     except (KeyError, TypeError, ValueError, IndexError):
         return None
-    return outline(spec, classes, int(shape[0]), counts)
+    return placeholder_pool(spec, classes, int(shape[0]), counts)

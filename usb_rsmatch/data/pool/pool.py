@@ -28,17 +28,17 @@ from usb_rsmatch.version import __version__
 
 __all__ = ["DataSpec", "HybridPool", "ImageSet", "build_pool"]
 
-SHOWN_DUPLICATES = 20  # of them all the manifest would be long
+SHOWN_DUPLICATES = 20  # the manifest names only the first ones
 
 
 @dataclass(frozen=True)
 class HybridPool:
     """What a semi-supervised run trains and tests on.
 
-    `unlabeled` holds the labelled images first (where they are included), then further real ones, then
-    synthetic ones. `config` are the keys that it was built from, `sources` what was taken from where,
-    `duplicates` how many real training images also stand in the test set and `duplicate_names` what the first of them
-    are called, `hashes` the parts' SHA-256.
+    `unlabeled` holds the labelled images first (if they are included), then further real ones, then synthetic ones.
+    `config` are the keys that it was built from, `sources` reports what was taken from each source, `duplicates` counts
+    the real training images that are also in the test set, `duplicate_names` names the first of them, and `hashes` are
+    the SHA-256 of the parts.
     """
 
     spec: DataSpec
@@ -65,13 +65,13 @@ class HybridPool:
 
     @classmethod
     def from_manifest(cls, path: str | PathLike[str], **changes: Any) -> HybridPool:
-        """The pool that a manifest describes, built again; `changes` are keys that differ here, such as `data_dir`.
+        """Rebuild the pool that a manifest describes; `changes` are keys that differ here, such as `data_dir`.
 
-        Raises UserError where a part is not the manifest's, naming it, and whatever `build_pool` finds wrong.
+        Raises UserError that names a part which differs from the manifest, and whatever `build_pool` finds wrong.
         """
         manifest = _read(path, "JSON", json.load)
         if not isinstance(manifest.get("config"), Mapping) or not isinstance(manifest.get("parts"), Mapping):
-            raise UserError(f"{path}: is no manifest of a pool; `usb-rsmatch pool --out` writes one")
+            raise UserError(f"{path}: is not the manifest of a pool; `usb-rsmatch pool --out` writes one")
         pool = cls.from_config({**manifest["config"], **changes})
         now = pool.manifest()["parts"]
         for name in {**manifest["parts"], **now}:
@@ -85,7 +85,7 @@ class HybridPool:
 
     @property
     def names(self) -> Sequence[str]:
-        """What messages call each unlabelled image: a path where it is a file."""
+        """The name of each unlabelled image for messages; a path if the image is a file."""
         return self.unlabeled.names or ()
 
     @property
@@ -99,7 +99,7 @@ class HybridPool:
         }
 
     def parts(self) -> dict[str, ImageSet]:
-        """The image sets by name, those that there are."""
+        """The image sets by name, without those that do not exist."""
         parts = {
             "labeled": self.labeled,
             "unlabeled": self.unlabeled,
@@ -109,7 +109,7 @@ class HybridPool:
         return {name: part for name, part in parts.items() if part is not None}
 
     def manifest(self) -> dict[str, Any]:
-        """Everything needed to build and recognise the same pool elsewhere, as plain JSON values."""
+        """Everything that is needed to rebuild and verify the same pool elsewhere, as plain JSON values."""
         return {
             "config": dict(self.config),
             "seed": self.config.get("seed"),
@@ -143,7 +143,7 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
     With `pack` images in files are first packed into arrays in the user's cache, which later pools then find there.
 
     Raises UserError for impossible settings, missing or damaged files, too few images, classes that do not
-    match, a synthetic image that is also in the test set, and images that memory does not hold.
+    match, a synthetic image that is also in the test set, and images that do not fit into memory.
     """
     try:
         data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
@@ -155,7 +155,7 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
 
 
 def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets: Sequence[ImageSet]) -> HybridPool:
-    """Join the parts, look for test images among the training images, and hash every part."""
+    """Concatenate the parts, search for test images among the training images, and hash every part."""
     labeled, further, validation, test, *synthetic = sets
     real = concatenate([labeled, further]) if config.include_lb_to_ulb else further
     unlabeled = real
@@ -186,7 +186,7 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
-    bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # they take room
+    bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory
     return replace(pool, hashes=hashes, **bare)
 
 

@@ -1,4 +1,4 @@
-"""The one way from any source to the pool's pixels, the same for real and synthetic images."""
+"""The preprocessing that every image of a pool goes through, the same for real and synthetic images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pipeline:
     """Every image of a pool is decoded, cropped to its centre square, resized and, on demand, re-encoded.
 
     `size` is the side in pixels, `channels` 1 or 3, `jpeg` a quality from 1 to 100 or None for no
-    re-encoding; grey levels under `clear_below` become 0 at last.
+    re-encoding; finally, grey levels under `clear_below` become 0.
     """
 
     size: int
@@ -43,7 +43,7 @@ class Pipeline:
 
     @property
     def alters(self) -> bool:
-        """Whether anything is done to the images beyond what gives them their size."""
+        """Whether the images are changed in any way other than their size."""
         return self.jpeg is not None or self.clear_below > 0
 
     @property
@@ -61,9 +61,9 @@ class Pipeline:
         return cleared(images, self.clear_below) if self.clear_below else images
 
     def take(self, source: Source, rows: np.ndarray) -> tuple[Images, np.ndarray]:
-        """The images at `rows` int64 [n], in memory where they are few enough for their source, and their digests.
+        """The images at `rows` int64 [n] and their digests; images are loaded lazily above the source's memory limit.
 
-        Digests are uint64 [n, 2], of pixels; of images in files that are read later, of their files' names and sizes.
+        Digests uint64 [n, 2] are of pixels; for lazily loaded files, of the files' names and sizes.
         """
         if len(rows) * int(np.prod(self.image_shape)) <= source.resident_limit:
             images = self.load(source, rows)
@@ -88,7 +88,7 @@ class Pipeline:
         return self._hash_all(source, rows)
 
     def _kept_digests(self, source: Source, images: StoredImages) -> np.ndarray:
-        """The digests of all images of a stored source after this pipeline, made once and kept in the user's cache."""
+        """The digests of all preprocessed images of a stored source, computed once and kept in the user's cache."""
         text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}"
         path = cache_folder() / "digests" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
         with contextlib.suppress(OSError, ValueError):
@@ -110,7 +110,7 @@ class Pipeline:
 
 @dataclass(frozen=True, eq=False)
 class _Later:
-    """A source behind its pipeline, to be read row by row."""
+    """A source whose images are preprocessed when they are read, row by row."""
 
     pipeline: Pipeline
     source: Source

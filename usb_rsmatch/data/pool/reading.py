@@ -1,4 +1,4 @@
-"""Reads selected images of any source, real or synthetic, through the pool's preprocessing."""
+"""Reads the selected images of real and synthetic sources through the pool's preprocessing."""
 
 from __future__ import annotations
 

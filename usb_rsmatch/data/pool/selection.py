@@ -1,4 +1,4 @@
-"""Which images a pool takes of which source: those of the split, and synthetic ones drawn in proportion."""
+"""Which images a pool takes from which source: the real ones of the split, and synthetic ones in proportion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class PoolSelection:
-    """What a pool takes of which source.
+    """What a pool takes from which source.
 
     `further` are real unlabelled images beside the labelled ones; `order` int64 [N] brings the synthetic images, one
     source after the other, into the pool's order.

@@ -1,4 +1,4 @@
-"""The configuration keys that say what a pool is made of: one table of fields, read from any namespace and checked."""
+"""The settings of a pool: one typed field for each configuration key, read from any namespace and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, shown
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """USB's keys under their names, and ours; None means "not asked for".
+    """USB's keys under their names, and ours; None means "not set".
 
     `reencode` is a JPEG quality: every image of the pool, real and synthetic, then goes through that JPEG.
     """
@@ -59,7 +59,7 @@ class PoolConfig:
     def read(cls, args: Any) -> PoolConfig:
         """The pool's keys of a namespace; missing ones and None (USB also writes "None") take their defaults.
 
-        Raises UserError for a value that cannot be, and for keys that exclude each other.
+        Raises UserError for an invalid value, and for keys that exclude each other.
         """
         values = read_values(POOL_KEYS, args, "pool")
         config = cls(**{**values, "synthetic": [_entry(entry) for entry in values.get("synthetic", [])]})
@@ -71,7 +71,7 @@ class PoolConfig:
         return asdict(self)
 
     def synthetic_wanted(self, real: int) -> int | None:
-        """How many synthetic images go beside `real` unlabelled ones; None for all that there are."""
+        """The number of synthetic images for `real` unlabelled real ones; None for all that there are."""
         if self.synthetic_ratio is not None:
             return round(real * self.synthetic_ratio / (1 - self.synthetic_ratio))
         return self.synthetic_count
@@ -95,7 +95,7 @@ _COUNT = Key("count", "int", None, "images of a source", low=1)
 
 
 def _entry(entry: Any) -> dict[str, Any]:
-    """An entry of `synthetic:`, a `source`, maybe a `generator`, a `count` and keys of the source, checked."""
+    """A checked entry of `synthetic:`: a `source`, optionally a `generator`, a `count` and keys of the source."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
         example = "`source`, such as folder:./images"
         raise UserError(f"synthetic: an entry needs a {example}; got {shown(entry)}")
@@ -109,7 +109,7 @@ def _entry(entry: Any) -> dict[str, Any]:
         if isinstance(entry.get(key.name), str):
             convert(key, entry[key.name], where)
     if isinstance(entry.get("mapping"), str):
-        entry["mapping"] = read_mapping(entry["mapping"])  # by content, so that the manifest says it all
+        entry["mapping"] = read_mapping(entry["mapping"])  # its content, so that the manifest is complete
     if str(entry.get("generator", "")).casefold() == REAL:
         raise UserError(f"{where} cannot name its generator {REAL!r}, which means no generator")
     return entry

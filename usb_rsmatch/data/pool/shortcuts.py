@@ -1,4 +1,4 @@
-"""Shortcuts: cues that have nothing to do with synthesis and yet give a pool's provenance away."""
+"""Shortcuts: cues that have nothing to do with synthesis and still reveal which images of a pool are synthetic."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 from usb_rsmatch.data.images.decode import quiet_bombs
 from usb_rsmatch.data.pool.pool import HybridPool
 
-WARN_OVER = 0.6  # AUROC of a trivial cue from which on a detector may read it instead of the synthesis
-SAMPLE = 5000  # images a side whose cues are measured
+WARN_OVER = 0.6  # AUROC of a trivial cue above which a detector may learn the cue instead of the synthesis
+SAMPLE = 5000  # largest number of images per side whose cues are measured
 
 
 def shortcut_cues(pool: HybridPool) -> dict[str, float | None]:
-    """AUROC of provenance from each of some cues that have nothing to do with synthesis, between 0.5 and 1.
+    """AUROC of provenance, between 0.5 and 1, from each of a few cues that have nothing to do with synthesis.
 
     The first are read from the pool's pixels, which is what a detector sees; those of the files ("file ...")
     show what a pool without the common pipeline would give away, and are None where a side does not come from
@@ -55,7 +55,7 @@ def file_cues(first: Sequence[str], second: Sequence[str]) -> dict[str, float | 
 
 
 def shortcut_warnings(cues: dict[str, float | None]) -> list[str]:
-    """A line for each cue that gives provenance away."""
+    """One warning for each cue that reveals provenance."""
     return [
         f"{name} alone tells real from synthetic with AUROC {value:.2f} (over {WARN_OVER})"
         for name, value in cues.items()
@@ -72,12 +72,12 @@ FILE_CUES = ("file size", "file image size", "file mode", "file format", "file J
 
 
 def _spread(indices: np.ndarray) -> np.ndarray:
-    """At most `SAMPLE` of some indices, evenly spread."""
+    """At most `SAMPLE` of the indices, evenly spaced."""
     return indices[np.unique(np.linspace(0, len(indices) - 1, min(SAMPLE, len(indices))).astype(np.int64))]
 
 
 def _auroc(values: np.ndarray, truth: np.ndarray) -> float:
-    """Of the better direction."""
+    """AUROC of the values or of their negation, whichever is larger."""
     from sklearn.metrics import roc_auc_score
 
     score = float(roc_auc_score(truth, values))
@@ -85,7 +85,7 @@ def _auroc(values: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
-    """Numbers as they are; each name as the share of synthetic images among those that bear it."""
+    """Numbers unchanged; a category becomes the share of synthetic images in it."""
     if not isinstance(values[0], str):
         return np.array(values, dtype=np.float64)
     _, names = np.unique(values, return_inverse=True)
@@ -93,7 +93,7 @@ def _ranked(values: list[float | str], truth: np.ndarray) -> np.ndarray:
 
 
 def _file_facts(name: str) -> tuple[float, float, str, str, str] | None:
-    """What a file says without being decoded, in the order of `FILE_CUES`; None where `name` is no image file."""
+    """A file's properties without decoding it, in the order of `FILE_CUES`; None if `name` is not an image file."""
     with contextlib.suppress(Exception):  # a bomb or a damaged file can make a decoder fail in any way
         data = Path(name).read_bytes()
         with quiet_bombs(), Image.open(io.BytesIO(data)) as image:

@@ -66,7 +66,7 @@ def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[i
 
 
 def long_tailed(head: int, num_classes: int, ratio: float) -> list[int]:
-    """Images a class, falling exponentially from `head` to `head / |ratio|`; a negative ratio reverses them.
+    """Images per class, decreasing exponentially from `head` to `head / |ratio|`; a negative ratio reverses them.
 
     The counts are those of USB's long-tailed settings (Cui et al. 2019, class-balanced loss, section 5.1),
     rounded down.
@@ -79,9 +79,9 @@ def long_tailed(head: int, num_classes: int, ratio: float) -> list[int]:
 
 
 def class_counts(key: str, total: int, num_classes: int, ratio: float) -> list[int]:
-    """Images a class: `total` shared out equally, or with a `ratio` a long tail whose head class has `total`.
+    """Images per class: `total` divided equally, or with a `ratio` a long tail whose largest class has `total`.
 
-    Raises UserError, naming the config's `key`, where `total` cannot be shared out.
+    Raises UserError, naming the config's `key`, where `total` does not divide by the number of classes.
     """
     if ratio != 1.0:
         return long_tailed(total, num_classes, ratio)
@@ -102,12 +102,12 @@ def split_training(
     unlabeled_counts: list[int] | None,
     validation_count: int,
 ) -> Split:
-    """Split training images with labels [N], where -1 marks images that are unlabelled in any case.
+    """Split training images with labels [N], where -1 marks images that are always unlabelled.
 
-    Each class has one keyed permutation: labelled images are its front, validation images its back (in
-    proportion to the classes' sizes), so neither moves when the other's number changes. `unlabeled_counts`
-    bounds the further unlabelled images a class, None takes all; together they stand in one keyed order, of
-    which `real_count` takes a prefix. Raises UserError where a class has too few images.
+    Each class has one permutation, keyed by the seed. Labelled images are taken from its front, validation images
+    from its back (in proportion to the class sizes), so that changing one number leaves the other part unchanged.
+    `unlabeled_counts` limits the further unlabelled images per class, None takes all; all of them together have one
+    keyed order, of which `real_count` takes a prefix. Raises UserError where a class has too few images.
     """
     orders = [
         counter_rng.generator(seed, "split", dataset, c).permutation(np.flatnonzero(labels == c))

@@ -1,4 +1,4 @@
-"""A pool shown before it is trained on: a table of its parts, and a contact sheet of samples."""
+"""A summary of a pool before training: a table of its parts, and a contact sheet of sample images."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def pool_table(pool: HybridPool) -> str:
 
 
 def contact_sheet(pool: HybridPool, path: str | PathLike[str]) -> None:
-    """Save a PNG with a row for each class (at most `SHEET_CLASSES`), real images left, synthetic right.
+    """Save a PNG with a row for each class (at most `SHEET_CLASSES`): real images left, synthetic ones right.
 
-    Synthetic images of unknown class stand in a last row of their own.
+    Images of unknown class are in the last row.
     """
     images = pool.unlabeled
     shown = [*range(min(len(pool.classes), SHEET_CLASSES)), -1]
@@ -86,13 +86,13 @@ def _row(name: str, part: ImageSet, classes: Sequence[str]) -> tuple[str, str, s
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:
-    """One image at the sheet's size, without smoothing, so that single pixels can be seen."""
+    """One image at the sheet's tile size, without smoothing, so that single pixels stay visible."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     return picture.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.NEAREST)
 
 
 def _font() -> Any:
-    """One with more than ASCII letters, where the system has it: Pillow's own draws a box for the others."""
+    """A font with more than ASCII letters if the system has one; Pillow's own draws a box for other letters."""
     for name in ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
         with contextlib.suppress(OSError):
             return ImageFont.truetype(name, 10)
