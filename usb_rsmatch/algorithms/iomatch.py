@@ -1,4 +1,4 @@
-"""IOMatch (Li, Qi, Shi, Gao, ICCV 2023, arXiv 2308.13168): inliers and outliers used together, as K + 1 classes.
+"""IOMatch (Li, Qi, Shi, Gao, ICCV 2023, arXiv 2308.13168): inliers and outliers are used jointly, as K + 1 classes.
 
     p     = softmax(h(f(x)))                            closed-set classifier, K-way
     o_k   = p^k(inlier | g(f(x)))                       multi-binary (one-vs-all) classifiers on a projection g
@@ -11,8 +11,8 @@
     L_op  = mean([max q~ >= tau_q] CE(psi(x_s), q~))    open-set classifier psi, (K + 1)-way on g
     L     = L_s + lambda_mb L_mb + lambda_u L_ui + lambda_op L_op
 
-As in the authors' code, targets are soft and L_op starts after the first of 256 epochs. Left out: its optional rotation
-loss, which is off in all of their CIFAR settings.
+As in the authors' code, targets are soft and L_op starts after the first of 256 epochs. Not implemented: the optional
+rotation loss, which is off in all of their CIFAR settings.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def open_set_target(p: Tensor, inlier: Tensor) -> Tensor:
 
 
 class DistAlignHook(DistAlignQueueHook):
-    """USB's alignment with uniform classes, equal bit for bit; USB's waits for a GPU to say where its queue stands."""
+    """USB's alignment with uniform classes, bit for bit, without USB's wait for a GPU in each step."""
 
     def update_p(self, algorithm: Any, probs_x_ulb: Tensor, probs_x_lb: Tensor | None = None) -> None:
-        """The mean prediction of a batch [B, K] takes the oldest one's place."""
+        """Replace the oldest mean prediction by that of a batch [B, K]."""
         kept, device = ("p_target", "p_model", "p_model_ptr"), probs_x_ulb.device
         self.p_target, self.p_model, self.p_model_ptr = (getattr(self, name).to(device) for name in kept)
         if algorithm.distributed and algorithm.world_size > 1:
@@ -118,7 +118,7 @@ class IOMatch(OpenSetAlgorithm):
         )
 
     def outlier_score(self, x: Tensor) -> Tensor:
-        """Probability [B] of the (K + 1)th class by the open-set classifier, which the paper tests with."""
+        """Probability [B] of the (K + 1)th class by the open-set classifier, which the paper uses at test time."""
         return self.model(x)["logits_open"].softmax(1)[:, -1]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The network's outputs for several batches, in one pass over them together or in one for each."""
+"""The network's outputs for several batches, in one joint forward pass or in one pass for each batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def outputs(algorithm: Any, *batches: Tensor) -> list[dict[str, Tensor]]:
-    """The network's `logits` and `feat` for each batch; `use_cat` sends them through it together, as in USB."""
+    """The network's `logits` and `feat` for each batch; with `use_cat` in one joint forward pass, as in USB."""
     if not algorithm.use_cat:
         return [algorithm.model(batch) for batch in batches]
     together = algorithm.model(torch.cat(batches))

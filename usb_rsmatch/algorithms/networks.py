@@ -1,4 +1,4 @@
-"""Networks: RSMatch's heads around any backbone of USB, and small WideResNets for a CPU."""
+"""Networks: RSMatch's heads on any backbone of USB, and small WideResNets for a CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from usb_rsmatch.algorithms.split_batchnorm import Group, split_norms
 
 
 class BackboneWithHeads(nn.Module):
-    """A backbone of USB's kind with what a subclass puts beside it, which joins optimiser, EMA and checkpoint.
+    """A wrapper of a USB backbone; modules that a subclass adds join the optimiser, EMA and checkpoint.
 
-    Calls go to the backbone; layer-wise decay and the list of weights without decay see through the wrapper.
+    Calls are forwarded to the backbone; so are `group_matcher` (layer-wise decay) and `no_weight_decay`.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -45,12 +45,12 @@ class BackboneWithHeads(nn.Module):
 class HeadsOnBackbone(AlgorithmBase, ABC):
     """An algorithm whose model and averaged model are `wrap(backbone)`.
 
-    The heads' first weights are drawn apart: neither the backbone's nor what is drawn later depends on them.
+    The heads' initial weights have a random generator of their own, so that they change no other random number.
     """
 
     @abstractmethod
     def wrap(self, backbone: Any) -> BackboneWithHeads:
-        """The backbone with the algorithm's heads beside it."""
+        """The backbone with the algorithm's heads."""
 
     def _wrapped(self, backbone: Any) -> BackboneWithHeads:
         with torch.random.fork_rng(devices=[]):
@@ -86,7 +86,7 @@ class RSNet(BackboneWithHeads):
 
     @contextlib.contextmanager
     def synthetic_apart(self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor, synthetic: Tensor) -> Iterator[None]:
-        """Within it the images of a step whose `synthetic` float [uB] is 1 are normalised apart (`split_norm`)."""
+        """A context in which images with `synthetic` float [uB] = 1 have BatchNorm statistics of their own."""
         self._parts = x_lb, x_ulb_w, x_ulb_s, synthetic
         try:
             yield
@@ -94,13 +94,13 @@ class RSNet(BackboneWithHeads):
             self._parts = None
 
     def _apart(self, x: Tensor) -> Tensor | None:
-        """Which images of a batch of the step are normalised apart, float [B]; None for labelled ones alone."""
+        """Which images of a batch have BatchNorm statistics of their own, float [B]; None for labelled images only."""
         if self._parts is None:
             return None
         x_lb, x_ulb_w, x_ulb_s, synthetic = self._parts
         if x is x_ulb_w or x is x_ulb_s:
             return synthetic
-        if len(x) == len(x_lb) + 2 * len(synthetic):  # USB's one pass over all of them, in this order
+        if len(x) == len(x_lb) + 2 * len(synthetic):  # USB's joint forward pass, in this order
             return torch.cat([synthetic.new_zeros(len(x_lb)), synthetic, synthetic])
         return None
 

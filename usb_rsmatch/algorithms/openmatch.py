@@ -1,4 +1,5 @@
-"""OpenMatch (Saito, Kim, Saenko, NeurIPS 2021, arXiv 2105.14148): FixMatch on what one-vs-all classifiers take in.
+"""OpenMatch (Saito, Kim, Saenko, NeurIPS 2021, arXiv 2105.14148): FixMatch on images that one-vs-all classifiers accept
+as inliers.
 
     p      = softmax(h(f(x)))                            closed-set classifier, K-way
     o_k    = p^k(inlier | x), 1 - o_k = p^k(outlier | x)  one-vs-all classifiers on the same features

@@ -1,4 +1,4 @@
-"""What the open-set algorithms share: heads on the features, one-vs-all losses, further views, the outlier hook."""
+"""Shared parts of the open-set algorithms: heads on the features, one-vs-all losses, further views, outlier hook."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class OpenSetNet(BackboneWithHeads):
         self.heads = heads
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
-        """The backbone's output with the heads' beside it; `only_fc` and `only_feat` are the backbone's alone."""
+        """The outputs of the backbone and of the heads; with `only_fc` or `only_feat` those of the backbone only."""
         output = self.backbone(x, **kwargs)
         return output if kwargs else {**output, **self.heads(output)}
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """A linear layer with Xavier's normal weights and no initial bias, as the authors of all three start theirs."""
+    """A linear layer with Xavier's normal weights and no initial bias, as in the code of all three methods' authors."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_normal_(layer.weight)
     if bias:
@@ -42,7 +42,7 @@ def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
 
 
 class OpenSetAlgorithm(HeadsOnBackbone):
-    """An algorithm with `Heads` on the backbone, whose `outlier_score` is measured as a detector.
+    """An algorithm with `Heads` on the backbone, whose `outlier_score` is evaluated as a detector.
 
     `Heads(num_features, num_classes)` makes the module that `OpenSetNet` holds.
     """
@@ -54,14 +54,14 @@ class OpenSetAlgorithm(HeadsOnBackbone):
 
     def set_hooks(self) -> None:
         from usb_rsmatch.algorithms.outlier_score import (
-            OutlierHook,  # imports semilearn's Hook, which may be loading us
+            OutlierHook,  # late: semilearn may be importing this module
         )
 
         super().set_hooks()
-        self.register_hook(OutlierHook(), "OutlierHook", "HIGH")  # after USB's own: it measures this step's averages
+        self.register_hook(OutlierHook(), "OutlierHook", "HIGH")  # after USB's own: it uses this step's EMA weights
 
     def outputs(self, *views: Tensor) -> list[dict[str, Tensor]]:
-        """The model's outputs for each view, in one pass over all of them unless `use_cat` says otherwise."""
+        """The model's outputs for each view, in one joint forward pass if `use_cat` is set."""
         if not self.use_cat:
             return [self.model(view) for view in views]
         merged = self.model(torch.cat(views))
@@ -69,7 +69,9 @@ class OpenSetAlgorithm(HeadsOnBackbone):
         return [{name: split[i] for name, split in parts.items()} for i in range(len(views))]
 
     def weak_views(self, indices: Tensor, view: int, like: Tensor) -> Tensor:
-        """Further weak views [n, 3, H, W] of images of the pool, drawn by the step's position, placed as `like`."""
+        """Further weak views [n, 3, H, W] of images of the pool, drawn by the step's position, on the device of
+        `like`.
+        """
         dataset, count = self.dataset_dict["train_ulb"], len(indices)
         positions = np.arange(self.it * count, (self.it + 1) * count)
         if hasattr(dataset, "weak_views"):
@@ -82,7 +84,7 @@ class OpenSetAlgorithm(HeadsOnBackbone):
 
 
 def register_algorithm(name: str, algorithm: type[AlgorithmBase]) -> None:
-    """Add to USB's registry, once; a different algorithm under that name is kept, with a warning."""
+    """Add to USB's registry, once; another algorithm of that name is kept, with a warning."""
     if name not in ALGORITHMS:
         ALGORITHMS.register(name)(algorithm)
     elif ALGORITHMS[name] is not algorithm:
@@ -99,7 +101,7 @@ def one_vs_all(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_vs_all_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The true class's classifier says inlier, the hardest of the others outlier (OVANet; OpenMatch Eq. 1).
+    """The true class's classifier learns inlier, the hardest other one outlier (OVANet; OpenMatch Eq. 1).
 
     mean over images of  -log p(inlier | y) - min over k != y of log p(outlier | k).  `labels` int64 [B].
     """

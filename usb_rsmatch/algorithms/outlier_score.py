@@ -10,10 +10,9 @@ from usb_rsmatch.detection.measure import Measured, measured_indices, publish_re
 
 
 class OutlierHook(Hook):
-    """At evaluations: how well `algorithm.outlier_score` tells provenance on the pool. Training never sees it.
+    """Evaluates `algorithm.outlier_score` as a detector of synthetic images on the pool; training never uses it.
 
-    Measures nothing where there is no pool with provenance (USB's own data sets), or no run of ours around the
-    algorithm (USB's own loop).
+    Does nothing without a pool of known provenance (USB's own data sets) and in USB's own training loop.
     """
 
     def after_train_step(self, algorithm: Any) -> None:

@@ -1,12 +1,11 @@
-"""ReFixMatch (Nguyen & Yang, 2023, arXiv 2308.07509), for USB's wheel, which lacks it.
+"""ReFixMatch (Nguyen & Yang, 2023, arXiv 2308.07509), for USB's wheel, which does not have it.
 
     L_s  = CE(p(x_l), y_l)
     L_u  = mean([max p(x_w) >= tau] CE(p(x_s), y^))         y^: the weak view's class, or soft with temperature T
     L_re = mean([max p(x_w) < tau] KL(softmax(p(x_w) / 0.5) || softmax(z(x_s) / 0.5)))      z: the logits
     L    = L_s + lambda_u (L_u + L_re)
 
-L_re takes the softmax of probabilities and its temperature as USB's head does, whose results its configurations belong
-to.
+L_re takes the softmax of probabilities, with the temperature of USB's HEAD, to which USB's configurations belong.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from usb_rsmatch.algorithms.joint_forward import outputs
 
-TEMPERATURE = 0.5  # of both sides of L_re (USB's head)
+TEMPERATURE = 0.5  # of both sides of L_re (USB's HEAD)
 
 
 def masked_kl(target: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def masked_kl(target: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class ReFixMatch(FixMatch):
-    """FixMatch and, on the images that it leaves out, the divergence of the strong view from the weak one."""
+    """FixMatch, plus the divergence of the strong from the weak view on images below FixMatch's threshold."""
 
     def train_step(
         self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
@@ -66,6 +65,6 @@ class ReFixMatch(FixMatch):
 
 
 def register() -> None:
-    """Add `refixmatch` to USB's registry where USB has none."""
+    """Add `refixmatch` to USB's registry if USB does not have it."""
     if "refixmatch" not in ALGORITHMS:
         ALGORITHMS.register("refixmatch")(ReFixMatch)

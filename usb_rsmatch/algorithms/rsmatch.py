@@ -1,4 +1,5 @@
-"""RSMatch over any base rule: images identified as synthetic are normalised apart and teach a dummy head too.
+"""RSMatch on a base rule: images identified as synthetic have their own BatchNorm statistics and train a dummy head
+too.
 
     p     = softmax(h(f(x_w)))            q = argmax p, kept where the base rule's mask m says so
     s     = [sigma(d(x_w)) > threshold]   identified as synthetic (never the ground truth)
@@ -7,11 +8,11 @@
     L_det = BCE(d(x_l), 0) + BCE(d(CSQueue sample), 1)
     L     = L_sup + lambda_u L_ulb + lambda_s L_syn + lambda_d L_det
 
-f normalises the images with s = 1 by statistics of their own (`split_norm`). `rs_synthetic_to` says what they teach:
-`both` heads (t = 1), the `main` one alone (t = 1, no L_syn), the `dummy` one alone (t = 1 - s), or none (`drop`).
+f normalises the images with s = 1 by statistics of their own (`split_batchnorm`). `rs_synthetic_to` selects the heads
+that learn from them: `both` (t = 1), `main` only (t = 1, no L_syn), `dummy` only (t = 1 - s), or none (`drop`).
 
 Detector, class-wise queue and dummy head are the paper's (arXiv 2405.16930, as summarised by others); these equations
-are ours. The base rule's running statistics (FlexMatch's counts, FreeMatch's thresholds, SoftMatch's Gaussian) see
+are ours. The base rule's running statistics (FlexMatch's counts, FreeMatch's thresholds, SoftMatch's Gaussian) include
 every image, synthetic or not, as without RSMatch: our choice.
 """
 
@@ -32,12 +33,12 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, stands_on_a_base_rule
 from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
 
-# What the step takes of a batch; a base rule may take any part of it.
+# The columns of a batch that the step uses; a base rule may use any subset of them.
 BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s"})
 
 
 def base_rule(name: str) -> type[AlgorithmBase]:
-    """USB's class of a base rule; UserError where RSMatch cannot stand on it."""
+    """USB's class of a base rule; UserError if RSMatch cannot use it."""
     if name not in ALGORITHMS or stands_on_a_base_rule(name):
         raise UserError(f"rs_base: unknown algorithm {name!r}")
     core: type[AlgorithmBase] = ALGORITHMS[name]
@@ -48,12 +49,12 @@ def base_rule(name: str) -> type[AlgorithmBase]:
 
 
 def unfit(name: str) -> UserError:
-    """Why an algorithm cannot be a base rule: there is no mask to split, or no loss with targets."""
+    """The error for an algorithm that cannot be a base rule: it has no mask to split, or no loss with targets."""
     return UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
 
 
 class KeepTargets(nn.Module):
-    """The base rule's consistency loss, which also remembers its targets q for the dummy head."""
+    """The base rule's consistency loss; it also stores its targets q for the dummy head."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -66,10 +67,10 @@ class KeepTargets(nn.Module):
 
 
 class RSMatch(HeadsOnBackbone):
-    """RSMatch (arXiv 2405.16930) as a layer over the base rule that `rs_base` names.
+    """RSMatch (arXiv 2405.16930) on the base rule that `rs_base` names.
 
-    USB composes an imbalanced algorithm as a class over a core one; so does this: making an instance makes the class
-    `RSMatch[base]` first, which inherits the base rule's `train_step`, hooks and arguments.
+    As USB composes an imbalanced algorithm with a core algorithm, creating an instance first creates the class
+    `RSMatch[base]`, which inherits the base rule's `train_step`, hooks and arguments.
     """
 
     def __new__(cls, args: Any, *rest: Any, **kwargs: Any) -> RSMatch:
@@ -77,7 +78,7 @@ class RSMatch(HeadsOnBackbone):
             return object.__new__(cls)
         name = getattr(args, "rs_base", "fixmatch")
         base = base_rule(name)
-        for argument in [*RSMatch.get_argument(), *base.get_argument()]:  # USB's parser knows only fixmatch's
+        for argument in [*RSMatch.get_argument(), *base.get_argument()]:  # USB's parser only adds those of fixmatch
             if not hasattr(args, argument.name.lstrip("-")):
                 setattr(args, argument.name.lstrip("-"), argument.default)
         label = f"{cls.__name__}[{name}]"
@@ -102,9 +103,9 @@ class RSMatch(HeadsOnBackbone):
     def set_ema_model(self) -> Any:
         try:
             return super().set_ema_model()
-        except RuntimeError:  # the weights are of a network of another form
+        except RuntimeError:  # the weights belong to another network architecture
             base = self.settings.rs_base
-            raise UserError(f"rs_base: {base} makes a network of its own; take fixmatch, ...") from None
+            raise UserError(f"rs_base: {base} builds a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
         from usb_rsmatch.detection.hook import SyntheticDetectionHook
@@ -115,11 +116,11 @@ class RSMatch(HeadsOnBackbone):
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
 
-    # what the hook asks for -------------------------------------------------------------------------------------
+    # what the detection hook uses -------------------------------------------------------------------------------
 
     @property
     def network(self) -> RSNet:
-        """The backbone with its heads, wherever data-parallel or imbalanced wrappers hold it."""
+        """The backbone with its heads, inside any data-parallel or imbalanced wrapper."""
         return next(module for module in self.model.modules() if isinstance(module, RSNet))
 
     @property
@@ -146,7 +147,7 @@ class RSMatch(HeadsOnBackbone):
     def _normalised_apart(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
     ) -> contextlib.AbstractContextManager[None]:
-        """Until identification acts, the step is the base rule's own to the bit."""
+        """Before identification starts, the step equals the base rule's bit for bit."""
         if self.settings.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
             return self.network.synthetic_apart(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
@@ -166,7 +167,7 @@ class RSMatch(HeadsOnBackbone):
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
-        self.mask: Tensor | None = None  # the base rule's step sets both
+        self.mask: Tensor | None = None  # the base rule's step sets mask and targets
         self.consistency_loss.targets = None
         with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
@@ -198,7 +199,7 @@ class RSMatch(HeadsOnBackbone):
         return out_dict, log_dict
 
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The base rule asks its MaskingHook for m by name; it gets m t, and m is kept for the dummy head."""
+        """The base rule calls its MaskingHook by name for m; it receives m t, and m is stored for the dummy head."""
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
         if hook_name == "MaskingHook" and fn_name == "masking":
             self.mask = result
@@ -206,16 +207,16 @@ class RSMatch(HeadsOnBackbone):
         return result
 
     def for_main(self, mask: Tensor) -> Tensor:
-        """m t float [uB], what is left of m for the main head."""
+        """m t float [uB], the part of m for the main head."""
         return mask if self.teaches_main else mask * (1.0 - self.synthetic.to(mask.dtype))
 
     @staticmethod
     def get_argument() -> list[Any]:
-        """RSMatch's own arguments; those of the base rule are added when it is known."""
+        """RSMatch's own arguments; those of the base rule are added once it is known."""
         kinds = {"int": int, "float": float, "bool": str2bool}
 
         def kind(key: Key) -> Any:
-            return str if key.word or key.parts else kinds.get(key.kind, str)  # words are taken beside a value
+            return str if key.word or key.parts else kinds.get(key.kind, str)  # words are allowed as well as a number
 
         return [SSL_Argument(f"--{key.name}", kind(key), key.default, key.help) for key in RSMATCH_KEYS]
 

@@ -1,6 +1,6 @@
 """Variants of RSMatch that were tried and not adopted; `plugins: [usb_rsmatch.algorithms.rsmatch_variants]` adds them.
 
-Each is RSMatch but for one thing, in the terms of `rsmatch`: m is the base rule's mask, s = 1 where an image was
+Each one changes RSMatch in one point. Notation as in `rsmatch`: m is the base rule's mask, s = 1 where an image was
 identified as synthetic, q the main head's pseudo-label, h and g are the main and the dummy head, p_g =
 softmax(g(f(x_w))). All are ours; `config/method/variants.yaml` compares them.
 """
@@ -20,7 +20,7 @@ from usb_rsmatch.detection.detector import widened
 
 LOWER_CUTOFF = 0.8
 PRETRAINING = 0.3  # share of training
-OWN_FROM = 0.8  # the dummy head's confidence, which grows more slowly than the main head's
+OWN_FROM = 0.8  # threshold of the dummy head's confidence, which grows more slowly than the main head's
 
 
 class OtherMask(RSMatch):
@@ -28,7 +28,7 @@ class OtherMask(RSMatch):
 
     @abstractmethod
     def masked(self, mask: Tensor, confidence: Tensor, synthetic: Tensor) -> Tensor:
-        """m float [uB], from the base rule's, the pseudo-labels' confidence max p, and s, all float [uB]."""
+        """The new m float [uB] from the base rule's m, the pseudo-labels' confidence max p, and s, all float [uB]."""
 
     def call_hook(self, fn_name: str, hook_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         result = super().call_hook(fn_name, hook_name, *args, **kwargs)
@@ -42,21 +42,21 @@ class OtherMask(RSMatch):
 
 
 class LowerCutoff(OtherMask):
-    """m = max(m, s [max p >= 0.8]): synthetic images are kept from a lower confidence on."""
+    """m = max(m, s [max p >= 0.8]): synthetic images have a lower threshold."""
 
     def masked(self, mask: Tensor, confidence: Tensor, synthetic: Tensor) -> Tensor:
         return torch.maximum(mask, synthetic * (confidence >= LOWER_CUTOFF))
 
 
 class HalfWeight(OtherMask):
-    """m = m (1 - s / 2): synthetic images count half."""
+    """m = m (1 - s / 2): synthetic images have half the weight."""
 
     def masked(self, mask: Tensor, confidence: Tensor, synthetic: Tensor) -> Tensor:
         return mask * (1 - 0.5 * synthetic)
 
 
 class Pretraining(OtherMask):
-    """m = m s at first: of the pool synthetic images alone teach for 30 % of training, then all."""
+    """m = m s at first: only synthetic images of the pool are used for 30 % of training, then all."""
 
     def masked(self, mask: Tensor, confidence: Tensor, synthetic: Tensor) -> Tensor:
         return mask * synthetic if self.it < PRETRAINING * self.args.num_train_iter else mask
@@ -86,14 +86,14 @@ class FurtherLoss(RSMatch):
 
 
 class DummyOnLabeled(FurtherLoss):
-    """L + CE(g(f(x_l)), y): the dummy head learns the labelled images too."""
+    """L + CE(g(f(x_l)), y): the dummy head learns from labelled images too."""
 
     def further_loss(self, feat: dict[str, Tensor], y_lb: Tensor) -> Tensor:
         return F.cross_entropy(self.network.dummy_head(feat["x_lb"]), y_lb)
 
 
 class OwnPseudoLabels(DummyOnLabeled):
-    """And mean(s [max p_g >= 0.8] CE(g(f(x_s)), argmax p_g)), in place of L_syn with `rs_synthetic_to: main`."""
+    """L + mean(s [max p_g >= 0.8] CE(g(f(x_s)), argmax p_g)), instead of L_syn (with `rs_synthetic_to: main`)."""
 
     def further_loss(self, feat: dict[str, Tensor], y_lb: Tensor) -> Tensor:
         with torch.no_grad():
@@ -103,7 +103,7 @@ class OwnPseudoLabels(DummyOnLabeled):
 
 
 class ConsistentHeads(FurtherLoss):
-    """L + mean(s KL(h(f(x_s)) || g(f(x_s)))): the dummy head follows the main head, which gets no gradient of it."""
+    """L + mean(s KL(h(f(x_s)) || g(f(x_s)))): the dummy head follows the main head, which gets no gradient from it."""
 
     def further_loss(self, feat: dict[str, Tensor], y_lb: Tensor) -> Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""SCOMatch (Wang et al., ECCV 2024): outliers are the class K + 1, learnt from a queue of the least likely inliers.
+"""SCOMatch (Wang et al., ECCV 2024): outliers are class K + 1, learnt from a queue of the least likely inliers.
 
     r        = softmax over K + 1 classes, p = softmax over the first K of the same logits
     L_s      = CE(r(x_l), y_l)
@@ -9,11 +9,11 @@
     L        = L_s + L_s^o + L_u^c + L_u^o
     tau_o    = tau * (confident outliers / confident inliers), clipped to [0.75, 0.95], over half a pass of the pool
 
-At each step the image of the batch with the least max_{k <= K} r_k enters the queue of length max(8K, 256) and pushes
-out the oldest. All this as in the authors' code (their CIFAR-10 branch); the paper's equation numbers are not at hand.
-Ours: one unlabelled batch serves both losses (theirs draws two from the same pool, and masks L_u^c by the confidence of
-the other batch); the backbone's own classifier gives the first K logits, one more linear unit the last; the queue holds
-indices into the pool, and images are viewed anew when sampled.
+At each step the image of the batch with the smallest max_{k <= K} r_k enters the queue of length max(8K, 256) and
+replaces the oldest. All this as in the authors' code (CIFAR-10 branch); the paper's equation numbers are not known to
+us. Ours: one unlabelled batch serves both losses (theirs draws two from the same pool, and masks L_u^c by the
+confidence of the other batch); the backbone's own classifier computes the first K logits, one more linear unit the
+last; the queue holds pool indices, and sampled images get new views.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOWEST, HIGHEST = 0.75, 0.95  # of the threshold for outliers (authors)
 
 
 class OutlierHead(nn.Module):
-    """One more logit, of an outlier, beside the backbone's K: `logits_open` [B, K + 1]."""
+    """One more logit, for outliers, after the backbone's K: `logits_open` [B, K + 1]."""
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class OutlierHead(nn.Module):
 
 
 class OutlierQueueHook(Hook):
-    """The queue of likely outliers and the threshold for outliers: everything that SCOMatch remembers.
+    """The queue of likely outliers and the threshold for outliers, which are SCOMatch's whole state.
 
     `indices` int64 [L] and `scores` float32 [L] (greatest inlier probability) of queued images, the newest last.
     """
@@ -56,7 +56,7 @@ class OutlierQueueHook(Hook):
         self.confident = torch.zeros(2)  # inliers, outliers since the threshold was last set
 
     def push(self, algorithm: Any, indices: Tensor, scores: Tensor, count: int) -> None:
-        """The `count` images of the least score enter, the oldest leave; `indices` int64 [B], `scores` float [B]."""
+        """The `count` images with the smallest scores replace the oldest; `indices` int64 [B], `scores` float [B]."""
         least = scores.argsort()[:count]
         self.indices = torch.cat([self.indices.to(indices.device), indices[least]])[-self.length :]
         self.scores = torch.cat([self.scores.to(scores.device), scores[least].float()])[-self.length :]
@@ -70,7 +70,7 @@ class OutlierQueueHook(Hook):
         return self.indices[chosen], self.scores[chosen]
 
     def outlier_threshold(self, algorithm: Any) -> float | Tensor:
-        """tau_o, set anew when a window of steps is over."""
+        """tau_o, updated after each window of steps."""
         if algorithm.it > 0 and algorithm.it % self.window == 0:
             inliers, outliers = self.confident.double()
             ratio = torch.where(inliers > 0, outliers / inliers, 1.0)
@@ -79,7 +79,7 @@ class OutlierQueueHook(Hook):
         return self.threshold_open
 
     def count(self, algorithm: Any, is_outlier: Tensor, sure: Tensor) -> None:
-        """Count predictions, bool [B], that are the class of outliers or not, and of these the confident ones."""
+        """Count confident inliers and outliers; both arguments bool [B]: predicted as outlier, and confident."""
         kinds = torch.stack([sure & ~is_outlier, sure & is_outlier]).sum(1)
         self.confident = self.confident.to(kinds.device) + kinds
 

@@ -1,12 +1,12 @@
-"""SequenceMatch (Nguyen, WACV 2024, arXiv 2310.15787), for USB's wheel, which lacks it.
+"""SequenceMatch (Nguyen, WACV 2024, arXiv 2310.15787), for USB's wheel, which does not have it.
 
-A medium view x_m stands between the weak x_w and the strong x_s; each learns from those before it.
+A medium view x_m is between the weak x_w and the strong x_s; each view learns from the weaker ones.
 
     L_u = mean(m (CE(p(x_s), y^) + KL(s(x_w) || p(x_m)) + KL(s(x_m) || p(x_s)) + KL(s(x_w) || p(x_s))))
     m   = [max p(x_w) >= FlexMatch's threshold of the class],   s(x) = softmax(p(x) / T)
     L   = CE(p(x_l), y_l) + lambda_u L_u
 
-s is a softmax of probabilities as in USB's head, whose results its configurations belong to.
+s is a softmax of probabilities, as in USB's HEAD, to which USB's configurations belong.
 """
 
 from __future__ import annotations
@@ -66,6 +66,6 @@ class SequenceMatch(FlexMatch):
 
 
 def register() -> None:
-    """Add `sequencematch` to USB's registry where USB has none."""
+    """Add `sequencematch` to USB's registry if USB does not have it."""
     if "sequencematch" not in ALGORITHMS:
         ALGORITHMS.register("sequencematch")(SequenceMatch)

@@ -1,7 +1,7 @@
-"""BatchNorm that normalises images identified as synthetic apart from the real ones, as AdvProp does for its own.
+"""Split BatchNorm: images identified as synthetic are normalised by statistics of their own, as in AdvProp.
 
-Synthetic images have other statistics than real ones. Together in one batch they shift what BatchNorm takes the real
-images for, in training and, through the running averages, at test, where all images are real.
+Synthetic images have other statistics than real ones. In a common batch they shift the BatchNorm statistics of the real
+images, in training and, through the running averages, at test, where all images are real.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 
 class Group:
-    """Which images of the batch that passes through a network are normalised apart.
+    """Which images of the batch that passes through a network belong to the second (synthetic) group.
 
-    On a CPU a batch is put in order, and `first` is the number of images before those; a GPU is not waited for, so
-    there the batch stays as it is and `apart` float [B] says 1 for each of those. Both None: no images.
+    On a CPU the batch is sorted by group, and `first` is the size of the first group. On a GPU, sorting would need a
+    synchronisation: the batch keeps its order, and `apart` float [B] is 1 for the second group. Both None: no split.
     """
 
     first: int | None = None
@@ -26,7 +26,7 @@ class Group:
 
     @contextlib.contextmanager
     def through(self, x: Tensor, apart: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The batch [B, C, H, W] as a network is to take it, and the places int64 [B] of its images in the output."""
+        """The batch [B, C, H, W] in the network's order, and the positions int64 [B] of its images in the output."""
         try:
             if x.device.type == "cpu":
                 order = apart.argsort(stable=True)
@@ -40,9 +40,9 @@ class Group:
 
 
 class NormaliseApart(torch.autograd.Function):
-    """BatchNorm of two groups of images in one pass, with shared weights; no shape depends on who is in which group.
+    """BatchNorm of two groups of images in one pass, with shared weights; no shape depends on the groups.
 
-    Two BatchNorms on two parts of the batch, as on a CPU, are quicker, but their sizes would have to be waited for.
+    Two BatchNorms on two parts of the batch, as on a CPU, are faster, but a GPU would have to report the sizes first.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ class NormaliseApart(torch.autograd.Function):
         groups = _groups(apart, wide)
         images = groups.sum(1, keepdim=True)
         counted = images.clamp(min=1)
-        # Each channel of each image as a group: the one kernel that gives its statistics in one quick pass.
+        # Each channel of each image as a group: this kernel computes their statistics in one fast pass.
         shape = (len(x), x.shape[1], x[0, 0].numel(), x.shape[1])
         _, mean_of_each, inverse = torch.native_group_norm(x.to(wide), weight, bias, *shape, eps)  # [B, C]
         var_of_each = inverse.square().reciprocal() - eps
@@ -90,10 +90,10 @@ class NormaliseApart(torch.autograd.Function):
 
 
 class NormaliseInTurn(torch.autograd.Function):
-    """BatchNorm of the first images of a batch, then of the rest, with shared weights and no copy of either.
+    """BatchNorm of the first images of a batch, then of the rest, with shared weights and without copies.
 
-    What two BatchNorms on the two parts give, bit for bit; putting parts together and taking gradients apart would cost
-    more than the norms themselves.
+    Equal bit for bit to two BatchNorms on the two parts; concatenating the parts and splitting the gradients would cost
+    more than the normalisation itself.
     """
 
     @staticmethod
@@ -107,7 +107,9 @@ class NormaliseInTurn(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """Normalised x [B, C, H, W], of which `first` images are the first part; `running` statistics follow that."""
+        """Normalised x [B, C, H, W], of which `first` images are the first part, which updates the `running`
+        statistics.
+        """
         out, statistics = torch.empty_like(x), []
         for start, stop, kept in ((0, first, running), (first, len(x), (None, None))):
             if start < stop:
@@ -150,12 +152,12 @@ class NormaliseInTurn(torch.autograd.Function):
 
 
 def _groups(apart: Tensor, dtype: torch.dtype) -> Tensor:
-    """[2, B]: 1 where an image is in the first group, and in the second."""
+    """Indicators [2, B]: row 0 is 1 for images of the first group, row 1 for those of the second."""
     return torch.stack([1 - apart, apart]).to(dtype)
 
 
 def _of_image(of_group: Tensor, apart: Tensor) -> Tensor:
-    """The row of [2, C] that is each image's, [B, C]."""
+    """For each image, its group's row of [2, C]: [B, C]."""
     return torch.where(apart[:, None] > 0, of_group[1], of_group[0])
 
 
@@ -164,10 +166,11 @@ def _like(of_channel: Tensor, x: Tensor) -> Tensor:
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` that normalises the images of `group` apart while training, and keeps no statistics of them.
+    """`nn.BatchNorm2d` with separate statistics in training for the images of `group`, which update no running
+    statistics.
 
-    Where no group is set, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm of AdvProp, Xie et al.
-    2020 (arXiv 1911.09665, section 4.1); shared weights and no kept statistics of the second group are our choice.
+    Without a group, and in evaluation, it is `nn.BatchNorm2d`. Source: auxiliary BatchNorm of AdvProp, Xie et al.
+    2020 (arXiv 1911.09665, section 4.1); shared weights and no running statistics of the second group are our choice.
     """
 
     group: Group
@@ -184,12 +187,12 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             running = (self.running_mean, self.running_var)
             return NormaliseInTurn.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
         assert apart is not None
-        with torch.autocast(input.device.type, enabled=False):  # the running ones would keep statistics of eight bits
+        with torch.autocast(input.device.type, enabled=False):  # else running statistics would have eight bits
             out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             values = images[0] * input[0, 0].numel()
-            share = self.momentum * (images[0] > 0).to(mean.dtype)  # a batch without real images says nothing of them
+            share = self.momentum * (images[0] > 0).to(mean.dtype)  # a batch without real images must not update them
             self.running_mean.lerp_(mean[0], share.expand_as(mean[0]))
             self.running_var.lerp_(var[0] * values / (values - 1).clamp(min=1), share.expand_as(var[0]))
             if self.num_batches_tracked is not None:
@@ -198,7 +201,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def split_norms(network: nn.Module, group: Group) -> None:
-    """Let every `nn.BatchNorm2d` of a network, weights and names as they are, look at `group`."""
+    """Turn every `nn.BatchNorm2d` of a network into a split one with this `group`; weights and names stay."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
             module.__class__ = SplitBatchNorm2d

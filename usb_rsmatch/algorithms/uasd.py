@@ -1,15 +1,14 @@
 """UASD (Chen, Zhu, Li, Gong, AAAI 2020): self-distillation from averaged predictions, filtered by their uncertainty.
 
     q(x)   = mean of all predictions p(x) so far               soft target, preserves uncertainty
-    f(x)   = [max q(x) >= tau],  tau = mean of max q over validation images        filters what is out of distribution
+    f(x)   = [max q(x) >= tau],  tau = mean of max q over validation images        filters out-of-distribution images
     L      = CE(p(x_l), y_l) + w(t) CE(p(x_u), q(x_u)) over images with f = 1
-    w(t)   = exp(-5 (1 - t / T)^2) after a start without it
+    w(t)   = exp(-5 (1 - t / T)^2) after a first part with w = 0
 
-As in the authors' code: every visit of an image counts in its average, and w is 0 for a fifth of training, with the
-end of its ramp at two fifths. The paper's equation numbers are not at hand. Ours: without a validation set
-(`validation_count: 0`) the labelled images' averages give tau; with one, some of its images are visited at each step, a
-tenth of the labelled batch as theirs are of the whole. Their unlabelled loss covers the labelled images too, ours the
-pool's alone.
+As in the authors' code, every visit of an image counts in its average, and w is 0 for a fifth of training and reaches 1
+at two fifths. The paper's equation numbers are not known to us. Ours: without a validation set (`validation_count: 0`)
+tau is computed from the labelled images; with one, some of its images are visited at each step, a tenth of the labelled
+batch. The authors' unlabelled loss covers the labelled images too, ours only the pool's.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from usb_rsmatch.algorithms.openset import register_algorithm
 
 
 class AveragedPredictions(Hook):
-    """Sums of all predictions of each image: `sums` float32 [N, K]; a row that is 0 was never visited."""
+    """Sums of all predictions of each image: `sums` float32 [N, K]; a row of zeros was never visited."""
 
     def __init__(self, size: int, num_classes: int) -> None:
         self.sums = torch.zeros(size, num_classes)
 
     def add(self, algorithm: Any, indices: Tensor, probs: Tensor) -> None:
-        """Count a prediction [B, K] for each of the images int64 [B]; an image may come twice."""
+        """Add a prediction [B, K] for each of the images int64 [B]; an image may occur twice."""
         self.sums = self.sums.to(probs.device)
         self.sums.index_add_(0, indices.to(probs.device, non_blocking=True), probs.detach().float())
 
     def target(self, algorithm: Any, indices: Tensor) -> Tensor:
-        """q float32 [B, K]; 0 for an image that was never visited, which no threshold lets through."""
+        """q float32 [B, K]; 0 for an image that was never visited, which is below every threshold."""
         self.sums = self.sums.to(indices.device)
         sums = self.sums[indices]
         return sums / sums.sum(1, keepdim=True).clamp(min=1.0)
@@ -60,7 +59,7 @@ def ramp_up(progress: float, start: float, end: float) -> float:
 
 
 class UASD(AlgorithmBase):
-    """UASD; what it remembers of the pool and of the reference images for tau stands in two hooks."""
+    """UASD; its averages, of the pool and of the reference images for tau, are in two hooks."""
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
@@ -68,7 +67,7 @@ class UASD(AlgorithmBase):
 
     def set_hooks(self) -> None:
         from usb_rsmatch.algorithms.outlier_score import (
-            OutlierHook,  # imports semilearn's Hook, which may be loading us
+            OutlierHook,  # late: semilearn may be importing this module
         )
 
         self.validation = self.dataset_dict.get("validation")
@@ -76,10 +75,10 @@ class UASD(AlgorithmBase):
         for name, dataset in (("Pool", self.dataset_dict["train_ulb"]), ("Reference", reference)):
             self.register_hook(AveragedPredictions(len(dataset), self.num_classes), f"{name}Hook", "HIGH")
         super().set_hooks()
-        self.register_hook(OutlierHook(), "OutlierHook", "HIGH")  # after USB's own: it measures this step's averages
+        self.register_hook(OutlierHook(), "OutlierHook", "HIGH")  # after USB's own: it uses this step's EMA weights
 
     def visit_reference(self, idx_lb: Tensor, logits_lb: Tensor) -> None:
-        """Count the predictions of this step's reference images: the labelled batch, or some of the validation set."""
+        """Add the predictions of this step's reference images: the labelled batch, or some of the validation set."""
         if self.validation is None:
             self.call_hook("add", "ReferenceHook", indices=idx_lb, probs=self.compute_prob(logits_lb))
             return
@@ -111,7 +110,7 @@ class UASD(AlgorithmBase):
             tau = self.call_hook("mean_confidence", "ReferenceHook")
             mask = (q.amax(1) >= tau).to(logits_ulb.dtype)
             per_image = self.ce_loss(logits_ulb, q, reduction="none")
-            unsup_loss = (mask * per_image).sum() / mask.sum().clamp(min=1)  # mean over what passes the filter
+            unsup_loss = (mask * per_image).sum() / mask.sum().clamp(min=1)  # mean over the images that pass the filter
 
             weight = ramp_up(self.it / self.num_train_iter, self.ramp_start, self.ramp_end)
             total_loss = sup_loss + self.lambda_u * weight * unsup_loss

@@ -1,1 +1,1 @@
-"""Who is synthetic: the light detector, its queue of mined examples, and how well it does."""
+"""Detection of synthetic images: the light detector, its queue of mined examples, and its metrics."""

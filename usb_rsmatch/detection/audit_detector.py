@@ -1,8 +1,9 @@
-"""The detector without classes or labels: trusted real images against a pool that may hold synthetic ones.
+"""The detector of `usb-rsmatch audit`: trained on trusted real images and on a pool that may hold synthetic ones.
 
-RSMatch's detector with a training of its own: a light CNN on the image's residual, which starts on real images
-against themselves rebuilt from principal components, then on those of the pool that look most synthetic. Each of
-`FOLDS` detectors leaves a part of both sides out, so that every score is of an image that its detector has not seen.
+It needs no classes and no labels. It is RSMatch's detector, a light CNN on the image's residual, with a training
+of its own: first on real images against their reconstructions from principal components, then against the images of the
+pool that look most synthetic. Each of `FOLDS` detectors holds out a part of both sides, so that every image is scored
+by a detector that was not trained on it.
 """
 
 from __future__ import annotations
@@ -19,37 +20,37 @@ from usb_rsmatch.counter_rng import AUDIT_FAKE_DRAW, AUDITED_VIEW, TRUSTED_VIEW,
 from usb_rsmatch.data.views.augment import ViewSpec, normalise, weak
 from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
 from usb_rsmatch.detection.metrics import auroc
-from usb_rsmatch.detection.positive_unlabeled import best_bin_estimate
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
+from usb_rsmatch.detection.share_estimation import best_bin_estimate
 from usb_rsmatch.errors import UserError
 
 FOLDS = 2
-FEWEST = 40  # images a side, under which nothing can be held out and learnt from
-VALIDATION = 0.2  # share of what a fold trains on, held out for stopping
-BATCH = 64  # images a side in a step
-CHECK = 50  # steps between looks at the validation part
-COLD = 300  # steps on rebuilt images before mining
-STEPS = (600, 1500)  # fewest and most
-PATIENCE = 10  # checks without a better one before it stops
-MINED = (0.05, 0.6)  # bounds of the share of the pool that is mined
-RANKED = 4096  # images of the pool that are ranked at a check
+FEWEST = 40  # fewest images per side: with fewer, none could be held out
+VALIDATION = 0.2  # share of a fold's training images that is held out for early stopping
+BATCH = 64  # images per side in a step
+CHECK = 50  # steps between validations
+COLD = 300  # steps on reconstructed images before mining starts
+STEPS = (600, 1500)  # minimum and maximum number of steps
+PATIENCE = 10  # validations without improvement before training stops
+MINED = (0.05, 0.6)  # smallest and largest share of the pool that is mined
+RANKED = 4096  # images of the pool that are ranked at a validation
 COMPONENTS_FROM = 512
 WIDTH, LEARNING_RATE, WEIGHT_DECAY = 8, 3e-3, 1e-2
-SHIFT = 1  # pixels of a weak view
+SHIFT = 1  # largest shift of a weak view, in pixels
 
 Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Look:
-    """How images are seen: mean and deviation of three channels, those of the trusted real images."""
+    """How images are normalised: mean and standard deviation of three channels, from the trusted real images."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, images: np.ndarray) -> Look:
-        """That of uint8 [N, H, W, C]."""
+        """The normalisation computed from images uint8 [N, H, W, C]."""
         levels = images.reshape(-1, images.shape[-1]).astype(np.float32) / 255
         mean, std = levels.mean(0), np.maximum(levels.std(0), 1 / 255)
         copies = 3 // images.shape[-1]
@@ -61,7 +62,7 @@ class Look:
 
 
 def folds(size: int, seed: int, side: str) -> np.ndarray:
-    """Which detector leaves an image out, int64 [size], evenly and by the seed."""
+    """The fold that holds each image out, int64 [size]: balanced, determined by the seed."""
     order = generator(seed, "audit folds", side).permutation(size)
     fold = np.empty(size, dtype=np.int64)
     fold[order] = np.arange(size) % FOLDS
@@ -73,7 +74,7 @@ def train_folds(
 ) -> list[ResidualDetector]:
     """A detector for each fold, of trusted real images uint8 [n, H, W, C] and of a pool uint8 [m, H, W, C].
 
-    `tell` hears of every step. Raises UserError for fewer than `FEWEST` images a side, or images under 8 px.
+    `tell` is called after every step. Raises UserError for fewer than `FEWEST` images a side, or images under 8 px.
     """
     for side, images in (("trusted real", real), ("audited", pool)):
         if len(images) < FEWEST:
@@ -105,10 +106,10 @@ def _channels_first(images: np.ndarray) -> Tensor:
 
 
 def _train(real: Tensor, pool: Tensor, look: Look, seed: int, device: str, tell: Tell) -> ResidualDetector:
-    """One detector, of uint8 [n, C, H, W] and [m, C, H, W]: that of the check which told the two sides apart best.
+    """One detector, trained on uint8 [n, C, H, W] and [m, C, H, W]: the weights of the best validation.
 
-    That measure, AUROC between held-out real and pool images, needs no label: it is highest where synthetic images
-    rank highest, whatever their share.
+    The validation measure, AUROC between held-out real and pool images, needs no label: it is highest where synthetic
+    images rank highest, whatever their share.
     """
     (held_real, real), (held_pool, pool) = (_split(side, seed, name) for side, name in ((real, "r"), (pool, "p")))
     with torch.random.fork_rng(devices=[]):
@@ -170,7 +171,7 @@ def _validate(detector: nn.Module, real: Tensor, pool: Tensor, look: Look) -> fl
 
 
 def _mine(detector: nn.Module, held_real: Tensor, held_pool: Tensor, pool: Tensor, look: Look, seed: int) -> Tensor:
-    """Those of (some of) the pool that look most synthetic: as many as the share estimated now, within `MINED`."""
+    """The images of (a sample of) the pool that look most synthetic: as many as the estimated share, within `MINED`."""
     share = best_bin_estimate(_scores(detector, held_real, look), _scores(detector, held_pool, look))
     rows: Sequence[int] | np.ndarray = range(len(pool))
     if len(pool) > RANKED:

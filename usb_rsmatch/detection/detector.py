@@ -1,4 +1,4 @@
-"""The light detector: one logit an image, high where it looks synthetic."""
+"""The light detector: one logit per image, high if the image looks synthetic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DETECTORS: dict[str, Builder] = {}
 def register_detector(name: str, builder: Builder) -> None:
     """Make `rs_detector_input: name` build a detector by `builder(num_features, width)`.
 
-    The module takes normalised images float [B, 3, H, W] and gives logits [B], or takes pooled features
+    The module takes normalised images float [B, 3, H, W] and returns logits [B], or takes pooled features
     [B, F] if it has an attribute `reads_features = True`. Raises UserError if the name is taken by
     another builder.
     """
@@ -46,19 +46,19 @@ def reads_features(detector: nn.Module) -> bool:
 
 
 def teaches_backbone(detector: nn.Module) -> bool:
-    """Whether the loss of a detector that reads features is to shape them too."""
+    """Whether the loss of a detector on features also trains the backbone."""
     return bool(getattr(detector, "teaches_backbone", False))
 
 
 def widened(value: Tensor) -> Tensor:
-    """A tensor in float32 where it has fewer bits."""
+    """The tensor as float32 if it has fewer bits."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def blur_residual(x: Tensor) -> Tensor:
     """Images [B, C, H, W] minus their 3 x 3 mean: noise and edges, not the object (our choice).
 
-    By sums along columns and rows, which a CPU does in half of pooling's time or less.
+    Computed as sums along columns and rows, which takes a CPU at most half the time of pooling.
     """
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
     down = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -66,9 +66,9 @@ def blur_residual(x: Tensor) -> Tensor:
 
 
 def neighbouring_pixel_residual(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] minus themselves halved and doubled again, both by nearest neighbour.
+    """Images [B, C, H, W] minus their copies reduced and enlarged by a factor of 2, both by nearest neighbour.
 
-    Each 2 x 2 patch minus its first pixel: relations that up-sampling layers leave behind.
+    This is each 2 x 2 patch minus its first pixel; it shows the traces of up-sampling layers.
     Source: NPR, Tan et al. (CVPR 2024, arXiv 2312.10461).
     """
     height, width = x.shape[-2:]
@@ -77,10 +77,10 @@ def neighbouring_pixel_residual(x: Tensor) -> Tensor:
 
 
 def in_eight_positions(x: Tensor, places: np.ndarray) -> Tensor:
-    """Square images [B, C, S, S], each turned or mirrored into one of a square's eight positions: place modulo 8.
+    """Square images [B, C, S, S], each rotated and mirrored into one of the eight orientations: `places` modulo 8.
 
-    Few real images teach the detector; what a generator leaves behind looks alike in all eight (our choice). It draws
-    nothing: `places` int [B] number the images of a step's batch, which is shuffled.
+    The detector has few real images, and a generator's traces look alike in all eight orientations (our choice). No
+    random numbers are drawn: `places` int [B] number the images of a step's batch, which is shuffled.
     """
     source = _eight_positions(x.shape[-1])[places % 8].to(x.device, non_blocking=True)  # [B, S * S]
     return x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
@@ -88,18 +88,18 @@ def in_eight_positions(x: Tensor, places: np.ndarray) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _eight_positions(size: int) -> Tensor:
-    """Where each pixel of a square comes from in each of its eight positions, int64 [8, size * size]."""
+    """The source of each pixel of a square in each of the eight orientations, int64 [8, size * size]."""
     square = torch.arange(size * size).view(size, size)
     quarters = [square.rot90(k) for k in range(4)]
     return torch.stack([position.flatten() for position in (*quarters, *(turn.flip(1) for turn in quarters))])
 
 
 class ResidualDetector(nn.Module):
-    """A small CNN on a residual of the image, of 8 px and more.
+    """A small CNN on a residual of the image, for images of 8 px and more.
 
-    Few channels and full resolution in the first layer: the traces are fine and local. It has BatchNorm statistics of
-    its own, of labelled and mined images together, so the classifier's are never disturbed (our choice; GroupNorm
-    learnt far less in as many steps).
+    The first layer has few channels and full resolution, since the traces are fine and local. Its BatchNorm statistics
+    are its own, over labelled and mined images together, so that they never affect the classifier's (our choice;
+    GroupNorm learnt far less in the same number of steps).
     """
 
     def __init__(self, residual: Callable[[Tensor], Tensor], width: int) -> None:
@@ -147,7 +147,7 @@ register_detector("feature_gradient", lambda num_features, width: FeatureDetecto
 def multiply_adds(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-adds of the convolutions and linear layers for one input of `input_shape` (without the batch).
 
-    Norms, activations and pooling are left out, as is usual. The module's mode and weights stay as they are.
+    Norms, activations and pooling are not counted, as usual. The module's mode and weights do not change.
     """
     total = 0
 

@@ -1,8 +1,8 @@
-"""The detection branch as a USB hook: identifies, mines, trains the detector, and measures against provenance.
+"""The detection branch as a USB hook: identifies synthetic images, mines examples, trains and evaluates the detector.
 
-`RSMatch.train_step` calls it by name (`identify`, `detection_loss`), as USB's masking hooks are called, so that it also
-works where step hooks do not fire. Provenance is read by `oracle` and `supervised`, which are yardsticks, and by what
-is measured, nowhere else.
+`RSMatch.train_step` calls it by name (`identify`, `detection_loss`), as USB calls masking hooks, so that it also works
+where step hooks are not called. True provenance is read only by the reference detectors `oracle` and `supervised` and
+by metrics.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from usb_rsmatch.counter_rng import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator
 from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone, widened
 from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
-from usb_rsmatch.detection.positive_unlabeled import best_bin_estimate, nnpu_loss
+from usb_rsmatch.detection.nnpu import nnpu_loss
 from usb_rsmatch.detection.pseudo_fakes import PrincipalComponents
 from usb_rsmatch.detection.pseudo_label_statistics import PseudoLabelTally
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.detection.score_file import read_scores
+from usb_rsmatch.detection.share_estimation import best_bin_estimate
 from usb_rsmatch.distributed import gather, own, size
 from usb_rsmatch.errors import UserError
 
-COMPONENTS_FROM = 512  # images of the pool whose principal components rebuild the pseudo-fakes
-COLD_SHARE = 0.1  # of training in which pseudo-fakes alone teach the detector (ours)
-MOMENTUM = 0.7  # of a pool image's running score, over its visits (ours)
-MINED_SHARE = 0.3  # of a pseudo-class, those that look most synthetic, enters the queue (ours)
-MINED_PER_LABELED = 3  # mined images in the detector's batch for each labelled one (ours)
+COMPONENTS_FROM = 512  # images of the pool from which the principal components are computed
+COLD_SHARE = 0.1  # share of training in which the detector learns from pseudo-fakes alone (ours)
+MOMENTUM = 0.7  # of the running average of an image's score over its visits (ours)
+MINED_SHARE = 0.3  # share of each pseudo-class, the highest scores, that enters the queue (ours)
+MINED_PER_LABELED = 3  # mined images per labelled image in the detector's batch (ours)
 
 
 def _classes(pseudo_label: Tensor) -> Tensor:
-    """Pseudo-labels int64 [B], the likeliest class of soft ones."""
+    """Pseudo-labels int64 [B]; of soft ones, the most probable class."""
     return pseudo_label.detach().argmax(1) if pseudo_label.ndim == 2 else pseudo_label.detach()
 
 
 class SyntheticDetectionHook(Hook):
     """Identification, the class-wise queue of mined synthetic images, and the detector's loss.
 
-    No label says what is synthetic, so the detector starts on labelled images against themselves rebuilt from principal
-    components (`pseudo_fakes`). Meanwhile, and from then on, the pool's images that rank highest within their
-    pseudo-class enter the queue; after `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector
-    learns from these, and after `rs_warmup` of it what it says identifies. Source of the queue: arXiv 2405.16930;
-    how it is filled is our choice.
+    No label marks synthetic images, so the detector starts with labelled images against their reconstructions from
+    principal components (`pseudo_fakes`). From the first step on, the images of the pool that rank highest within their
+    pseudo-class enter the queue. After `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector learns
+    from the queue, and after `rs_warmup` of training its scores identify synthetic images. Source of the queue: arXiv
+    2405.16930; how it is filled is our choice.
 
-    `scores` float32 [N] is the running probability of synthetic of each image of the pool, over its visits; NaN
-    before the first. It, the queue and the ranking live where the batches are, so that no step waits for a GPU (but
-    for images that are on disk or viewed by PIL, whose indices the host needs).
+    `scores` float32 [N] is the running average of each pool image's probability of being synthetic, NaN before its
+    first visit. Scores, queue and ranking stay on the device of the batches, so that no step waits for a GPU (except
+    for images on disk or with PIL views, whose indices the host needs).
     """
 
     def __init__(self, algorithm: Any) -> None:
@@ -66,7 +67,7 @@ class SyntheticDetectionHook(Hook):
         self._dataset = dataset
         length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
-        if self._dataset is not None:  # for what measures and for yardsticks
+        if self._dataset is not None:  # for metrics and for reference detectors
             self._is_synthetic = torch.from_numpy(np.asarray(dataset.set.is_synthetic))
             self._labels = torch.from_numpy(np.asarray(dataset.set.labels, dtype=np.int64))
         if self._kind == "oracle":
@@ -80,11 +81,11 @@ class SyntheticDetectionHook(Hook):
         self.ranking = ClasswiseRanking(algorithm.num_classes, classwise)
         self.scores = torch.full((length,), float("nan"))
         self.tally = PseudoLabelTally()
-        self.real_share = 0.5  # estimate for `pu`, renewed at evaluations
+        self.real_share = 0.5  # estimate for `pu`, updated at evaluations
         self._queue_serves = False
 
     def _follow(self, device: torch.device) -> None:
-        """Move what is remembered to the device of a batch; it is there already but for the first step."""
+        """Move the state to the device of a batch; only the first step has to move anything."""
         if self.scores.device != device:
             self.scores = self.scores.to(device)
             self.queue.to(device)
@@ -113,7 +114,7 @@ class SyntheticDetectionHook(Hook):
             self.tally.load_state_dict(state["tally"])
 
     def acts(self, algorithm: Any) -> bool:
-        """Whether anything is identified at this step: not without a detector, and not before `rs_warmup`."""
+        """Whether images are identified at this step: never without a detector, and not before `rs_warmup`."""
         return self._kind != "none" and algorithm.it >= self._warmup_steps
 
     # called by name within the step -----------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class SyntheticDetectionHook(Hook):
     def identify(self, algorithm: Any, x_ulb_w: Tensor, idx_ulb: Tensor) -> Tensor:
         """s float [uB]: 1 where an image counts as synthetic, from its weak view [uB, 3, H, W] or running score.
 
-        Before `rs_warmup` of the steps are done nothing does.
+        Before `rs_warmup` of the steps are done, no image counts as synthetic.
         """
         if self._kind == "none":
             return torch.zeros(len(idx_ulb), device=x_ulb_w.device)
@@ -131,10 +132,10 @@ class SyntheticDetectionHook(Hook):
         if self._known is not None:
             return (self._known[idx_ulb] > self.threshold).float() * active
         detector = algorithm.detector
-        if reads_features(detector):  # the features of this step come later: what earlier visits said counts
+        if reads_features(detector):  # this step's features are not computed yet: the scores of earlier visits are used
             score = self.scores[idx_ulb]
         else:
-            detector.eval()  # a score depends on its image alone, not on who shares the batch
+            detector.eval()  # a score depends on its image alone, not on the other images of the batch
             score = widened(detector(x_ulb_w)).sigmoid()
             detector.train()
             self._remember(idx_ulb, score)
@@ -159,7 +160,8 @@ class SyntheticDetectionHook(Hook):
     ) -> Tensor | None:
         """L_det: labelled images are real, mined ones synthetic (`csqueue`), or the pool is a mixture (`pu`).
 
-        None where no detector is trained. The pool's pseudo-labels int64 [uB] or float [uB, K] name the queue.
+        Returns None where no detector is trained. The pseudo-labels int64 [uB] or float [uB, K] of the pool choose the
+        queue.
         """
         if self._kind not in TRAINED:
             return None
@@ -178,7 +180,7 @@ class SyntheticDetectionHook(Hook):
     def _inputs(
         self, algorithm: Any, idx_ulb: Tensor, x_lb: Tensor, x_ulb_w: Tensor, feat: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What the detector takes of labelled images and of the pool's: images, or features, which it scores here."""
+        """The detector's inputs for labelled and for pool images: images, or features, which are scored here."""
         detector = algorithm.detector
         if not reads_features(detector):
             return x_lb, x_ulb_w
@@ -190,19 +192,19 @@ class SyntheticDetectionHook(Hook):
         return real, pool
 
     def _logits(self, algorithm: Any, *parts: Tensor) -> tuple[Tensor, ...]:
-        """The detector's logits of a batch in parts; images [n, C, S, S] come in the eight positions of a square.
+        """The detector's logits of a batch in parts; images [n, C, S, S] are shown in the eight orientations of a
+        square.
 
-        An image's place in the batch says which, moving on with the steps: mined ones are in the order of their
-        classes.
+        The orientation follows from an image's place in the batch and the step, as mined images are sorted by class.
         """
         if not reads_features(algorithm.detector):
             parts = tuple(in_eight_positions(x, own(np.arange(len(x) * size())) + algorithm.it) for x in parts)
         return widened(algorithm.detector(torch.cat(parts))).split([len(x) for x in parts])
 
     def _examples(self, algorithm: Any, x_lb: Tensor) -> tuple[Tensor, Tensor]:
-        """Images that stand for synthetic ones, mined or pseudo-fakes, and float [n], 1 where one counts."""
+        """Examples of synthetic images, mined ones or pseudo-fakes, and weights float [n]: 1 for a valid example."""
         warm = algorithm.it >= self._cold_steps
-        if warm and not (self._queue_serves and self.scores.is_cuda):  # a GPU is waited for until once it serves
+        if warm and not (self._queue_serves and self.scores.is_cuda):  # a GPU is asked until the queue is first used
             self._queue_serves = len(self.queue) > 0
         if warm and self._queue_serves:
             synthetic, counted = self._sample(algorithm, len(x_lb))
@@ -212,7 +214,7 @@ class SyntheticDetectionHook(Hook):
         return (self._features(algorithm, synthetic) if reads_features(algorithm.detector) else synthetic), counted
 
     def _features(self, algorithm: Any, x: Tensor) -> Tensor:
-        """The backbone's features [n, F] of mined images; the statistics that it keeps for test stay as they are."""
+        """The backbone's features [n, F] of mined images; its running statistics do not change."""
         algorithm.bn_controller.freeze_bn(algorithm.model)
         with torch.set_grad_enabled(teaches_backbone(algorithm.detector)):
             features = widened(algorithm.network(x, only_feat=True))
@@ -220,31 +222,35 @@ class SyntheticDetectionHook(Hook):
         return features
 
     def _supervised_loss(self, logits: Tensor, idx_ulb: Tensor) -> Tensor:
-        """What the same detector would learn from true provenance: the yardstick of mining. Both kinds count alike."""
+        """The loss of the same detector with true provenance, the reference for mining; both classes have equal
+        weight.
+        """
         synthetic = self._is_synthetic[idx_ulb].to(logits.dtype)
-        share = gather(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, on every process
+        share = gather(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, over all processes
         weight = synthetic / share + (1 - synthetic) / (1 - share)
         return F.binary_cross_entropy_with_logits(logits, synthetic, weight)
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
         idx_ulb, score = gather(idx_ulb), gather(score).to(self.scores.dtype)
-        if idx_ulb.is_cuda:  # of an image that comes twice the last score counts, as on a CPU
+        if idx_ulb.is_cuda:  # if an image occurs twice, its last score counts, as on a CPU
             again = (idx_ulb[:, None] == idx_ulb) * torch.arange(len(idx_ulb), device=idx_ulb.device)
             score = score[again.argmax(1)]
         before = self.scores[idx_ulb]
         self.scores[idx_ulb] = torch.where(before.isnan(), score, MOMENTUM * before + (1 - MOMENTUM) * score)
 
     def _mine(self, idx_ulb: Tensor, pseudo_label: Tensor) -> None:
-        """The images of the batch that rank highest within their pseudo-class enter its queue, the others leave it."""
+        """The images of the batch that rank highest within their pseudo-class enter its queue, the others are
+        removed.
+        """
         idx_ulb, classes = gather(idx_ulb), gather(_classes(pseudo_label))
         scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
         self.queue.push(idx_ulb, classes, scores, top)
 
     def _sample(self, algorithm: Any, num_labeled: int) -> tuple[Tensor, Tensor]:
-        """Weak views [n, 3, H, W] of mined images, drawn by the step's position; a process's share of the batch's.
+        """Weak views [n, 3, H, W] of mined images, drawn by the step's position: this process's part of the batch.
 
-        And float [n], 1 where one counts: 0 of a queue that all images have left while a GPU was not asked.
+        Also weights float [n]: 1 for a valid example, 0 where the queue is empty (a GPU is not asked beforehand).
         """
         n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
@@ -254,8 +260,8 @@ class SyntheticDetectionHook(Hook):
         return views.to(self.scores.device, non_blocking=True), (indices >= 0).float()
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
-        """The labelled views [B, 3, H, W], rebuilt from principal components of the pool."""
-        if self._components is None:  # a pure function of the seed and the pool, so no checkpoint holds it
+        """The labelled views [B, 3, H, W], reconstructed from principal components of the pool."""
+        if self._components is None:  # a function of the seed and the pool, so checkpoints do not need it
             chosen = generator(self._seed, "components").permutation(len(self._dataset))[:COMPONENTS_FROM]
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
@@ -267,12 +273,14 @@ class SyntheticDetectionHook(Hook):
     # measuring --------------------------------------------------------------------------------------------------
 
     def after_train_step(self, algorithm: Any) -> None:
-        """At evaluations: how well the pool's scores tell provenance, and what share of it looks synthetic."""
+        """At evaluations, measure how well the pool's scores separate real from synthetic images, and estimate the
+        share.
+        """
         if self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm):
             self.measure(algorithm)
 
     def measure(self, algorithm: Any) -> None:
-        """Score the pool and publish what is measured; renew the estimated share, which `pu` and `adaptive` use."""
+        """Score the pool and publish the metrics; update the estimated share, which `pu` and `adaptive` use."""
         if self._kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
@@ -284,8 +292,8 @@ class SyntheticDetectionHook(Hook):
     def _estimate_share(self, algorithm: Any, scores: np.ndarray) -> float:
         """The share of synthetic images in the pool, from its scores float [n] and those of the labelled images.
 
-        The detector has learnt from the labelled ones, so it comes out rather too high (our choice; there are too few
-        of them to keep some back). What acts on it keeps to 5 to 95 %.
+        The detector was trained on the labelled images, so the estimate tends to be too high (our choice; there are too
+        few of them to hold some out). Where training uses the share, it is clipped to 5 to 95 %.
         """
         labeled = algorithm.dataset_dict["train_lb"]
         real = score_images(algorithm, labeled, np.arange(len(labeled)), algorithm.synthetic_probability)
@@ -293,11 +301,11 @@ class SyntheticDetectionHook(Hook):
         self.real_share = float(np.clip(1.0 - share, 0.05, 0.95))
         if self._adaptive:
             at = np.quantile(scores, self.real_share).astype(np.float32)
-            self.threshold = float(np.nextafter(at, np.float32(-1)))  # scores may be 1 to the last bit, and those count
+            self.threshold = float(np.nextafter(at, np.float32(-1)))  # scores may be exactly 1, and those must count
         return share
 
     def pool_scores(self, algorithm: Any, indices: np.ndarray) -> np.ndarray:
-        """Probability of synthetic float32 [n] of images of the pool: the known scores, or the detector's."""
+        """The probability of being synthetic, float32 [n], of pool images: the given scores, or the detector's."""
         if self._known is not None:
             return self._known.cpu()[torch.from_numpy(indices)].numpy()
         return score_images(algorithm, self._dataset, indices, algorithm.synthetic_probability)

@@ -1,4 +1,4 @@
-"""Measuring at evaluations: scores of the pool against provenance, the queue, and the base rule's pseudo-labels."""
+"""Metrics at evaluations: the pool's scores against provenance, the queue, and the base rule's pseudo-labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 512  # images scored at once
 
 
 def measured_indices(pool: Any, seed: int) -> np.ndarray:
-    """Indices int64 [n] of the pool's images that are measured: not labelled ones, at most `MEASURED`, by the seed."""
+    """Indices int64 [n] of the pool images that are evaluated: unlabelled, at most `MEASURED`, chosen by the seed."""
     unseen = np.flatnonzero(~pool.is_labeled)
     if len(unseen) > MEASURED:
         unseen = np.sort(generator(seed, "measured").choice(unseen, MEASURED, replace=False))
@@ -38,7 +38,7 @@ def score_images(algorithm: Any, dataset: Any, indices: np.ndarray, score: Calla
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation looked at: `scores` float [n] of the images at `indices` int64 [n], and what else is known.
+    """The results of an evaluation: `scores` float [n] of the images at `indices` int64 [n], and further figures.
 
     `share` is the estimate of the share of synthetic images, `queued` int64 holds the queue's indices (-1: empty) and
     `pseudo_labels` the report of `PseudoLabelTally`.
@@ -52,7 +52,7 @@ class Measured:
 
 
 def publish_report(algorithm: Any, pool: Any, measured: Measured) -> None:
-    """Put the detection metrics into `algorithm.detection_report`, and those of them that are numbers into its log."""
+    """Store the detection metrics in `algorithm.detection_report`, and those that are numbers in its log."""
     indices, scores = measured.indices, measured.scores
     report = detection_report(scores, pool.is_synthetic[indices], pool.generator[indices], pool.generators)
     log = {f"detection/{name}": report[name] for name in ("auroc", "ap", "fpr95")}
@@ -73,10 +73,10 @@ def publish_report(algorithm: Any, pool: Any, measured: Measured) -> None:
 
 
 def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float] | None:
-    """How pure and how balanced a queue is, from pool indices int64 (-1: empty); None of an empty one.
+    """Purity and balance of a queue, from pool indices int64 (-1: empty); None for an empty queue.
 
-    `purity` is its share of synthetic images, `balance` the entropy of its images' true classes over that of a uniform
-    draw of them, 0 to 1 (unknown classes left out). Our choice.
+    `purity` is the share of synthetic images, `balance` the entropy of the images' true classes divided by that of a
+    uniform distribution, 0 to 1 (without unknown classes). Our choice.
     """
     queued = queued[queued >= 0]
     if not len(queued):

@@ -1,4 +1,4 @@
-"""How well images are told apart: AUROC, AP and FPR at 95 % TPR by generator, and how efficient mining is."""
+"""Detection metrics: AUROC, AP and FPR at 95 % TPR by generator, and the efficiency of mining."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Metrics = dict[str, float | None]
 def auroc(scores: np.ndarray, is_synthetic: np.ndarray) -> float | None:
     """Area under the ROC curve of `scores` float [N] for `is_synthetic` bool [N]; ties count half.
 
-    None where it is undefined: images of one kind only, or a score that is not finite. So are the next two.
+    None where it is undefined: images of one class only, or a score that is not finite. The next two do the same.
     """
     return float(roc_auc_score(is_synthetic, scores)) if _defined(scores, is_synthetic) else None
 
@@ -25,7 +25,7 @@ def average_precision(scores: np.ndarray, is_synthetic: np.ndarray) -> float | N
 
 
 def fpr_at_tpr(scores: np.ndarray, is_synthetic: np.ndarray, tpr: float = 0.95) -> float | None:
-    """Least share of real images called synthetic at a threshold that finds `tpr` of the synthetic ones."""
+    """The smallest false positive rate at a threshold that finds `tpr` of the synthetic images."""
     if not _defined(scores, is_synthetic):
         return None
     false_positive, true_positive, _ = roc_curve(is_synthetic, scores, drop_intermediate=False)
@@ -38,7 +38,7 @@ def detection_report(
     """Metrics of the whole pool, and of all real images against the images of each generator.
 
     `scores` float [N], `is_synthetic` bool [N], `generator` int [N] an index into `names`. Generators
-    without an image here are left out. Gives {"auroc", "ap", "fpr95", "by_generator": {name: {"auroc",
+    without an image here are left out. Returns {"auroc", "ap", "fpr95", "by_generator": {name: {"auroc",
     "ap", "fpr95"}}}.
     """
     by_generator = {}
@@ -49,7 +49,7 @@ def detection_report(
 
 
 def mining_efficiency(mined: float, supervised: float) -> float | None:
-    """How much of what a detector can reach above chance mining reaches, from two AUROCs of one detector.
+    """The mined detector's AUROC above chance, divided by the supervised one's; both AUROCs of the same detector.
 
     `supervised` was trained with true provenance; None where it is no better than chance. Our choice.
     """
@@ -57,7 +57,7 @@ def mining_efficiency(mined: float, supervised: float) -> float | None:
 
 
 def contamination(is_synthetic: np.ndarray) -> float | None:
-    """Share of synthetic images among `is_synthetic` bool [N], true or identified; None of no image."""
+    """The share of synthetic images in `is_synthetic` bool [N], true or identified; None for no image."""
     return float(np.mean(is_synthetic)) if len(is_synthetic) else None
 
 

@@ -1,4 +1,4 @@
-"""Which images of a batch look synthetic most reliably: those that rank high within their pseudo-class."""
+"""Mining: selects the images of a batch that rank highest within their pseudo-class."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WINDOW = 32  # recent scores a class that an image is ranked among
-FEWEST = 5  # of them before a class is ranked at all
+WINDOW = 32  # recent scores per class among which an image is ranked
+FEWEST = 5  # scores that a class needs before its images are ranked
 
 
 class ClasswiseRanking:
     """Ranks scores among the recent ones of the same pseudo-class (our choice).
 
-    Classes differ in how synthetic their images look, so a threshold for all would mine a few classes only. The window
-    has a fixed size: the cost of a step does not grow with the pool.
+    Classes differ in how synthetic their images look, so one threshold for all would mine only a few classes. The
+    window has a fixed size: the cost of a step does not grow with the pool.
 
-    `scores` float32 [W] and `classes` int64 [W] are the window, the newest last; class -1 where nothing came yet.
+    `scores` float32 [W] and `classes` int64 [W] are the window, the newest last; class -1 marks an empty place.
     """
 
     def __init__(self, num_classes: int, classwise: bool = True, device: torch.device | str = "cpu") -> None:
@@ -30,9 +30,9 @@ class ClasswiseRanking:
         self.scores, self.classes = self.scores.to(device), self.classes.to(device)
 
     def rank(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """Share of the recent scores of its class that each image is at or above, float [B]; 0 where too few are known.
+        """The share of its class's recent scores that each image reaches, float [B]; 0 where too few scores are known.
 
-        `scores` float [B], `classes` int64 [B]; they join the window first, in the place of the oldest.
+        `scores` float [B] and `classes` int64 [B] first replace the oldest entries of the window.
         """
         classes = classes if self.classwise else torch.zeros_like(classes)
         scores, size, new = scores.float(), len(self.scores), len(scores)
@@ -47,7 +47,7 @@ class ClasswiseRanking:
         return {"scores": self.scores.cpu().clone(), "classes": self.classes.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a window; one with a `position`, of an older checkpoint, is a ring that starts there."""
+        """Load a window; one with a `position`, from an older checkpoint, is a ring buffer that starts there."""
         oldest = state.get("position", 0)
         self.scores.copy_(state["scores"].roll(-oldest))
         self.classes.copy_(state["classes"].roll(-oldest))

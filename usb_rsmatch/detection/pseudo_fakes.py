@@ -1,22 +1,22 @@
-"""A cold start without synthetic images: labelled ones, rebuilt from their principal components, stand in for them."""
+"""Pseudo-fakes: real images reconstructed from principal components, the first negative examples of the detector."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-LOW, HIGH = 0.80, 0.95  # share of the pool's variance that a rebuilt image keeps (ours)
+LOW, HIGH = 0.80, 0.95  # share of the pool's variance that a reconstruction keeps (ours)
 
 
 class PrincipalComponents:
-    """Rebuilds images from a random number of leading principal components of the pool (our choice).
+    """Reconstructs images from a random number of leading principal components of the pool (our choice).
 
-    What a generator leaves out is what a low-rank model leaves out too: fine detail and noise that the object does not
-    explain. It needs no synthetic image and costs one small eigenvalue problem at the start of a run.
+    A low-rank model loses what generators lose too: fine detail and noise that the object does not explain. This needs
+    no synthetic image and costs one small eigenvalue problem at the start of a run.
     """
 
     def __init__(self, images: Tensor, device: torch.device | str = "cpu") -> None:
-        """`images` float [n, C, H, W] are views of the pool; n of a few hundred suffice. Rebuilds on `device`."""
+        """`images` float [n, C, H, W] are views of the pool; a few hundred suffice. Reconstruction runs on `device`."""
         flat = images.flatten(1).double()
         self.mean = flat.mean(0)
         centred = flat - self.mean
@@ -31,7 +31,7 @@ class PrincipalComponents:
         self.low, self.high = float(images.min()), float(images.max())
 
     def rebuild(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images float [B, C, H, W] rebuilt from as many components as `draws` float [B] in [0, 1) say."""
+        """Images float [B, C, H, W] reconstructed from as many components as `draws` float [B] in [0, 1) select."""
         count = self.fewest + (draws * (self.most - self.fewest + 1)).long()
         precision = torch.promote_types(images.dtype, torch.float32)
         mean, basis = self.mean.to(precision), self.basis.to(precision)

@@ -1,4 +1,4 @@
-"""How the base rule's pseudo-labels fare on real and on synthetic images, for measuring alone."""
+"""Statistics of the base rule's pseudo-labels on real and on synthetic images, for metrics only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PARTS = ("real", "synthetic")
 
 
 class PseudoLabelTally:
-    """Counts what the steps since the last evaluation made of the pool's two parts; no step waits for it.
+    """Counts pseudo-labels since the last evaluation, on real and on synthetic images; no step waits for the device.
 
-    `sums` float64 [2, 4], a row a part: images seen, weight that the mask gave them, and of those whose class is known
-    the mask's weight in all and on right pseudo-labels. After a report the next batch starts anew, so that a process
-    that goes on after an evaluation can report it again.
+    `sums` float64 [2, 4] has a row for real and one for synthetic images: the number of images, the sum of their mask,
+    and, of images with a known class, the sum of the mask and the sum of the mask over correct pseudo-labels. Counting
+    restarts with the first batch after a report, so that a run resumed after an evaluation can report it again.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class PseudoLabelTally:
         self.reported = False
 
     def add(self, is_synthetic: Tensor, labels: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
-        """One batch: `is_synthetic` bool [B], true `labels` int64 [B] (-1: unknown), `pseudo_label` int64 [B] or
-        float [B, K], the base rule's `mask` float [B] before RSMatch takes anything from it."""
+        """Add one batch: `is_synthetic` bool [B], true `labels` int64 [B] (-1: unknown), `pseudo_label` int64 [B] or
+        float [B, K], and the base rule's `mask` float [B] before RSMatch changes it."""
         if self.reported:
             self.sums, self.reported = torch.zeros_like(self.sums), False
         classes = pseudo_label.argmax(1) if pseudo_label.ndim == 2 else pseudo_label
@@ -33,7 +33,7 @@ class PseudoLabelTally:
         self.sums = self.sums.to(mask.device).index_add(0, is_synthetic.long(), values)
 
     def report(self) -> dict[str, dict[str, float | None]]:
-        """{part: {"utilisation", "accuracy"}}, each 0 to 1, None where nothing was counted."""
+        """{"real" or "synthetic": {"utilisation", "accuracy"}}, each 0 to 1, None if nothing was counted."""
         rows, self.reported = self.sums.tolist(), True
         return {
             part: {"utilisation": used / seen if seen else None, "accuracy": right / known if known else None}

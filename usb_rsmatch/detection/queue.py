@@ -1,4 +1,4 @@
-"""The class-wise queue of mined synthetic images: indices into the pool and scores, no pixels."""
+"""CSQueue, the class-wise queue of mined synthetic images: it stores pool indices and scores, no pixels."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from usb_rsmatch.errors import UserError
 
 
 class ClasswiseSyntheticQueue:
-    """A first-in first-out queue a class, of pool indices and their scores.
+    """A first-in first-out queue for each class, of pool indices and their scores.
 
-    Source: CSQueue of RSMatch (arXiv 2405.16930), as third parties describe it; storing indices, the move
-    between classes and the balanced sampling are our choice. An index stands in one queue at most.
+    Source: CSQueue of RSMatch (arXiv 2405.16930), as third parties describe it; storing indices, moving entries
+    between classes and balanced sampling are our choice. An index is in at most one queue.
 
-    `indices` int64 [Q, L] and `scores` float32 [Q, L] hold a queue a row, the newest entry last; empty places, at the
-    front, have index -1. No shape depends on what is queued, so that a GPU is not waited for.
+    `indices` int64 [Q, L] and `scores` float32 [Q, L] hold one queue per row, the newest entry last; empty places, at
+    the front, have index -1. No shape depends on the content, so that no step waits for a GPU.
     """
 
     def __init__(
         self, num_classes: int, length: int, classwise: bool = True, device: torch.device | str = "cpu"
     ) -> None:
-        """`length` entries a class; with `classwise=False` one queue of `num_classes * length`, class 0."""
+        """`length` entries per class; with `classwise=False` one queue of `num_classes * length`, class 0."""
         if num_classes < 1 or length < 1:
             raise UserError(f"a queue needs at least one class and one entry, got {num_classes} and {length}")
         self.num_classes, self.length, self.classwise = num_classes, length, classwise
@@ -36,7 +36,7 @@ class ClasswiseSyntheticQueue:
         self.indices, self.scores = self.indices.to(device), self.scores.to(device)
 
     def __len__(self) -> int:
-        """All entries; a GPU is waited for."""
+        """The number of all entries; waits for a GPU."""
         return int(self.counts().sum())
 
     def counts(self) -> Tensor:
@@ -46,9 +46,9 @@ class ClasswiseSyntheticQueue:
     def push(self, indices: Tensor, classes: Tensor, scores: Tensor, chosen: Tensor | None = None) -> None:
         """Append images `indices` int64 [B] to the queues of `classes` int64 [B] with `scores` float [B].
 
-        Of these, those that `chosen` bool [B] says, all without it; the others leave where they are queued. A queued
-        image that comes again moves to the back of its new queue with its new score; of one that comes twice the last
-        counts. What exceeds a queue's length leaves at the front.
+        Only images marked by `chosen` bool [B] enter (all without it); the others are removed from their queue. An
+        image that is already queued moves to the back of its new queue with its new score; if it occurs twice in the
+        batch, the last occurrence counts. Entries beyond a queue's length are removed at the front.
         """
         (queues, capacity), device = self.indices.shape, self.indices.device
         chosen = torch.ones_like(indices, dtype=torch.bool) if chosen is None else chosen
@@ -60,7 +60,7 @@ class ClasswiseSyntheticQueue:
         all_scores = torch.cat([self.scores.flatten(), scores.detach().to(device, torch.float32)])
         all_chosen = torch.cat([torch.ones_like(rows, dtype=torch.bool).flatten(), chosen.to(device)])
 
-        # The last of each index counts: sorted stably, the one that another value follows.
+        # The last occurrence of an index counts: in a stable sort, the one before another value.
         value, order = all_indices.sort(stable=True)
         last = value >= 0
         last[:-1] &= value[:-1] != value[1:]
@@ -70,16 +70,16 @@ class ClasswiseSyntheticQueue:
         place = torch.where((queue < queues) & (from_back <= capacity), (queue + 1) * capacity - from_back, -1)
         self.indices, self.scores = (
             torch.full((queues * capacity + 1,), empty, dtype=values.dtype, device=device)
-            .scatter_(0, place + 1, values[order])[1:]  # what leaves goes to a place before the first
+            .scatter_(0, place + 1, values[order])[1:]  # removed entries go to an extra place before the first
             .view(queues, capacity)
             for values, empty in ((all_indices, -1), (all_scores, 0.0))
         )
 
     def sample(self, n: int, uniforms: Tensor) -> Tensor:
-        """`n` queued pool indices int64 [n], spread evenly over the classes that have any; -1 where none has.
+        """`n` queued pool indices int64 [n], evenly distributed over the classes with entries; -1 if all are empty.
 
-        A pure function of the queue and of `uniforms` float [n, 2] in [0, 1): the first number of row i moves
-        the class within the i-th of n equal parts of the filled classes, the second picks the entry.
+        A pure function of the queue and of `uniforms` float [n, 2] in [0, 1): the first number of row i selects
+        the class within the i-th of n equal parts of the filled classes, the second selects the entry.
         """
         capacity, device = self.indices.shape[1], self.indices.device
         draws = uniforms.to(device, torch.float64, non_blocking=True)
@@ -93,9 +93,10 @@ class ClasswiseSyntheticQueue:
         return self.indices[chosen, place]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values alone, so that `torch.load(weights_only=True)` takes them.
+        """Tensors and plain values only, so that `torch.load(weights_only=True)` can load them.
 
-        `indices` int64 [n], `classes` int64 [n] and `scores` float32 [n] of the entries, each queue's oldest first.
+        `indices` int64 [n], `classes` int64 [n] and `scores` float32 [n] of the entries, the oldest of each queue
+        first.
         """
         indices, scores = self.indices.cpu(), self.scores.cpu()
         filled = indices >= 0
@@ -109,7 +110,7 @@ class ClasswiseSyntheticQueue:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the entries of `state`, to this queue's device. UserError if its settings were others."""
+        """Load the entries of `state` to this queue's device. UserError if it was saved with other settings."""
         for name in ("num_classes", "length", "classwise"):
             if state[name] != getattr(self, name):
                 raise UserError(f"the saved queue has {name} {state[name]}, this one {getattr(self, name)}")

@@ -12,16 +12,16 @@ from usb_rsmatch.errors import UserError
 
 
 def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
-    """Probabilities of synthetic float32 [N] of a pool's images, from a CSV with a column `score`.
+    """Probabilities of being synthetic, float32 [N], of a pool's images, from a CSV with a column `score`.
 
-    A column `index` says which image of the pool, or `file` by its path, or by the end of it that no other image of
-    the pool has; `names` [N] are the pool's. A score may come for files that are not in the pool, but for each image
-    of it once. Errors: UserError for a missing file or column, a score outside [0, 1], an image without a score or
+    A column `index` identifies the image in the pool, or a column `file` by its path or a unique end of its path;
+    `names` [N] are the pool's. Files outside of the pool are ignored; each image of the pool needs exactly one score.
+    Raises UserError for a missing file or column, a score outside [0, 1], an image without a score or
     with two.
     """
     called = Path(path).name
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for, a device never ends
-        raise UserError(f"rs_detector: {path} is no file of scores")
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device might never end
+        raise UserError(f"rs_detector: {path} is not a file of scores")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -64,11 +64,11 @@ def _places(names: Sequence[str]) -> dict[str, list[tuple[PurePath, int]]]:
 
 
 def _find(places: Mapping[str, list[tuple[PurePath, int]]], file: str, where: str) -> int | None:
-    """The pool's image whose path ends with `file`; None for one that is not in the pool."""
+    """The pool image whose path ends with `file`; None if it is not in the pool."""
     wanted = PurePath(file)
     ends = [
         (path, index) for path, index in places.get(wanted.name, []) if path.parts[-len(wanted.parts) :] == wanted.parts
     ]
     if len(ends) > 1:
-        raise UserError(f"{where}: {file} may be {ends[0][0]} or {ends[1][0]}; give more of the path")
+        raise UserError(f"{where}: {file} matches {ends[0][0]} and {ends[1][0]}; give more of the path")
     return ends[0][1] if ends else None

@@ -1,4 +1,4 @@
-"""How much of a folder is synthetic, with an interval, and what each image's score then means."""
+"""The share of synthetic images in a pool, with an interval, and each image's probability of being synthetic."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from usb_rsmatch.counter_rng import generator
+
+Scores = np.ndarray | Tensor
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
@@ -16,9 +19,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Scored:
-    """One detector's scores (high = synthetic): of held-out real images [n], of images of the pool [m].
+    """One detector's scores (high = synthetic) of held-out real images [n] and of pool images [m].
 
-    `rows` int64 [m] are the places of the latter in the pool. The detector has trained on neither.
+    `rows` int64 [m] are the positions of the latter in the pool. The detector was trained on none of these images.
     """
 
     real: np.ndarray
@@ -38,14 +41,14 @@ class Share:
 def contamination_share(parts: Sequence[Scored], seed: int, resamples: int = RESAMPLES) -> Share:
     """The share of synthetic images in the pool, from one or several detectors' scores.
 
-    Each detector gives an estimate by BBE (Garg et al. 2021, arXiv 2111.00980, algorithm 1) with a margin of error
-    that goes by the share (`_Bins`); they are averaged by how many images each has scored. The interval, at 95 %, is
-    a bootstrap over the real and the pool's images: as far to both sides as the further of the two percentiles lies,
-    because BBE takes a minimum and so errs to one side (our choice). It rests on: the pool's real images come from
-    where the trusted ones do, and some of them look more real than any synthetic one. It knows nothing of how another
-    training would have come out, and a generator that no detector can tell makes the estimate too low.
+    Each detector yields an estimate by BBE in two passes (`BestBin`); estimates are averaged, weighted by the number
+    of images that each detector has scored. The interval, at 95 %, is a bootstrap over the real and the pool's images.
+    It extends equally to both sides, up to the further of the two percentiles, because BBE takes a minimum and so errs
+    to one side (our choice). Assumptions: the pool's real images come from the same source as the trusted ones, and
+    some of them look more real than any synthetic image. The interval does not cover the variation between trainings,
+    and if no detector can detect a generator the estimate is too low.
     """
-    bins = [_Bins(part) for part in parts]
+    bins = [BestBin(part.real, part.pool) for part in parts]
     weights = np.array([len(part.pool) for part in parts], dtype=np.float64)
     estimate = float(np.average([b.share() for b in bins], weights=weights))
     draws = np.empty(resamples)
@@ -57,34 +60,50 @@ def contamination_share(parts: Sequence[Scored], seed: int, resamples: int = RES
     return Share(estimate, max(0.0, estimate - reach), min(1.0, estimate + reach))
 
 
-class _Bins:
-    """BBE of one detector, sorted once, so that a resample is a matter of counting; taken twice.
+def best_bin_estimate(
+    real_scores: Scores, pool_scores: Scores, delta: float = 0.1, gamma: float = 0.01
+) -> float:
+    """The share of synthetic images in the pool, from scores (high = synthetic) of known real and of pool images.
 
-    BBE's margin of error is that of a pool all real. Once the real share a is estimated, q_pool / q_real is near a
-    where it is taken: an error of q_real then weighs a times as much, and the count behind q_pool deviates by sqrt(a)
-    of what it would, so the second minimum is over a tighter bound. The first one alone comes out too low at large
-    shares: the wide margin moves it to where synthetic images are (our choice).
+    `real_scores` float [n] are of real images that the detector was not trained on, else the share is too high;
+    `pool_scores` float [m]. For every threshold z, real images are at most q_pool(z) / q_real(z) of the pool, where q
+    is the share of scores up to z. The estimate is taken at the z where this bound plus its margin of error, at
+    confidence 1 - `delta`, is smallest. Source: BBE, Garg et al. 2021 (arXiv 2111.00980, algorithm 1), with its `delta`
+    and `gamma`; its positives are our real images. Raises ValueError for no scores.
+    """
+    return BestBin(real_scores, pool_scores, delta, gamma).share(passes=1)
+
+
+class BestBin:
+    """BBE for the scores of one detector; they are sorted once, so that a bootstrap resample only needs counts.
+
+    `passes` is 1 in the published algorithm, whose margin of error is that of a pool of real images only. Once the
+    share of real images a is estimated, q_pool / q_real is near a at the minimum: an error of q_real has the weight a,
+    and the count behind q_pool has a standard deviation smaller by the factor sqrt(a). A second pass therefore
+    minimises a tighter bound. One pass alone underestimates large shares, because the wide margin moves the minimum to
+    where synthetic images are (our choice).
     """
 
-    def __init__(self, part: Scored, delta: float = 0.1, gamma: float = 0.01) -> None:
-        real, pool = np.sort(part.real.astype(np.float64)), np.sort(part.pool.astype(np.float64))
+    def __init__(self, real_scores: Scores, pool_scores: Scores, delta: float = 0.1, gamma: float = 0.01) -> None:
+        real, pool = (np.sort(np.asarray(scores, dtype=np.float64)) for scores in (real_scores, pool_scores))
         self.n, self.m = len(real), len(pool)
         if not self.n or not self.m:
             raise ValueError("an estimate needs scores of real images and of the pool")
-        thresholds = np.unique(real)
+        thresholds = np.unique(real)  # between two real scores only q_pool grows
         self.real_up_to = np.searchsorted(real, thresholds, side="right")
         self.pool_up_to = np.searchsorted(pool, thresholds, side="right")
-        self.margins = [(1 + gamma) * math.sqrt(math.log(4 / delta) / (2 * size)) for size in (self.n, self.m)]
+        self.gamma = gamma
+        self.margins = [math.sqrt(math.log(4 / delta) / (2 * size)) for size in (self.n, self.m)]
 
-    def share(self, rng: np.random.Generator | None = None) -> float:
-        """The estimate, of the images themselves or of a resample of them."""
+    def share(self, rng: np.random.Generator | None = None, passes: int = 2) -> float:
+        """The estimate, from all images or, with `rng`, from a bootstrap resample of them."""
         q_real, q_pool = (
             self._cumulative(n, up_to, rng) for n, up_to in ((self.n, self.real_up_to), (self.m, self.pool_up_to))
         )
         of_real, of_pool = self.margins
-        ratio = 1.0  # of real images in the pool: at first as if all were
-        for _ in range(2):
-            slack = ratio * of_real + math.sqrt(ratio) * of_pool
+        ratio = 1.0  # share of real images in the pool, at first as if all were real
+        for _ in range(passes):
+            slack = (1 + self.gamma) * (ratio * of_real + math.sqrt(ratio) * of_pool)
             with np.errstate(divide="ignore", invalid="ignore"):
                 bound = np.where(q_real > 0, (q_pool + slack) / q_real, np.inf)
             best = int(np.argmin(bound))
@@ -100,10 +119,10 @@ class _Bins:
 
 
 def posterior(parts: Sequence[Scored], share: float, size: int) -> np.ndarray:
-    """Each image's probability of being synthetic, float64 [size]: mean over the detectors that scored it, else NaN.
+    """Each image's probability of being synthetic, float64 [size]: the mean over detectors that scored it, else NaN.
 
     P(synthetic | s) = 1 - (1 - share) f_real(s) / f_pool(s), the ratio of densities from a monotone (isotonic) fit
-    of "is from the pool" on the score, with both sides weighted alike. Source: the identity is that of
+    of "is from the pool" on the score, with equal weight for both sides. Source: the identity is that of
     positive-unlabelled learning (Elkan & Noto 2008, section 2); isotonic regression is our choice. Monotone in each
     detector's score.
     """
@@ -125,7 +144,7 @@ def posterior(parts: Sequence[Scored], share: float, size: int) -> np.ndarray:
 
 
 def standardised(parts: Sequence[Scored], size: int) -> np.ndarray:
-    """Scores on one scale, float64 [size]: robust deviations above the median of the real images; NaN where none."""
+    """Scores on a common scale, float64 [size]: robust deviations above the real images' median; NaN if unscored."""
     total, times = np.zeros(size), np.zeros(size)
     for part in parts:
         middle, above = np.quantile(part.real, 0.5), np.quantile(part.real, 0.84)

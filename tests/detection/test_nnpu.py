@@ -1,4 +1,4 @@
-"""Share estimate and nnPU loss: hand-computed values, and mixtures of known share."""
+"""The nnPU loss against hand-computed values."""
 
 from __future__ import annotations
 
@@ -10,46 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usb_rsmatch.detection.positive_unlabeled import best_bin_estimate, nnpu_loss
-
-
-def test_best_bin_by_hand() -> None:
-    """Up to 0.3 stand three quarters of the real and a quarter of the pool: a third of it is real."""
-    real = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    pool = torch.tensor([0.05, 0.2, 0.35, 0.36, 0.37, 0.9, 0.9, 0.9])
-    margin = math.sqrt(math.log(40) / 8) + math.sqrt(math.log(40) / 16)
-    bounds = [((i + 1) / 4, q / 8) for i, q in enumerate([1, 2, 2, 5])]
-    q_real, q_pool = min(bounds, key=lambda q: (q[1] + 1.01 * margin) / q[0])
-    assert (q_real, q_pool) == (1.0, 5 / 8)  # so few images that the margin wants them all
-    assert best_bin_estimate(real, pool) == pytest.approx(1 - 5 / 8)
-    real, pool = real.repeat(2000), pool.repeat(2000)
-    assert best_bin_estimate(real, pool) == pytest.approx(1 - (2 / 8) / (3 / 4))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
-def test_share_of_a_mixture_is_recovered(share: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    real = torch.randn(2000, generator=generator)
-    pool = torch.randn(20000, generator=generator)
-    pool[: int(share * 20000)] += 3.0
-    estimate = best_bin_estimate(real, pool)
-    assert estimate == pytest.approx(share, abs=0.05)
-    of_probabilities = best_bin_estimate(torch.sigmoid(real.double()), torch.sigmoid(pool.double()))
-    assert of_probabilities == pytest.approx(estimate)  # ranks alone count
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    real=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30),
-    pool=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30),
-)
-def test_estimate_is_a_share(real: list[float], pool: list[float]) -> None:
-    assert 0.0 <= best_bin_estimate(torch.tensor(real), torch.tensor(pool)) <= 1.0
-
-
-def test_no_scores_is_an_error() -> None:
-    with pytest.raises(ValueError, match="needs scores"):
-        best_bin_estimate(torch.empty(0), torch.rand(3))
+from usb_rsmatch.detection.nnpu import nnpu_loss
 
 
 def softplus(z: float) -> float:
