@@ -163,13 +163,13 @@ def _algorithm(folder: Path, size: int) -> tuple[Any, Callable[[int], Callable[[
 
     registration.register()
     from usb_rsmatch.usb.config import resolve
-    from usb_rsmatch.usb.step_timer import steps_of
+    from usb_rsmatch.usb.step_timer import time_steps
 
     global _after_imports
     _after_imports = resident_mib()
     args, _ = resolve(configuration(folder, size))
     algorithm = training.build(args)
-    return algorithm, lambda count: steps_of(algorithm, count)
+    return algorithm, lambda count: time_steps(algorithm, count)
 
 
 _after_imports = 0.0

@@ -175,7 +175,7 @@ def detection_table(runs: Runs) -> list[dict[str, Any]]:
 def summarise(folder: str | Path) -> dict[str, Any]:
     """The contents of results/method.json from the kept results below a folder.
 
-    Errors: UserError for no results, and whatever `collect` finds wrong with them.
+    Raises UserError for no results, and whatever `collect` finds wrong with them.
     """
     folders = sorted(path.parent for path in Path(folder).glob(f"*/{NAME}"))
     if not folders:
@@ -213,7 +213,7 @@ def _extent(collection: Collection) -> dict[str, Any]:
 def keep(comparison: str, folder: str | Path) -> int:
     """Copy a comparison's record and finished results below `folder`; gives how many results are new.
 
-    Errors: UserError for a folder that is no comparison's, and for a kept result that is another than the new one.
+    Raises UserError for a folder that is no comparison's, and for a kept result that is another than the new one.
     """
     source = Path(comparison)
     if not (source / NAME).is_file():

@@ -125,7 +125,7 @@ def quickstart_table(results: dict[str, Any]) -> str:
 def summarise(folder: str) -> dict[str, Any]:
     """The contents of results/quickstart.json from the folder of a finished comparison.
 
-    Errors: UserError for runs of different versions or thread counts, which have no place in one table.
+    Raises UserError for runs of different versions or thread counts, which have no place in one table.
     """
     from usb_rsmatch.report.collection import collect
     from usb_rsmatch.report.statistics import estimate

@@ -25,7 +25,7 @@ SIDES = ("exact", "fast")  # rs_loader: pil and rs_fast: false, against batched 
 def by_side(folder: str) -> dict[str, dict[str, dict[int, Result]]]:
     """{algorithm: {side: {seed: result}}} of the arms `ALGORITHM, SIDE` below a folder.
 
-    Errors: UserError for arms of other names, sides that do not share their seeds, fewer than two seeds, and runs of
+    Raises UserError for arms of other names, sides that do not share their seeds, fewer than two seeds, and runs of
     different versions, threads or devices.
     """
     records = collect(folder).records
@@ -52,7 +52,7 @@ def by_side(folder: str) -> dict[str, dict[str, dict[int, Result]]]:
 def summarise(folder: str) -> dict[str, Any]:
     """The contents of results/same_result.json: accuracies in %, and fast - exact paired over seeds, with its interval.
 
-    Errors: as `by_side`.
+    Raises as `by_side`.
     """
     sides = by_side(folder)
     rows = []

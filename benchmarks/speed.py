@@ -33,7 +33,7 @@ from benchmarks.timing import ratios, spread, take_turns, timed  # noqa: E402
 from usb_rsmatch.data.views import augment  # noqa: E402
 from usb_rsmatch.data.views.hybrid_dataset import PilViews  # noqa: E402
 from usb_rsmatch.device import has_bfloat16  # noqa: E402
-from usb_rsmatch.usb.step_timer import steps_of  # noqa: E402
+from usb_rsmatch.usb.step_timer import time_steps  # noqa: E402
 
 # Name -> (what it is, goal, whether the goal is a least value).
 GOALS: Mapping[str, tuple[str, float | None, bool]] = {
@@ -104,9 +104,9 @@ def steps(size: str, folder: Path, scale: Scale) -> dict[str, list[float]]:
     count = scale.wrn_steps if large else scale.small_steps
     fixmatch = speed_workloads.ours(config)
     sides = {
-        "stock": steps_of(speed_workloads.stock(config), count),
-        "fixmatch": steps_of(fixmatch, count),
-        "rsmatch": steps_of(speed_workloads.ours({**config, "algorithm": "rsmatch"}), count),
+        "stock": time_steps(speed_workloads.stock(config), count),
+        "fixmatch": time_steps(fixmatch, count),
+        "rsmatch": time_steps(speed_workloads.ours({**config, "algorithm": "rsmatch"}), count),
     }
     if large:
         network = speed_workloads.ours(config).model.train()
@@ -140,7 +140,7 @@ def pool_sizes(folder: Path, scale: Scale) -> dict[str, list[float]]:
             synthetic_count=count,
             synthetic=[{"source": f"npz:{path}", "generator": "random"}],
         )
-        sides[str(size)] = steps_of(speed_workloads.ours(config), scale.small_steps)
+        sides[str(size)] = time_steps(speed_workloads.ours(config), scale.small_steps)
     return take_turns(sides, scale.rounds)
 
 

@@ -63,13 +63,13 @@ class InDoubles:
         return model
 
 nets.plain = lambda num_classes, pretrained=False, pretrained_path=None: Plain(num_classes)
-lay_over = mixins.lay_over
-if not hasattr(lay_over, "doubled"):
+compose_run_class = mixins.compose_run_class
+if not hasattr(compose_run_class, "doubled"):
     def laid(*given, **options):
-        kind = lay_over(*given, **options)
+        kind = compose_run_class(*given, **options)
         return type(kind.__name__, (InDoubles, kind), {"__module__": kind.__module__})
     laid.doubled = True
-    mixins.lay_over = laid
+    mixins.compose_run_class = laid
 """
 
 
@@ -108,7 +108,7 @@ def start(config: dict[str, Any], folder: Path, count: int) -> list[Victim]:
 
 
 def run_with(config: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
-    """Train with that many processes; gives the checkpoint."""
+    """Train with that many processes; returns the checkpoint."""
     victims = start(config, folder, count)
     codes = [victim.wait() for victim in victims]
     assert codes == [0] * count, "\n".join(victim.output() for victim in victims)

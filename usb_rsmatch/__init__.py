@@ -1,7 +1,7 @@
-"""RSMatch for USB: importing this package registers `rsmatch` with semilearn and mends what stands in its way.
+"""RSMatch for USB: importing this package registers `rsmatch` with semilearn and fixes its defects.
 
-semilearn takes seconds to import, so nothing is imported here: where semilearn is loaded already it is completed at
-once, otherwise in the moment in which somebody imports it.
+semilearn takes seconds to import, so it is not imported here: if it is loaded already, it is extended immediately,
+otherwise when it is imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where what was costly to make is kept between runs, and a lock that lets parallel runs wait for one another."""
+"""The user's cache folder for results that are expensive to compute, and file locks between parallel runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from usb_rsmatch.errors import UserError
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder named, else `USB_RSMATCH_CACHE`, else the platform's place for caches; it need not exist."""
+    """The given folder, else `USB_RSMATCH_CACHE`, else the platform's cache folder; it need not exist."""
     named = folder or os.environ.get("USB_RSMATCH_CACHE")
     if named:
         return Path(named).expanduser()
@@ -27,7 +27,7 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
 
 
 def room_for(size: int, folder: Path, what: str) -> None:
-    """Make the folder, and raise UserError where it cannot be made or its disk has no room for `size` bytes."""
+    """Create the folder; UserError if that fails or its disk has no space for `size` bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -36,18 +36,17 @@ def room_for(size: int, folder: Path, what: str) -> None:
         raise UserError(f"the cache {folder} cannot be used ({why}): set USB_RSMATCH_CACHE to another") from None
     if free < 1.02 * size:
         raise UserError(
-            f"{what} takes {size / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} GiB left: make room, "
+            f"{what} needs {size / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} GiB free: free space, "
             "or set USB_RSMATCH_CACHE to a folder on another disk"
         )
 
 
 @contextlib.contextmanager
 def locked(path: Path, poll: float = 0.2) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever holds it.
+    """Hold the lock file `path`; waits while another process holds it.
 
-    The lock is the operating system's, so it ends with its process and is never stale; the file itself
-    stays. On a file system without locks the body runs unlocked: writes are atomic, so the price is work
-    done twice.
+    It is an operating system lock, so it ends with its process and is never stale; the file itself stays. On a file
+    system without locks the body runs unlocked: writes are atomic, so the only cost is duplicate work.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:

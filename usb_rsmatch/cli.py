@@ -1,4 +1,4 @@
-"""The command `usb-rsmatch`: one function a subcommand, thin, with heavy imports inside."""
+"""The command `usb-rsmatch`: one thin function per subcommand, with heavy imports inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from usb_rsmatch.version import __version__
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one line instead of the whole usage for a mistake, and without abbreviated flags."""
+    """argparse with one-line errors instead of the whole usage, and without abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives 0 done, 1 a run failed, 2 bad usage or data, 130 interrupted with a checkpoint saved."""
+    """Run one command; returns 0 done, 1 a run failed, 2 bad usage or data, 130 interrupted with a checkpoint saved."""
     try:
         args, rest = _parser().parse_known_args(argv)
         if rest and not args.takes_keys:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("usb-rsmatch: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -61,13 +61,13 @@ def _parser() -> _Parser:
         sub.set_defaults(run=run, takes_keys=takes_keys)
         return sub
 
-    sub = command("train", _train, "train one configuration, or go on where its run folder stopped", takes_keys=True)
+    sub = command("train", _train, "train one configuration, or resume where its run folder stopped", takes_keys=True)
     sub.add_argument(
         "--c", required=True, metavar="CONFIG", help="a file, or a shipped name such as quickstart/rsmatch"
     )
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
     sub.add_argument(
-        "--max-minutes", type=float, default=None, metavar="M", help="save and leave with code 130 after M"
+        "--max-minutes", type=float, default=None, metavar="M", help="save and exit with code 130 after M minutes"
     )
     sub.epilog = "any key of the configuration may be given as --KEY VALUE"
 
@@ -75,43 +75,43 @@ def _parser() -> _Parser:
     sub.add_argument(
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
-    sub.add_argument("--jobs", type=int, default=None, metavar="N", help="runs at a time; default: one a core")
-    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="as jobs, by the package submitit")
+    sub.add_argument("--jobs", type=int, default=None, metavar="N", help="parallel runs; default: one per core")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="submit jobs, by submitit")
     sub.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of submitit, such as slurm_partition=gpu"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="for submitit, such as slurm_partition=gpu"
     )
-    sub.add_argument("--shard", default=None, metavar="I/N", help="only every N-th run, from the I-th (1-based)")
+    sub.add_argument("--shard", default=None, metavar="I/N", help="every N-th run, beginning with the I-th")
     sub.add_argument(
-        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; start none"
+        "--dry-run", action="store_true", help="print the runs and, from a few measured steps, their time; run none"
     )
     sub.epilog = "any key of the base configuration may be given as --KEY VALUE, for all runs"
 
     sub = command("report", _report, "tables and plots from the results of runs")
     sub.add_argument("results", metavar="RESULTS_DIR")
     sub.add_argument("--out", default=None, metavar="DIR", help="default: RESULTS_DIR/report")
-    sub.add_argument("--baseline", default=None, metavar="ARM", help="arm that the others are compared with")
+    sub.add_argument("--baseline", default=None, metavar="ARM", help="the arm with which the others are compared")
 
     sub.add_argument("--mixed", action="store_true", help="allow results of different pools in one table")
 
-    sub = command("pool", _pool, "what a configuration's pool holds", takes_keys=True)
+    sub = command("pool", _pool, "show what a configuration's pool contains", takes_keys=True)
     sub.add_argument("--c", required=True, metavar="CONFIG")
     sub.add_argument(
-        "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet beside"
+        "--out", default=None, metavar="FILE.json", help="write the manifest there, and a contact sheet next to it"
     )
-    sub.add_argument("--check-shortcuts", action="store_true", help="what trivial cues tell about provenance")
+    sub.add_argument("--check-shortcuts", action="store_true", help="check whether trivial cues reveal provenance")
     sub.add_argument(
         "--pack", action="store_true", help="decode image files once into arrays in the cache, which runs then read"
     )
 
     add_commands(command)
-    add_arguments(command("synthesize", _synthesize, "make synthetic images by a small generator or a pipeline"))
+    add_arguments(command("synthesize", _synthesize, "generate synthetic images by a flow model or a pipeline"))
 
-    command("doctor", _doctor, "what is installed, what was mended, and what is missing for what")
+    command("doctor", _doctor, "show installed versions, applied fixes and missing packages")
     return parser
 
 
 def _keys(rest: Sequence[str]) -> dict[str, Any]:
-    """`--KEY VALUE` and `--KEY=VALUE` pairs as a mapping, values read as YAML where the key takes more than a word."""
+    """`--KEY VALUE` and `--KEY=VALUE` pairs as a mapping, values are read as YAML unless the key takes plain text."""
     from usb_rsmatch.usb.config import KEYS
     from usb_rsmatch.usb.plain_values import parse
 

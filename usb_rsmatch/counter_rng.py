@@ -1,4 +1,4 @@
-"""Random draws and order as pure functions of (seed, position): workers, batches and resumes change nothing."""
+"""Counter-based random numbers and orders: pure functions of (seed, position), independent of workers and resumes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 _GOLDEN, _MIX_1, _MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _27, _30, _31, _40 = map(np.uint64, (27, 30, 31, 40))
 
-# Whoever draws for a position has a number of its own, the `view` below. A new one is added here and nowhere else.
+# Every purpose of random numbers has a number of its own, the `view` below. New ones are added only here.
 UNLABELED = range(8)  # the views of an unlabelled image, in the order of its batch
-LABELED_VIEW, LABELED_STRONG_VIEW = 8, 10  # the second for DeFixMatch alone
+LABELED_VIEW, LABELED_STRONG_VIEW = 8, 10  # the second for DeFixMatch only
 QUARTER_TURN = 9  # ReMixMatch's rotation
-QUEUE_VIEW, QUEUE_DRAW = 16, 17  # a mined image seen again, and which one it is
+QUEUE_VIEW, QUEUE_DRAW = 16, 17  # the view of a mined image, and the choice of that image
 FAKE_DRAW = 18  # principal components of a pseudo-fake
 SECOND_VIEW = 24  # OpenMatch's second weak view
 OUTLIER_VIEW = 25  # an image of SCOMatch's queue
@@ -34,7 +34,7 @@ def derive(seed: int, *names: int | str) -> int:
 
 
 def generator(seed: int, *names: int | str) -> np.random.Generator:
-    """A counter-based generator of its own for (seed, names): splits, choices, orders."""
+    """A separate counter-based generator for (seed, names): for splits, choices and orders."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *names)))
 
 
@@ -48,8 +48,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def uniforms(seed: int, positions: np.ndarray | Tensor, view: int, n: int) -> Tensor:
     """`n` uniform numbers for each position, each a pure function of (seed, position, view, draw number).
 
-    `positions` is int64 [B] on the host, and so is what it gives: float32 [B, n] in [0, 1) with 24 random bits. By
-    NumPy, which needs a third of torch's time for so few numbers.
+    `positions` is int64 [B] on the host. Returns float32 [B, n] on the host, in [0, 1) with 24 random bits. Computed by
+    NumPy, which takes a third of torch's time for so few numbers.
     """
     stream = np.uint64(derive(seed, "view", view))
     state = _mix(np.asarray(positions).astype(np.uint64) + stream)
@@ -58,7 +58,7 @@ def uniforms(seed: int, positions: np.ndarray | Tensor, view: int, n: int) -> Te
 
 
 class Order:
-    """Which sample stands at a position of an endless stream: a fresh permutation an epoch, indexed directly."""
+    """The sample at each position of an endless stream: a new permutation for every epoch, indexed directly."""
 
     def __init__(self, seed: int, stream: str, size: int) -> None:
         if size <= 0:
@@ -68,13 +68,13 @@ class Order:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
-            if len(self._permutations) >= 4:  # a batch can span two epochs, a prefetcher one more
+            if len(self._permutations) >= 4:  # a batch can span two epochs, a prefetching loader one more
                 self._permutations.pop(min(self._permutations))
             self._permutations[epoch] = generator(self.seed, "order", self.stream, epoch).permutation(self.size)
         return self._permutations[epoch]
 
     def index(self, positions: np.ndarray) -> np.ndarray:
-        """Indices int64 of the samples standing at `positions` (int64, any shape)."""
+        """Indices int64 of the samples at `positions` (int64, any shape)."""
         positions = np.asarray(positions, dtype=np.int64)
         epochs, offsets = np.divmod(positions, self.size)
         indices = np.empty_like(positions)

@@ -1,4 +1,4 @@
-"""CSV files that spreadsheets show as text, written row by row, whole or not at all; and where results may go."""
+"""CSV files that are safe to open in spreadsheets, written atomically; and a check of output paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 
-# A cell that begins with one of these is run as a formula by spreadsheets (OWASP, "CSV injection").
+# Spreadsheets execute a cell that begins with one of these as a formula (OWASP, "CSV injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 Cell = str | int | float
@@ -19,27 +19,27 @@ WriteRow = Callable[[Sequence[Cell]], None]
 
 
 def safe(cell: Cell) -> str:
-    """A cell as text; words that a spreadsheet would run are led by an apostrophe. Numbers have six digits."""
+    """A cell as text; text that a spreadsheet would execute gets a leading apostrophe. Numbers have six digits."""
     if isinstance(cell, (int, float)):
         return f"{cell:.6g}"
     return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def refuse_existing(*paths: Path) -> None:
-    """UserError where a target is there already or its folder cannot be written: before the work, not after it."""
+    """UserError if a target exists or its folder is not writable; to be called before the work starts."""
     for path in paths:
         if path.exists():
             raise UserError(f"{path} exists: choose another --out, nothing is overwritten")
         folder = next(above for above in path.absolute().parents if above.exists())
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: {path} cannot be written there")
+            raise UserError(f"{folder} is not a folder: {path} cannot be written there")
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder} cannot be written: choose another --out")
 
 
 @contextlib.contextmanager
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[WriteRow]:
-    """A function that writes one row; the file appears under its name when all are written."""
+    """A context that yields a function which writes one row; the file appears when all rows are written."""
     with (
         atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

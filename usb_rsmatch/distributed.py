@@ -1,9 +1,9 @@
-"""Several processes that torchrun started: who they are, and what they tell each other.
+"""Communication between the processes that torchrun started: ranks, gathering, reductions.
 
-Rank r of R has every R-th image of the whole batch, from the r-th on. BatchNorm takes its statistics from all of them
-(`whole_norm`). Gradients are averaged before the update, by
-one reduction of all of them: torch's DistributedDataParallel wants every weight to be used within one forward pass of
-one wrapped module, which neither USB's algorithms nor RSMatch's heads do. One process alone does without any of it.
+Rank r of R has every R-th image of the whole batch, beginning with image r. BatchNorm statistics are taken over all
+processes (`usb/distributed_batchnorm.py`). Gradients are averaged before the update in one reduction: torch's
+DistributedDataParallel requires that every weight is used in one forward pass of one wrapped module, which neither
+USB's algorithms nor RSMatch's heads do. With a single process, nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from usb_rsmatch.errors import RunFailed, UserError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # one evaluation of the slowest process
+TIMEOUT = timedelta(minutes=30)  # longer than one evaluation of the slowest process
 
 
 def rank() -> int:
@@ -32,13 +32,13 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes train this run."""
+    """The number of processes that train this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Within it the processes that torchrun started can talk: by gloo, and by nccl where they have GPUs."""
+def process_group(device: str) -> Iterator[None]:
+    """The process group of the processes that torchrun started: gloo, and nccl on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -51,17 +51,17 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunFailed(f"the processes do not find each other ({reason}); start them by torchrun") from None
+        raise RunFailed(f"the processes cannot connect ({reason}); start them by torchrun") from None
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-# what they tell each other ------------------------------------------------------------------------------------------
+# collectives --------------------------------------------------------------------------------------------------------
 
 
-def own(whole: T) -> T:
+def local_part(whole: T) -> T:
     """This process's rows of a whole batch (tensor, array or sequence)."""
     return whole if size() == 1 else whole[rank() :: size()]  # type: ignore[index]
 
@@ -76,8 +76,8 @@ def gather(rows: Tensor) -> Tensor:
     return torch.stack(parts, 1).flatten(0, 1)
 
 
-def agree(flag: bool) -> bool:
-    """Whether any process says so."""
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
     if size() == 1:
         return flag
     told = torch.tensor(float(flag))
@@ -85,7 +85,7 @@ def agree(flag: bool) -> bool:
     return bool(told)
 
 
-def each(value: T) -> list[T]:
+def all_gather_objects(value: T) -> list[T]:
     """The values of all processes, by rank."""
     if size() == 1:
         return [value]
@@ -94,8 +94,8 @@ def each(value: T) -> list[T]:
     return [_unpacked(packed) for packed in values]
 
 
-def by_first(function: Callable[..., T], *given: Any) -> T:
-    """What `function` gives in the first process, alone of all to call it; its errors are raised in all of them."""
+def on_rank_zero(function: Callable[..., T], *given: Any) -> T:
+    """The result of `function`, called in the first process only; its errors are raised in all processes."""
     if size() == 1:
         return function(*given)
     outcome: list[Any] = [None, None]
@@ -118,7 +118,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Any:
-    return torch.load(io.BytesIO(packed), weights_only=False)  # of a process of this very job
+    return torch.load(io.BytesIO(packed), weights_only=False)  # sent by a process of this job
 
 
 def _travels(error: Exception) -> bool:
@@ -129,8 +129,8 @@ def _travels(error: Exception) -> bool:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
-    """Set each tensor to its mean over the processes; those of one type and device travel together."""
+def average_tensors(tensors: Sequence[Tensor]) -> None:
+    """Set each tensor to its mean over the processes, with one reduction per data type and device."""
     kinds: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a user can mend, and the exit code that tells it."""
+"""Errors that a user can fix, with their exit codes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        """Names in it may come from hostile files: what would break the line or drive the terminal is escaped."""
+        """Escape line breaks and terminal control characters: names in the message may come from untrusted files."""
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class RunFailed(Exception):
-    """A run started and could not be finished: the message holds its last lines. Exit code 1."""
+    """A run started and failed: the message contains its last lines. Exit code 1."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """A run was asked to stop and has saved a checkpoint. Exit code 130."""
+    """A run received a stop request and has saved a checkpoint. Exit code 130."""
 
     exit_code = 130

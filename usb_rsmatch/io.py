@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside the target, flushed, then renamed; and JSON from outside."""
+"""Atomic file writes (a temporary file, flushed, then renamed), and strict reading of JSON."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # what `atomic_write` calls a file that is not whole yet
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # suffix of files that `atomic_write` has not completed
 
 
 @contextlib.contextmanager
 def atomic_write(
     path: str | os.PathLike[str], keep: str | os.PathLike[str] | None = None, flush: bool = True
 ) -> Iterator[Path]:
-    """Give a temporary path in the target's folder; on success flush it to disk and rename it to `path`.
+    """A context with a temporary path in the target's folder; on success it is flushed and renamed to `path`.
 
-    With `keep`, a path of the same folder, the file that stood at `path` stands there afterwards. Without `flush` a
-    power failure, but nothing less, can leave an empty file: for many small ones that can be remade.
-    Errors: whatever the body raises; the temporary file is removed and the target is left as it was.
+    With `keep`, a path in the same folder, the previous file at `path` is renamed to it. Without `flush` a power
+    failure (but nothing less) can leave an empty file; use that for many small files that can be made again. Raises
+    whatever the body raises; the temporary file is then removed and the target stays unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,20 +47,20 @@ def atomic_write(
 
 
 def _keep(target: Path, kept: Path) -> None:
-    """Let `kept` name the file of `target`, which keeps its own name: at no moment is there no whole file."""
-    link = target.with_name(f".{target.name}.previous.tmp")  # always the same name: a crash leaves one at most
+    """Hard-link `target` as `kept`, so that at every moment there is a complete file."""
+    link = target.with_name(f".{target.name}.previous.tmp")  # a fixed name: a crash leaves at most one
     try:
         link.unlink(missing_ok=True)
         os.link(target, link)
-    except OSError:  # a file system without hard links: for a moment `kept` alone is there
+    except OSError:  # a file system without hard links: for a moment only `kept` exists
         os.replace(target, kept)
         return
     os.replace(link, kept)
-    link.unlink(missing_ok=True)  # renaming a file onto another name of its own does nothing
+    link.unlink(missing_ok=True)  # renaming a file to another hard link of itself does nothing
 
 
 def _flush_folder(folder: Path) -> None:
-    """Write the folder's names to disk, so that a power cut does not undo a rename; not every system can."""
+    """Flush the folder, so that a power failure does not undo a rename; not every system can do this."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -70,12 +70,12 @@ def _flush_folder(folder: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is what `atomic_write` leaves where its process is killed."""
+    """Whether a file is a leftover of `atomic_write` in a killed process."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`; the caller knows that no other one writes there."""
+    """Remove incomplete files of killed processes from `folder`; no other process may be writing there."""
     for path in folder.iterdir():
         if is_leftover(path):
             path.unlink(missing_ok=True)
@@ -88,19 +88,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN is refused, because JSON has none."""
+    """Write `value` as indented JSON, atomically; NaN raises an error, because JSON does not have it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text from outside; a whole number that no float can hold becomes infinity.
+    """The value of an untrusted JSON text; an integer too large for a float becomes infinity.
 
-    Errors: ValueError for what is no JSON, lists deeper than Python reads and text that no file holds among it.
+    Raises ValueError for invalid JSON, too deep nesting, and text that cannot be encoded.
     """
     try:
         value = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else float(digits))
         if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair is a UnicodeEncodeError, a ValueError
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
     except RecursionError:
         raise ValueError("lists or mappings are too deep") from None
     return value

@@ -12,25 +12,25 @@ from usb_rsmatch.errors import UserError
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key: its type(s), default, what it means, and whose choice the default is.
+    """One configuration key: its type(s), default, meaning, and the origin of the default.
 
-    `origin` is "usb" for USB's own keys, "paper" for what is known of RSMatch's, "ours" for the rest.
+    `origin` is "usb" for USB's own keys, "paper" for what is known from RSMatch's paper, "ours" for the rest.
     """
 
     name: str
-    kind: str  # int | float | bool | str | list | mapping, or words joined by "|" for a choice
+    kind: str  # int | float | bool | str | list | mapping, or alternatives separated by "|"
     default: Any
     help: str
     origin: str = "usb"
     low: float | None = None
     high: float | None = None
-    optional: bool = False  # None is a value
-    word: str | None = None  # taken beside what `kind` says
-    parts: tuple[str, ...] = ()  # of a bool: some of these, in a list or between commas, in place of all or none
+    optional: bool = False  # None is allowed
+    word: str | None = None  # a word that is allowed in addition to `kind`
+    parts: tuple[str, ...] = ()  # of a bool: a subset of these, as a list or comma-separated, instead of all or none
 
 
 def setting(kind: str, default: Any, help: str, origin: str = "usb", **more: Any) -> Any:
-    """A field of a settings dataclass that carries its `Key`; a list or mapping is made anew for each instance."""
+    """A field of a settings dataclass that carries its `Key`; each instance gets its own list or mapping."""
     metadata = {"kind": kind, "help": help, "origin": origin, **more}
     if isinstance(default, (list, dict)):
         return field(default_factory=type(default), metadata=metadata)
@@ -46,7 +46,7 @@ def keys_of(settings: type) -> tuple[Key, ...]:
 def read_values(keys: Iterable[Key], args: Any, where: str) -> dict[str, Any]:
     """The values of `keys` that a namespace has, as their types; None (USB also writes "None") is no value.
 
-    Raises UserError for a value that cannot be.
+    Raises UserError for an invalid value.
     """
     values = {}
     for key in keys:
@@ -57,12 +57,12 @@ def read_values(keys: Iterable[Key], args: Any, where: str) -> dict[str, Any]:
 
 
 def stands_on_a_base_rule(algorithm: str) -> bool:
-    """Whether an algorithm is RSMatch or a variant of it, which is told by its name: `rsmatch`, `rsmatch_...`."""
+    """Whether an algorithm is RSMatch or a variant of it, which its name shows: `rsmatch`, `rsmatch_...`."""
     return algorithm == "rsmatch" or algorithm.startswith("rsmatch_")
 
 
 def convert(key: Key, value: Any, where: str) -> Any:
-    """`value` as the key's type, or a UserError that names the key and what it takes."""
+    """`value` converted to the key's type; UserError that names the key and its allowed values."""
 
     def refuse(what: str) -> UserError:
         word = f" or {key.word}" if key.word else ""
@@ -118,18 +118,18 @@ def convert(key: Key, value: Any, where: str) -> Any:
         raise refuse("one word")
     text = str(value)
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise refuse("text without null characters and half characters")
+        raise refuse("text without null characters and lone surrogates")
     return text
 
 
 def nearest(name: str, known: Any) -> str:
-    """`: did you mean ...?` with the nearest right name, or nothing."""
+    """`: did you mean ...?` with the most similar known name, or an empty text."""
     names = {str(item).casefold(): str(item) for item in known}
     close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
     return f": did you mean {names[close[0]]!r}?" if close else ""
 
 
 def shown(value: Any) -> str:
-    """`value` for a message of one line, cut where it is long."""
+    """`value` for a one-line message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a plain line now and then elsewhere, both with rate and time left."""
+"""Progress of long work: a bar on a terminal, otherwise a line every 30 seconds, with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EVERY = 30.0  # seconds between plain lines
 
 
 class Progress:
-    """Counts from `done` to `total`; `update(n)` moves it on. Nothing is shown of work that ends at once."""
+    """Counts from `done` to `total`; `update(n)` advances it. Nothing is shown for very short work."""
 
     def __init__(self, total: int, title: str, unit: str = "image", done: int = 0) -> None:
         self.total, self.title, self.unit, self.begun, self.done = total, title, unit, done, done
@@ -33,7 +33,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """The state in words: "making images: 256 of 1000, 21.3 images/s, 0:00:35 left"."""
+        """The state as text: "making images: 256 of 1000, 21.3 images/s, 0:00:35 left"."""
         taken = time.monotonic() - self.started
         rate = (self.done - self.begun) / taken if taken > 0 else 0.0
         parts = [f"{self.title}: {self.done} of {self.total}"]
@@ -45,7 +45,7 @@ class Progress:
         return ", ".join(parts)
 
     def close(self) -> None:
-        """Leave the terminal clean."""
+        """Remove the bar from the terminal."""
         if self.bar is not None:
             self.bar.close()
 

@@ -1,4 +1,4 @@
-"""The settings that this package adds to USB's for training: the keys `rs_...`, with whose choice each default is."""
+"""The settings that this package adds to USB's for training: the keys `rs_...`, with the origin of each default."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ FAST = ("bf16", "channels_last", "fused", "foreach_ema", "counts", "lazy_logs") 
 class RSMatchSettings:
     """The keys under their names in a configuration."""
 
-    rs_base: str = setting("str", "fixmatch", "base rule under RSMatch: a pseudo-label algorithm of USB", "ours")
+    rs_base: str = setting("str", "fixmatch", "base rule of RSMatch: a pseudo-label algorithm of USB", "ours")
     rs_detector: str = setting(
         "str", "csqueue", "csqueue, pu, supervised, oracle, random, scores:FILE.csv, none", "paper"
     )
     rs_detector_input: str = setting(
-        "str", "residual", "residual, npr, feature, feature_gradient, a plugin's", "ours"
+        "str", "residual", "residual, npr, feature, feature_gradient, or a plugin's", "ours"
     )
-    rs_queue: str = setting("classwise|single", "classwise", "one queue a class, or one for all", "paper")
-    rs_queue_length: int = setting("int", 32, "entries a class", "ours", low=1)
+    rs_queue: str = setting("classwise|single", "classwise", "one queue per class, or one for all", "paper")
+    rs_queue_length: int = setting("int", 32, "entries per class", "ours", low=1)
     rs_synthetic_to: str = setting(
-        "dummy|main|both|drop", "both", "heads that learn from images found synthetic", "ours"
+        "dummy|main|both|drop", "both", "heads that learn from images identified as synthetic", "ours"
     )
     rs_threshold: float | str = setting(
-        "float", 0.5, "an image counts as synthetic from this", "ours", low=0, high=1, word="adaptive"
+        "float", 0.5, "probability above which an image counts as synthetic", "ours", low=0, high=1, word="adaptive"
     )
     rs_norm: str = setting(
-        "split|shared", "split", "images identified as synthetic are normalised apart, or with all", "ours"
+        "split|shared", "split", "BatchNorm statistics of their own for synthetic images, or shared", "ours"
     )
-    rs_warmup: float = setting("float", 0.2, "share of training before identification acts", "ours", low=0, high=1)
+    rs_warmup: float = setting("float", 0.2, "share of training before identification starts", "ours", low=0, high=1)
     rs_lambda_syn: float = setting("float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", low=0)
     rs_lambda_det: float = setting("float", 1.0, "weight of the detector's loss (lambda_d)", "ours", low=0)
-    rs_loader: str = setting("pil|batched", "pil", "views one image at a time as USB, or of whole batches", "ours")
+    rs_loader: str = setting("pil|batched", "pil", "augment one image at a time as USB does, or whole batches", "ours")
     rs_fast: bool | str = setting(
-        "bool", False, "all that is faster, or a list of it; off is USB's arithmetic", "ours", parts=FAST
+        "bool", False, "all speed-ups, or a list of them; false is USB's exact arithmetic", "ours", parts=FAST
     )
     rs_on_nan: str = setting(
-        "stop|skip", "stop", "a loss that is no number stops the run, or its step is left out", "ours"
+        "stop|skip", "stop", "a loss that is not finite stops the run, or its step is skipped", "ours"
     )
-    rs_compile: bool = setting("bool", False, "with rs_fast, torch.compile the network: slow to start", "ours")
+    rs_compile: bool = setting("bool", False, "with rs_fast, torch.compile the network; starts slowly", "ours")
 
     @classmethod
     def read(cls, args: Any) -> RSMatchSettings:
-        """The keys of a namespace; missing ones take their defaults. Raises UserError for a value that cannot be."""
+        """The keys of a namespace; missing ones take their defaults. Raises UserError for an invalid value."""
         return cls(**read_values(RSMATCH_KEYS, args, "configuration"))
 
     @property

@@ -65,7 +65,7 @@ def test_step_equals_the_equations(
 
     network, n, u = reference.model.train(), len(batch["x_lb"]), len(batch["x_ulb_w"])
     x, s = [batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]], batch["is_synthetic"].float()
-    with network.synthetic_apart(*x, s) if norm == "split" else contextlib.nullcontext():
+    with network.split_statistics(*x, s) if norm == "split" else contextlib.nullcontext():
         output = network(torch.cat(x))
     h_lb, h_w, h_s = output["logits"].split([n, u, u])
     g_lb, g_w, g_s = network.dummy_head(output["feat"]).split([n, u, u])

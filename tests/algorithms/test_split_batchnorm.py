@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.split_batchnorm import Group, NormaliseApart, NormaliseInTurn, SplitBatchNorm2d, split_norms
+from usb_rsmatch.algorithms.split_batchnorm import (
+    Group,
+    MaskedSplitNorm,
+    SlicedSplitNorm,
+    SplitBatchNorm2d,
+    use_split_batchnorm,
+)
 
 
 def images(seed: int, *shape: int) -> Tensor:
@@ -20,7 +26,7 @@ def images(seed: int, *shape: int) -> Tensor:
 def split(norm: nn.BatchNorm2d, apart: Tensor | None) -> nn.BatchNorm2d:
     group, own = Group(), copy.deepcopy(norm)
     group.apart = apart
-    split_norms(own, group)
+    use_split_batchnorm(own, group)
     return own
 
 
@@ -67,7 +73,7 @@ def test_in_order_on_a_cpu_as_in_one_pass(who: list[bool], seed: int) -> None:
     sides = []
     for device in ("cpu", "gpu"):
         own, group = copy.deepcopy(network), Group()
-        split_norms(own, group)
+        use_split_batchnorm(own, group)
         if device == "cpu":
             with group.through(x, apart) as (batch, places):
                 out = own(batch)[places]
@@ -86,7 +92,7 @@ def test_gradient_by_differences() -> None:
     apart = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
 
     def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return NormaliseApart.apply(x, weight, bias, apart, 1e-3)[0]
+        return MaskedSplitNorm.apply(x, weight, bias, apart, 1e-3)[0]
 
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(output, inputs)
@@ -98,7 +104,7 @@ def test_gradient_of_parts_in_turn_by_differences(first: int) -> None:
 
     def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         running = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-        return NormaliseInTurn.apply(x, weight, bias, first, running, 0.1, 1e-3)
+        return SlicedSplitNorm.apply(x, weight, bias, first, running, 0.1, 1e-3)
 
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(output, inputs)
@@ -153,7 +159,7 @@ def test_type_and_memory_order_stay(dtype: torch.dtype) -> None:
 def test_names_of_weights_stay_and_other_norms_are_left() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.LayerNorm(4))
     names = list(network.state_dict())
-    split_norms(network, Group())
+    use_split_batchnorm(network, Group())
     assert list(network.state_dict()) == names
     assert [type(m) is SplitBatchNorm2d for m in network] == [False, True, False, False]
 
@@ -172,7 +178,7 @@ def test_under_autocast_statistics_keep_full_precision() -> None:
 def test_one_value_leaves_no_statistics_that_are_no_numbers() -> None:
     norm = nn.BatchNorm2d(4)
     group = Group()
-    split_norms(norm, group)
+    use_split_batchnorm(norm, group)
     group.first = 1
     assert norm(images(0, 3, 4, 1, 1).float()).isfinite().all()
     assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()

@@ -244,7 +244,7 @@ def test_items_stay_tensors_within_the_step_and_keep_its_signature() -> None:
     def step(x_lb: torch.Tensor, y_lb: torch.Tensor) -> dict[str, Any]:
         return {"loss": x_lb.mean(), "logged": x_lb.mean().item(), "shown": f"{y_lb.sum():.1f}"}
 
-    lazy, x = fast.lazily(step), torch.ones(3, requires_grad=True)
+    lazy, x = fast.with_lazy_items(step), torch.ones(3, requires_grad=True)
     output = lazy(x, y_lb=torch.ones(2))
     assert inspect.signature(lazy) == inspect.signature(step)
     assert isinstance(output["logged"], torch.Tensor) and not output["logged"].requires_grad

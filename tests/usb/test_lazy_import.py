@@ -14,12 +14,12 @@ import sys
 import usb_rsmatch
 import semilearn
 from semilearn.core.hooks import wandb as hook
-assert type(hook.wandb).__name__ == "_Late" and "wandb" not in sys.modules, type(hook.wandb)
+assert type(hook.wandb).__name__ == "_DeferredModule" and "wandb" not in sys.modules, type(hook.wandb)
 import wandb
 assert wandb.__file__ and hook.wandb.init is wandb.init
 import wandb.sdk
 from usb_rsmatch.usb import compat
-assert compat.mend() == [] and sys.modules["wandb"] is wandb
+assert compat.apply_fixes() == [] and sys.modules["wandb"] is wandb
 """
 
 
@@ -31,8 +31,8 @@ def test_wandb_is_imported_on_first_use_and_is_the_package_itself() -> None:
 ASKED = """
 import importlib.util
 import usb_rsmatch
-from usb_rsmatch.usb.lazy_import import put_off_trackers
-assert put_off_trackers()
+from usb_rsmatch.usb.lazy_import import defer_trackers
+assert defer_trackers()
 assert importlib.util.find_spec("wandb").origin.endswith("wandb/__init__.py")
 """
 

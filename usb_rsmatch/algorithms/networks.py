@@ -13,7 +13,7 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.nets.wrn.wrn import WideResNet
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.split_batchnorm import Group, split_norms
+from usb_rsmatch.algorithms.split_batchnorm import Group, use_split_batchnorm
 
 
 class BackboneWithHeads(nn.Module):
@@ -78,14 +78,14 @@ class RSNet(BackboneWithHeads):
         self.group = Group()
         self._parts: tuple[Tensor, ...] | None = None
         if split:
-            split_norms(backbone, self.group)
+            use_split_batchnorm(backbone, self.group)
         self.dummy_head = nn.Linear(self.num_features, num_classes)
         nn.init.xavier_normal_(self.dummy_head.weight)
         nn.init.zeros_(self.dummy_head.bias)
         self.detector = detector
 
     @contextlib.contextmanager
-    def synthetic_apart(self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor, synthetic: Tensor) -> Iterator[None]:
+    def split_statistics(self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor, synthetic: Tensor) -> Iterator[None]:
         """A context in which images with `synthetic` float [uB] = 1 have BatchNorm statistics of their own."""
         self._parts = x_lb, x_ulb_w, x_ulb_s, synthetic
         try:

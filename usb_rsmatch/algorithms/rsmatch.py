@@ -144,12 +144,12 @@ class RSMatch(HeadsOnBackbone):
         seen = (self.network.num_features,) if reads_features(detector) else image
         return multiply_adds(detector, seen) / max(multiply_adds(self.network.backbone, image), 1)
 
-    def _normalised_apart(
+    def _split_normalisation(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
     ) -> contextlib.AbstractContextManager[None]:
         """Before identification starts, the step equals the base rule's bit for bit."""
         if self.settings.rs_norm == "split" and self.hooks_dict["SyntheticDetectionHook"].acts(self):
-            return self.network.synthetic_apart(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
+            return self.network.split_statistics(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
     # the step ---------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class RSMatch(HeadsOnBackbone):
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
         self.mask: Tensor | None = None  # the base rule's step sets mask and targets
         self.consistency_loss.targets = None
-        with self._normalised_apart(x_lb, x_ulb_w, x_ulb_s):
+        with self._split_normalisation(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:
             raise unfit(self.settings.rs_base)

@@ -39,7 +39,7 @@ class Group:
             self.first = self.apart = None
 
 
-class NormaliseApart(torch.autograd.Function):
+class MaskedSplitNorm(torch.autograd.Function):
     """BatchNorm of two groups of images in one pass, with shared weights; no shape depends on the groups.
 
     Two BatchNorms on two parts of the batch, as on a CPU, are faster, but a GPU would have to report the sizes first.
@@ -89,7 +89,7 @@ class NormaliseApart(torch.autograd.Function):
         return grad_x, (grad_dot * inverse).sum(0), grad_sum.sum(0), None, None
 
 
-class NormaliseInTurn(torch.autograd.Function):
+class SlicedSplitNorm(torch.autograd.Function):
     """BatchNorm of the first images of a batch, then of the rest, with shared weights and without copies.
 
     Equal bit for bit to two BatchNorms on the two parts; concatenating the parts and splitting the gradients would cost
@@ -185,10 +185,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             if first and self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
             running = (self.running_mean, self.running_var)
-            return NormaliseInTurn.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
+            return SlicedSplitNorm.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
         assert apart is not None
         with torch.autocast(input.device.type, enabled=False):  # else running statistics would have eight bits
-            out, mean, var, images = NormaliseApart.apply(input, self.weight, self.bias, apart, self.eps)
+            out, mean, var, images = MaskedSplitNorm.apply(input, self.weight, self.bias, apart, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             values = images[0] * input[0, 0].numel()
@@ -200,7 +200,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return out
 
 
-def split_norms(network: nn.Module, group: Group) -> None:
+def use_split_batchnorm(network: nn.Module, group: Group) -> None:
     """Turn every `nn.BatchNorm2d` of a network into a split one with this `group`; weights and names stay."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:

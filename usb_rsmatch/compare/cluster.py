@@ -98,7 +98,7 @@ class Submission:
     def train(self) -> int:
         """Submit what is not done yet, and tell each run's end in a line.
 
-        Errors: UserError without submitit or the cluster's commands, and for options that submitit does not know.
+        Raises UserError without submitit or the cluster's commands, and for options that submitit does not know.
         """
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs takes a number of jobs from 1, not {self.jobs}")

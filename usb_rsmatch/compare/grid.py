@@ -75,7 +75,7 @@ def read_grid(
 ) -> Grid:
     """The grid of a YAML file; `known_keys` are all configuration keys, `load_base` reads a named one.
 
-    Errors: UserError for an unreadable file, an unknown key, an empty axis, a baseline that is no arm.
+    Raises UserError for an unreadable file, an unknown key, an empty axis, a baseline that is no arm.
     """
     path = Path(path)
     return parse_grid(read_yaml(path), str(path), path.stem, known_keys, load_base)
@@ -139,7 +139,7 @@ def parse_grid(
 def plan(grid: Grid) -> list[Run]:
     """The runs of a grid: arm by arm, the last axis fastest; an arm that sets an axis's key is not spread.
 
-    Errors: UserError for no runs, two equal runs, two runs of one folder, a filter that matches nothing.
+    Raises UserError for no runs, two equal runs, two runs of one folder, a filter that matches nothing.
     """
     runs = [run for arm in grid.arms for run in _spread(grid, arm)]
     for word, filters in (("include", grid.include), ("exclude", grid.exclude)):
@@ -176,7 +176,7 @@ def plan(grid: Grid) -> list[Run]:
 def shard(runs: list[Run], text: str) -> list[Run]:
     """Part I of N of the runs for `I/N`, I from 1 to N; every run is in exactly one part.
 
-    Errors: UserError for anything else than I/N.
+    Raises UserError for anything else than I/N.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     part, parts = (int(found[1]), int(found[2])) if found else (0, 0)

@@ -78,7 +78,7 @@ class _Job:
 class Runner:
     """Trains the runs; `train()` gives the exit code: 0, 1 if a run failed, 130 if interrupted.
 
-    Errors: UserError for `jobs` under 1.
+    Raises UserError for `jobs` under 1.
     """
 
     runs: Sequence[Run]

@@ -105,7 +105,7 @@ def pace(config: Mapping[str, Any]) -> Pace:
 
     from usb_rsmatch.usb import training
     from usb_rsmatch.usb.config import resolve
-    from usb_rsmatch.usb.step_timer import steps_of
+    from usb_rsmatch.usb.step_timer import time_steps
 
     far = {"num_train_iter": LONG, "num_eval_iter": LONG, "num_log_iter": LONG, "epoch": 1}
     args, _ = resolve({**config, **far, "use_wandb": False, "use_aim": False, "use_tensorboard": False})
@@ -114,7 +114,7 @@ def pace(config: Mapping[str, Any]) -> Pace:
     algorithm = training.build(args)
     set_up = time.perf_counter() - begin
     algorithm.it = LONG // 2
-    side = steps_of(algorithm, MEASURED_STEPS)
+    side = time_steps(algorithm, MEASURED_STEPS)
     side()  # warms up
     step = statistics.median(side() for _ in range(ROUNDS))
     begin = time.perf_counter()

@@ -25,7 +25,7 @@ from usb_rsmatch.detection.pseudo_label_statistics import PseudoLabelTally
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.detection.score_file import read_scores
 from usb_rsmatch.detection.share_estimation import best_bin_estimate
-from usb_rsmatch.distributed import gather, own, size
+from usb_rsmatch.distributed import gather, local_part, size
 from usb_rsmatch.errors import UserError
 
 COMPONENTS_FROM = 512  # images of the pool from which the principal components are computed
@@ -198,7 +198,7 @@ class SyntheticDetectionHook(Hook):
         The orientation follows from an image's place in the batch and the step, as mined images are sorted by class.
         """
         if not reads_features(algorithm.detector):
-            parts = tuple(in_eight_positions(x, own(np.arange(len(x) * size())) + algorithm.it) for x in parts)
+            parts = tuple(in_eight_positions(x, local_part(np.arange(len(x) * size())) + algorithm.it) for x in parts)
         return widened(algorithm.detector(torch.cat(parts))).split([len(x) for x in parts])
 
     def _examples(self, algorithm: Any, x_lb: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,8 +255,8 @@ class SyntheticDetectionHook(Hook):
         n = MINED_PER_LABELED * num_labeled * size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
         draws = uniforms(self._seed, positions, QUEUE_DRAW, 2)
-        indices = own(self.queue.sample(n, draws))
-        views = self._dataset.weak_views(indices.clamp(min=0), own(positions), QUEUE_VIEW)
+        indices = local_part(self.queue.sample(n, draws))
+        views = self._dataset.weak_views(indices.clamp(min=0), local_part(positions), QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True), (indices >= 0).float()
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class SyntheticDetectionHook(Hook):
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
         n = len(x_lb) * size()
-        positions = own(np.arange(algorithm.it * n, (algorithm.it + 1) * n))
+        positions = local_part(np.arange(algorithm.it * n, (algorithm.it + 1) * n))
         draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
         return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 

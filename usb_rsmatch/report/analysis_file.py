@@ -53,7 +53,7 @@ class Analysis:
 def read_analysis(folder: Path) -> Analysis | None:
     """The analysis in a run's folder, None where it left none.
 
-    Errors: UserError of one line that names the file, for one that is cut off, of another version or edited.
+    Raises UserError of one line that names the file, for one that is cut off, of another version or edited.
     """
     import numpy as np
 

@@ -50,7 +50,7 @@ class Collection:
 def collect(folder: str | Path, mixed: bool = False) -> Collection:
     """Every result below a folder, named by the grid that made it; `mixed` lets unlike ones share a table.
 
-    Errors: UserError for no results, a damaged one, one run twice; unless `mixed`, for results of several
+    Raises UserError for no results, a damaged one, one run twice; unless `mixed`, for results of several
     grids, and for data sets, labels, lengths or pools that differ where no grid says that they should.
     """
     folder = Path(folder)

@@ -34,7 +34,7 @@ def report(
     """Write report.md, index.html, results.csv, usb.csv, results.tex and plots to `out` (`<results>/report`).
 
     The same results give the same bytes. Everything is made before anything is written.
-    Errors: UserError as `collect` and `make_table`.
+    Raises UserError as `collect` and `make_table`.
     """
     table = make_table(collect(results, mixed), baseline)
     folder = Path(results) / "report" if out is None else Path(out)

@@ -103,7 +103,7 @@ def make_table(collection: Collection, baseline: str | None = None) -> Table:
     """The table of a collection; `baseline` replaces the grid's.
 
     An arm that was not spread along an axis (it sets that axis's key) stands in every setting of the axis.
-    Errors: UserError for a baseline that is no arm.
+    Raises UserError for a baseline that is no arm.
     """
     baseline = baseline or collection.baseline
     arms = list(dict.fromkeys(record.arm for record in collection.records))

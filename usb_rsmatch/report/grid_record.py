@@ -50,7 +50,7 @@ def write_record(record: GridRecord, folder: Path) -> None:
 def read_record(path: Path) -> GridRecord:
     """A grid's record.
 
-    Errors: UserError that names the file where it is damaged.
+    Raises UserError that names the file where it is damaged.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def gather(table: Table) -> Insight | None:
 
     Of several such settings it is the one with most detectors, then with most synthetic images, then the first. Of many
     arms, the baseline and those with a detector are shown before the others.
-    Errors: UserError for a damaged file.
+    Raises UserError for a damaged file.
     """
     left = [{arm: cell for arm, cell in cells.items() if _left(cell)} for cells in table.cells]
     at = max(range(len(left)), key=lambda index: _worth(left[index]), default=0)

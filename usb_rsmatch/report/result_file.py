@@ -70,7 +70,7 @@ class Result:
 def read_result(path: str | Path) -> Result:
     """A `result.json`, every field checked for presence, type, range and agreement with the others.
 
-    Errors: UserError of one line that names the file, for one that is cut off, of an older version or edited.
+    Raises UserError of one line that names the file, for one that is cut off, of an older version or edited.
     """
     path = Path(path)
     try:

@@ -28,7 +28,7 @@ class Estimate:
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Mean, deviation (n - 1 in the denominator) and two-sided Student t interval of the mean.
 
-    Errors: ValueError for no values, since there is no mean of nothing.
+    Raises ValueError for no values, since there is no mean of nothing.
     Source: Student, "The probable error of a mean" (Biometrika 1908).
     """
     n = len(values)

@@ -51,7 +51,7 @@ ONLY_FLOW = ("part", "cache", *(flag for flag in FLOW_FLAGS if flag not in ("ste
 
 
 def run(args: argparse.Namespace) -> str:
-    """Do what the flags of `arguments.py` say; gives the line that tells what is there now.
+    """Do what the flags of `arguments.py` say; returns the line that tells what is there now.
 
     Raises UserError for flags, data and models that do not fit, and Interrupted after a request to stop: the same
     command then goes on.
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> int:
-    """Make the batches of some groups that are not done yet; gives the number of images made.
+    """Make the batches of some groups that are not done yet; returns the number of images made.
 
     Raises UserError where memory does not suffice, saying which batch size does.
     """

@@ -150,7 +150,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _restore(checkpoint: Path | None, key: str, state: State, optimizer: torch.optim.Optimizer) -> int:
-    """Fill `state` and optimizer from the checkpoint, if there is one; gives the number of steps done."""
+    """Fill `state` and optimizer from the checkpoint, if there is one; returns the number of steps done."""
     if checkpoint is None or not checkpoint.exists():
         return 0
     try:

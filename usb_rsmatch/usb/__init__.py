@@ -1,1 +1,1 @@
-"""semilearn's insides, mended and driven from here."""
+"""Everything that extends, fixes and drives semilearn: configuration, training loop, hooks, checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, hashed, the last two kept, loaded without running code from them."""
+"""Checkpoint files: written atomically, with a checksum; the last two are kept; loading never executes code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.usb.state import pack, unpack
 
-KEY = "usb_rsmatch"  # our part of a checkpoint, beside the keys that USB reads
+KEY = "usb_rsmatch"  # our part of a checkpoint, in addition to the keys that USB reads
 
 
 def tensors(value: Any, most: int) -> Iterator[torch.Tensor]:
-    """Every tensor of a nested checkpoint; ValueError for more than `most` values, as of lists of one list again."""
+    """Every tensor of a nested checkpoint; ValueError for more than `most` values, such as lists that repeat one
+    list.
+    """
     left, waiting = most, [value]
     while waiting:
         node, left = waiting.pop(), left - 1
@@ -61,7 +63,7 @@ def digest(value: Any) -> str:
 def write(content: dict[str, Any], path: Path) -> None:
     """Save `content` with its digest; an older `latest_model.pth` becomes `previous_model.pth`.
 
-    Errors: OSError where the disk is full or fails; the files that were there stay.
+    Raises OSError if the disk is full or fails; existing files stay unchanged.
     """
     content[KEY].pop("digest", None)
     content[KEY]["digest"] = digest(content)
@@ -69,14 +71,14 @@ def write(content: dict[str, Any], path: Path) -> None:
     with atomic_write(path, keep=before) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # as which torch's writer tells that the file took less than it gave
+        except RuntimeError as error:  # torch's writer raises this if fewer bytes were written than expected
             if "inline_container" not in str(error):
                 raise
-            raise OSError(errno.ENOSPC, "not all of a checkpoint could be written: is the disk full?", path) from error
+            raise OSError(errno.ENOSPC, "a checkpoint could not be written: is the disk full?", path) from error
 
 
 def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
-    """Beside tensors and plain values, NumPy's numbers, as which USB saves accuracies under older scikit-learn."""
+    """Allow NumPy numbers in a checkpoint: USB saves accuracies as such with older scikit-learn."""
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
         return contextlib.nullcontext()
     kinds: set[Any] = {type(np.dtype(kind)) for kind in ("float32", "float64", "int64")}
@@ -85,31 +87,31 @@ def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
 
 
 def lack(content: dict[str, Any]) -> str | None:
-    """What a checkpoint of USB lacks, in a line; None for one of ours."""
+    """One line on what a checkpoint of USB lacks; None for a checkpoint of ours."""
     if KEY in content:
         return None
     return (
-        "a checkpoint of USB itself: it has no generators, queues and hook states, so the run goes on, but not "
-        "exactly as the uninterrupted one would"
+        "a checkpoint of USB itself has no random states, queues and hook states: the run resumes, but does not equal "
+        "an uninterrupted one"
     )
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Load a checkpoint (ours or USB's); UserError for a file that is damaged or would need code to load."""
+    """Load a checkpoint (ours or USB's); UserError for a file that is damaged or needs code execution to load."""
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ValueError("it is no file")  # a pipe would be waited for
+            raise ValueError("it is not a regular file")  # reading a pipe might never end
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("it is compressed, as torch's are not, and might unfold to any size")
-                if archive.testzip() is not None:  # torch writes checksums, and does not compare them
+                if archive.testzip() is not None:  # torch writes checksums but does not verify them
                     raise ValueError("its contents do not match their checksums")
         with numpy_scalars_allowed():
             content = torch.load(path, map_location="cpu", weights_only=True)
         if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in tensors(content, size)):
-            raise ValueError("a tensor of it claims more numbers than are there")
+            raise ValueError("a tensor in it claims more values than are stored")
         if isinstance(content, dict) and KEY in content:
             expected = content[KEY].pop("digest", None)
             if digest(content) != expected:
@@ -125,21 +127,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The newest whole checkpoint of a run folder and, where the newest was damaged, a note that says so."""
+    """The newest valid checkpoint of a run folder and, if the latest one was damaged, a note about it."""
     note = None
     for name in ("latest_model.pth", "previous_model.pth"):
         if (folder / name).exists():
             try:
                 return read(folder / name), note
             except UserError as error:
-                note = f"{error}; going on from the checkpoint before it"
+                note = f"{error}; resuming from the previous checkpoint"
     if note is not None:
-        raise UserError(f"no whole checkpoint is left in {folder}: move it away to start anew")
+        raise UserError(f"no valid checkpoint is left in {folder}: move the folder away to start again")
     return None, None
 
 
 def load(algorithm: Any, content: dict[str, Any], what: str) -> None:
-    """Set an algorithm to a checkpoint; UserError for one of another configuration, called `what`."""
+    """Load a checkpoint into an algorithm; UserError, naming it `what`, if it belongs to another configuration."""
     try:
         algorithm.load_checkpoint(content)
     except Exception as error:
@@ -148,7 +150,7 @@ def load(algorithm: Any, content: dict[str, Any], what: str) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a latest checkpoint that is damaged: the next one shall not push the whole one before it out."""
+    """Rename a damaged latest checkpoint, so that the next save does not replace the valid previous one."""
     os.replace(folder / "latest_model.pth", folder / "damaged_model.pth")
 
 

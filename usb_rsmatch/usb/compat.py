@@ -1,7 +1,7 @@
-"""Defects of semilearn that no class laid over it can mend: one small, idempotent, feature-detected function each.
+"""Fixes for semilearn's defects that no subclass can fix: one small, idempotent, feature-detected function each.
 
-Both variants of "0.3.2" are meant: the wheel on the package index, and the repository's head (commit 1ef4cbe).
-Line numbers are those of the head.
+There are two variants of "0.3.2": the wheel on the package index, and the repository's HEAD (commit 1ef4cbe).
+Line numbers refer to HEAD.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from usb_rsmatch.usb.lazy_import import let_go_of_trackers, put_off_trackers
+from usb_rsmatch.usb.lazy_import import defer_trackers, restore_trackers
 
 
-def mend_timm_layers() -> bool:
-    """`semilearn/nets/vit/vit.py:13` imports `timm.models.layers.helpers`, which current timm has not.
+def fix_timm_layers() -> bool:
+    """`semilearn/nets/vit/vit.py:13` imports `timm.models.layers.helpers`, which current timm does not have.
 
-    Applies where that module is missing: an alias with the one name that is used, set before semilearn is imported.
+    Applies if that module is missing: sets an alias with the one name that is used, before semilearn is imported.
     """
     name = "timm.models.layers.helpers"
     if name in sys.modules or importlib.util.find_spec("timm") is None:
@@ -42,10 +42,10 @@ def mend_timm_layers() -> bool:
     return True
 
 
-def mend_yaml() -> bool:
+def fix_yaml() -> bool:
     """`core/utils/misc.py:32` calls `ruamel.yaml.load(...)`, removed in ruamel.yaml 0.18: every `--c` run fails.
 
-    Applies where calling it raises; PyYAML's safe loader takes its place, in every module that imported the function.
+    Applies if calling it raises; PyYAML's safe loader replaces it in every module that imported the function.
     """
     from semilearn.core import utils
     from semilearn.core.utils import misc
@@ -57,7 +57,7 @@ def mend_yaml() -> bool:
             warnings.simplefilter("ignore")
             misc.yaml.load("a: 1", Loader=misc.yaml.Loader)
         return False
-    except Exception:  # ruamel raises SystemExit's cousin or AttributeError, depending on its version
+    except Exception:  # which exception ruamel raises depends on its version
         pass
 
     def over_write_args_from_file(args: Any, yml: str) -> None:
@@ -74,10 +74,10 @@ def mend_yaml() -> bool:
     return True
 
 
-def mend_get_config() -> bool:
+def fix_get_config() -> bool:
     """`lighting/config.py:72` names the key `use_amp`, but `core/algorithmbase.py:57` reads `amp`.
 
-    Applies to what the parser lacks: `amp`, and `distributed`, which only train.py sets.
+    Adds what the parser lacks: `amp`, and `distributed`, which only train.py sets.
     """
     import semilearn
     from semilearn.lighting import config as lighting_config
@@ -90,7 +90,7 @@ def mend_get_config() -> bool:
         args = original(config)
         if not hasattr(args, "amp"):
             args.amp = getattr(args, "use_amp", False)
-        if not hasattr(args, "distributed"):  # set by train.py alone, read by every algorithm
+        if not hasattr(args, "distributed"):  # only set by train.py, read by every algorithm
             args.distributed = False
         return args
 
@@ -99,10 +99,10 @@ def mend_get_config() -> bool:
     return True
 
 
-def mend_gather() -> bool:
-    """`softmatch/utils.py:34` calls a method `concat_all_gather` that does not exist: it fails on several processes.
+def fix_gather() -> bool:
+    """`softmatch/utils.py:34` calls a method `concat_all_gather` that does not exist: it fails with several processes.
 
-    Applies where the masking hook lacks it; the function that was meant is imported in the same file.
+    Applies if the masking hook lacks it; the intended function is imported in the same file.
     """
     from semilearn.algorithms.softmatch import utils
 
@@ -114,7 +114,7 @@ def mend_gather() -> bool:
 
 
 def _rewrite(owner: Any, method: str, replacements: dict[str, str]) -> bool:
-    """Replace lines of one of `owner`'s methods in place; False, and nothing done, where any of them is not there."""
+    """Replace lines of one of `owner`'s methods in place; returns False, without a change, if a line is not found."""
     function = getattr(owner, method)
     source = textwrap.dedent(inspect.getsource(function))
     if not all(wrong in source for wrong in replacements):
@@ -128,7 +128,7 @@ def _rewrite(owner: Any, method: str, replacements: dict[str, str]) -> bool:
 
 
 def _algorithm(name: str) -> Any:
-    """USB's class of that name; None where this variant has none, or it is mended already."""
+    """USB's class of that name; None if this variant does not have it, or it is fixed already."""
     from semilearn.core.utils import ALGORITHMS
 
     if name not in ALGORITHMS or "mended" in vars(ALGORITHMS[name]):
@@ -136,10 +136,10 @@ def _algorithm(name: str) -> Any:
     return ALGORITHMS[name]
 
 
-def mend_meanteacher() -> bool:
+def fix_meanteacher() -> bool:
     """`meanteacher/meanteacher.py:57-58` compares the teacher's output with itself: no consistency loss at all.
 
-    Applies where the step reads the weak view's output for the student (the head); the wheel reads the right one.
+    Applies if the step uses the weak view's output for the student (HEAD); the wheel is correct.
     """
     algorithm = _algorithm("meanteacher")
     wrong = {
@@ -152,10 +152,10 @@ def mend_meanteacher() -> bool:
     return True
 
 
-def mend_sequencematch() -> bool:
-    """`sequencematch/sequencematch.py:124` returns features that the step never named: NameError at the first step.
+def fix_sequencematch() -> bool:
+    """`sequencematch/sequencematch.py:124` returns features under an undefined name: NameError at the first step.
 
-    Applies where the name is used and not set (the head); the algorithm then gives no features.
+    Applies if the name is used and not set (HEAD); the algorithm then returns no features.
     """
     algorithm = _algorithm("sequencematch")
     wrong = {"self.process_out_dict(loss=total_loss, feat=feat_dict)": "self.process_out_dict(loss=total_loss)"}
@@ -167,11 +167,11 @@ def mend_sequencematch() -> bool:
     return True
 
 
-def mend_crmatch_view() -> bool:
-    """`crmatch/crmatch.py:94` takes a view of its feature maps, which do not lie so in memory where they are
-    channels last (`rs_fast`).
+def fix_crmatch_view() -> bool:
+    """`crmatch/crmatch.py:94` calls `view` on its feature maps, which fails in the channels-last memory format
+    (`rs_fast`).
 
-    Applies where it does: a copy is made where one is needed.
+    Applies if it does; `reshape` copies where needed.
     """
     from semilearn.algorithms.crmatch import crmatch
 
@@ -183,10 +183,10 @@ def mend_crmatch_view() -> bool:
     return True
 
 
-def mend_crmatch_map() -> bool:
-    """`crmatch/crmatch.py:82-88` takes 8 x 8 feature maps for granted: only 32 px images fit (or 96 of STL-10).
+def fix_crmatch_map() -> bool:
+    """`crmatch/crmatch.py:82-88` assumes 8 x 8 feature maps: only images of 32 px fit (or STL-10's 96 px).
 
-    Applies to networks and images whose maps have another size: a layer of the right size takes the place.
+    Applies to networks and images with feature maps of another size: a layer of the right size replaces the original.
     """
     from semilearn.algorithms.crmatch import crmatch
 
@@ -212,7 +212,7 @@ def mend_crmatch_map() -> bool:
 
 
 class _Event:
-    """What remains of a `torch.cuda.Event` where there is no CUDA: time is not measured with it."""
+    """A stand-in for `torch.cuda.Event` without CUDA; it measures no time."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -228,8 +228,8 @@ class _Event:
 def cuda_calls_stay_on_cpu() -> Iterator[None]:
     """About sixty places (`.cuda(self.gpu)`, `torch.cuda.Event`, `torch.cuda.synchronize`) assume a GPU.
 
-    Applies where there is none: inside this context those calls leave tensors and modules where they are. A context
-    and not a patch, so that code outside a run still gets torch's own error.
+    Applies without a GPU: inside this context those calls leave tensors and modules on the CPU. It is a context, not a
+    patch, so that code outside of a run still gets torch's own error.
     """
     if torch.cuda.is_available():
         yield
@@ -258,24 +258,24 @@ def cuda_calls_stay_on_cpu() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-# What runs before semilearn is imported, and what after; `usb_rsmatch.usb.doctor` lists them from here.
-BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (put_off_trackers, mend_timm_layers)
+# The fixes before and after semilearn's import; `usb_rsmatch.usb.doctor` lists them from here.
+BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (defer_trackers, fix_timm_layers)
 AFTER_IMPORT: tuple[Callable[[], bool], ...] = (
-    let_go_of_trackers,
-    mend_yaml,
-    mend_get_config,
-    mend_gather,
-    mend_meanteacher,
-    mend_sequencematch,
-    mend_crmatch_view,
-    mend_crmatch_map,
+    restore_trackers,
+    fix_yaml,
+    fix_get_config,
+    fix_gather,
+    fix_meanteacher,
+    fix_sequencematch,
+    fix_crmatch_view,
+    fix_crmatch_map,
 )
 
 
-def mend() -> list[str]:
-    """Mend what applies here; gives the names of the functions that changed something (none the second time)."""
+def apply_fixes() -> list[str]:
+    """Apply the fixes that are needed; returns the names of those that changed something (none the second time)."""
     changed = [function.__name__ for function in BEFORE_IMPORT if function()]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's and torch's notices about names that semilearn still uses
+        warnings.simplefilter("ignore")  # deprecation warnings about names that semilearn still uses
         importlib.import_module("semilearn")
     return changed + [function.__name__ for function in AFTER_IMPORT if function()]

@@ -1,4 +1,4 @@
-"""Configuration: USB's keys and ours in one typed table, read from YAML and flags, checked before anything starts."""
+"""The configuration: USB's keys and ours in one typed table, read from YAML and flags and checked before a run."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from usb_rsmatch.usb.plain_values import plain, read_yaml
 from usb_rsmatch.usb.shipped_configs import find_config
 
 _USB = [
-    Key("save_dir", "str", "./saved_models", "folder that holds the run folders"),
-    Key("save_name", "str", None, "name of the run folder; default: made of the configuration", optional=True),
+    Key("save_dir", "str", "./saved_models", "folder that contains the run folders"),
+    Key("save_name", "str", None, "name of the run folder; default: derived from the configuration", optional=True),
     Key("use_tensorboard", "bool", False, "write TensorBoard curves into the run folder"),
     Key("use_wandb", "bool", False, "log to Weights & Biases"),
     Key("use_aim", "bool", False, "log to Aim"),
-    Key("epoch", "int", 1, "epochs; the steps must divide by it", low=1),
+    Key("epoch", "int", 1, "number of epochs; must divide num_train_iter", low=1),
     Key("num_train_iter", "int", 20, "training steps", low=1),
     Key("num_warmup_iter", "int", 0, "steps of linear warm-up of the learning rate", low=0),
     Key("num_eval_iter", "int", 10, "steps between evaluations, each with a checkpoint", low=1),
     Key("num_log_iter", "int", 5, "steps between log lines", low=1),
-    Key("batch_size", "int", 8, "labelled images a step", low=1),
-    Key("uratio", "int", 1, "unlabelled images for each labelled one of a batch", low=1),
-    Key("eval_batch_size", "int", 16, "images a batch at evaluation", low=1),
-    Key("ema_m", "float", 0.999, "momentum of the averaged weights that are evaluated", low=0, high=1),
+    Key("batch_size", "int", 8, "labelled images per step", low=1),
+    Key("uratio", "int", 1, "unlabelled images per labelled image in a batch", low=1),
+    Key("eval_batch_size", "int", 16, "batch size at evaluation", low=1),
+    Key("ema_m", "float", 0.999, "momentum of the averaged (EMA) weights, which are evaluated", low=0, high=1),
     Key("ulb_loss_ratio", "float", 1.0, "weight of the unlabelled loss (lambda_u)", low=0),
     Key("optim", "SGD|AdamW", "SGD", "optimiser"),
     Key("lr", "float", 0.03, "learning rate", low=0),
     Key("momentum", "float", 0.9, "momentum of SGD", low=0, high=1),
     Key("weight_decay", "float", 5e-4, "weight decay", low=0),
-    Key("layer_decay", "float", 1.0, "layer-wise decay of the learning rate; 1 is none", low=0, high=1),
+    Key("layer_decay", "float", 1.0, "layer-wise decay of the learning rate; 1: none", low=0, high=1),
     Key("net", "str", "wrn_28_2", "network: one of USB's, of ours (small_wrn_10_1, ...) or of a plugin"),
     Key("net_from_name", "bool", False, "take `net` from torchvision.models"),
     Key("use_pretrain", "bool", False, "start from pretrained weights"),
     Key("pretrain_path", "str", "", "file or address of the pretrained weights"),
     Key("algorithm", "str", "fixmatch", "any algorithm of USB, `rsmatch`, or one of a plugin"),
-    Key("use_cat", "bool", True, "one forward pass over labelled and unlabelled images together"),
+    Key("use_cat", "bool", True, "one joint forward pass for labelled and unlabelled images"),
     Key("amp", "bool", False, "mixed precision"),
-    Key("clip_grad", "float", 0.0, "norm at which gradients are clipped; 0 is never", low=0),
-    Key("imb_algorithm", "str", None, "an imbalanced algorithm of USB on top", optional=True),
-    Key("train_sampler", "str", "RandomSampler", "USB's sampler, where the data set is not ours"),
+    Key("clip_grad", "float", 0.0, "norm at which gradients are clipped; 0: no clipping", low=0),
+    Key("imb_algorithm", "str", None, "an imbalanced algorithm of USB, applied on top", optional=True),
+    Key("train_sampler", "str", "RandomSampler", "USB's sampler, for data sets that USB reads"),
     Key("num_workers", "int", 1, "worker processes of the labelled loader (twice as many for the unlabelled)", low=0),
-    Key("crop_ratio", "float", 0.875, "random crops shift by (1 - crop_ratio) of the side", low=0, high=1),
+    Key("crop_ratio", "float", 0.875, "random crops shift by up to (1 - crop_ratio) of the side", low=0, high=1),
     Key("max_length", "int", 512, "text length (USB's text sets)"),
     Key("max_length_seconds", "float", 4.0, "sound length (USB's audio sets)"),
     Key("sample_rate", "int", 16000, "sample rate (USB's audio sets)"),
 ]
 
 _OURS = [
-    Key("plugins", "list", [], "modules to import first: own networks, sources, algorithms", "ours"),
+    Key("plugins", "list", [], "modules to import first: your own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
-    Key("start_from", "str", None, "checkpoint from which a new run goes on, USB's own too", "ours", optional=True),
-    Key("analysis", "bool", True, "leave `analysis.npz` for a report's pictures at the end", "ours"),
+    Key("start_from", "str", None, "checkpoint to start a new run from, also of USB itself", "ours", optional=True),
+    Key("analysis", "bool", True, "write `analysis.npz` for the report's plots at the end", "ours"),
 ]
 
 KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS, *RSMATCH_KEYS)}
 
-# In USB's shipped configurations, and without effect: there, here, or both.
+# Keys of USB's shipped configurations that have no effect there, here, or in both.
 DEAD: dict[str, str] = {
     "clip": "USB reads clip_grad",
     "use_refix": "nothing reads it",
@@ -77,12 +77,12 @@ DEAD: dict[str, str] = {
     "world_size": "several processes are started by torchrun",
     "rank": "several processes are started by torchrun",
     "overwrite": "nothing is ever overwritten",
-    "resume": "a run folder goes on where it stopped",
-    "load_path": "a run folder goes on where it stopped, a new one from start_from",
-    "c": "the configuration names itself by --c",
+    "resume": "a run folder resumes where it stopped",
+    "load_path": "a run folder resumes where it stopped; a new run can start from start_from",
+    "c": "the configuration is given by --c",
 }
 
-# What may differ between two starts of one run: where it lives, and what changes nothing of its result.
+# Keys that may differ between two starts of one run: they do not change its result.
 NOT_IDENTITY = frozenset(
     {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir"}
     | {"analysis"}
@@ -90,7 +90,7 @@ NOT_IDENTITY = frozenset(
 
 
 def import_semilearn() -> None:
-    """Import semilearn, which registers its algorithms and ours, without its notices about outdated names."""
+    """Import semilearn, which registers its algorithms and ours, without its deprecation warnings."""
     import warnings
 
     with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def resolve(
 ) -> tuple[Namespace, list[str]]:
     """A checked configuration from a file, a shipped name or a mapping, and notes on keys without effect.
 
-    Errors: UserError of one line for an unknown key or algorithm, a wrong type, or values that contradict.
+    Raises UserError, one line, for an unknown key or algorithm, a wrong type, or contradicting values.
     """
     if isinstance(config, Mapping):
         where, given = "configuration", plain(config, "configuration")
@@ -168,7 +168,7 @@ def resolve(
 
 
 def check(values: dict[str, Any], where: str) -> None:
-    """What no single key can tell: UserError for values that contradict each other."""
+    """Check several keys together: UserError for values that contradict each other."""
     if values["num_train_iter"] % values["epoch"]:
         raise UserError(
             f"{where}: num_train_iter ({values['num_train_iter']}) must divide by epoch ({values['epoch']})"
@@ -188,7 +188,7 @@ def check(values: dict[str, Any], where: str) -> None:
 
 
 def import_plugin(module: str) -> None:
-    """Import a user's module, also from the working directory; UserError where that fails."""
+    """Import a user's module, also from the working directory; UserError if that fails."""
     import importlib
     import sys
 
@@ -202,7 +202,7 @@ def import_plugin(module: str) -> None:
 
 
 def identity(config: Namespace | Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the result."""
+    """The part of a configuration that determines the result."""
     values = vars(config) if isinstance(config, Namespace) else config
     return {key: values[key] for key in sorted(values) if key not in NOT_IDENTITY}
 
@@ -213,7 +213,7 @@ def config_hash(config: Namespace | Mapping[str, Any]) -> str:
 
 
 def default_save_name(config: Namespace) -> str:
-    """A run folder's name from what most runs differ in."""
+    """A run folder's name, made of the keys in which runs usually differ."""
     other = stands_on_a_base_rule(config.algorithm) and config.rs_base != "fixmatch"
     base = f"_{config.rs_base}" if other else ""
     imbalanced = f"_{config.imb_algorithm}" if config.imb_algorithm else ""

@@ -1,4 +1,4 @@
-"""Runs of other versions: their configurations in this version's keys, and a note on each that was changed."""
+"""Converts saved configurations of other versions to this version's keys, with a note on each change."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from usb_rsmatch.usb import config
 
-# Former names of keys, ours and USB's, that a saved configuration may hold.
+# Former names of keys, ours and USB's, that a saved configuration may contain.
 RENAMED = {"use_amp": "amp"}
 
 
 def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A run's saved configuration for this version, and notes.
 
-    A former name becomes the present one, a key that no algorithm here knows is left out, and one that the run did not
-    know yet takes this version's default when the configuration is resolved. Plugins are imported: they bring keys.
+    A former name becomes the present one, an unknown key is dropped, and a key that is newer than the run takes this
+    version's default when the configuration is resolved. Plugins are imported, since they may add keys.
     """
     for module in saved.get("plugins") or []:
         config.import_plugin(str(module))
@@ -25,12 +25,12 @@ def migrate(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for key, value in saved.items():
         name = RENAMED.get(key, key)
         if name != key and name in saved:
-            notes.append(f"{key} is left out: {name} is there too")
+            notes.append(f"{key} is ignored: {name} is given too")
         elif name != key:
             notes.append(f"{key} is called {name} now")
             kept[name] = value
         elif key in known or key in config.DEAD:
             kept[key] = value
         else:
-            notes.append(f"{key} is left out: this version does not know it")
+            notes.append(f"{key} is ignored: this version does not know it")
     return kept, notes

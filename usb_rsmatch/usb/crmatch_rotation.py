@@ -1,4 +1,4 @@
-"""CRMatch's rotated images by the step's position, in the place of its own loader, which a resume would restart."""
+"""CRMatch's rotated images as a function of the step, instead of its own loader, which would restart on resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RotatedBatches:
     """Weak views of the pool's images at 0, 90, 180 and 270 degrees: an iterator that never ends.
 
     `step()` is the step that the next batch is for. A batch is four views [B, 3, S, S] and their labels int64 [B, 4],
-    as CRMatch's own loader gives them (`algorithms/crmatch/crmatch.py:33-62`).
+    as CRMatch's own loader returns them (`algorithms/crmatch/crmatch.py:33-62`).
     """
 
     def __init__(self, dataset: Any, batch_size: int, step: Callable[[], int], share: Share = WHOLE) -> None:
@@ -35,8 +35,8 @@ class RotatedBatches:
 
 
 @contextlib.contextmanager
-def own_rotation_loader_left_out(algorithm: Any) -> Iterator[None]:
-    """CRMatch's `set_data_loader` without its own loader, which cannot read grey images and starts its workers."""
+def without_usb_rotation_loader(algorithm: Any) -> Iterator[None]:
+    """CRMatch's `set_data_loader` without its own loader, which cannot read grey images and starts workers."""
     rotates = getattr(algorithm, "use_rot", None)
     if not rotates:
         yield

@@ -1,6 +1,6 @@
-"""BatchNorm over the batches of all processes: what one process would compute from the whole batch, on any device.
+"""Distributed BatchNorm: statistics over the batches of all processes, equivalent to a single process, on any device.
 
-torch's SyncBatchNorm is made for GPUs alone and knows no groups of images that are normalised apart (`split_norm`).
+torch's SyncBatchNorm only works on GPUs and does not support split BatchNorm (`split_batchnorm`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class WholeBatchNorm:
-    """Laid over the class of a BatchNorm; in evaluation, and where it keeps weights and names, it is that class."""
+class DistributedBatchNorm:
+    """A mixin for a BatchNorm class; evaluation, weights and names stay those of that class."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Float [B, C, ...], normalised by the statistics of all images, or of those of an image's group."""
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
-        with torch.autocast(x.device.type, enabled=False):  # statistics of eight bits would stay in the running ones
+        with torch.autocast(x.device.type, enabled=False):  # else running statistics would have eight bits
             return self._normalise(x)
 
     def _normalise(self: Any, x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class WholeBatchNorm:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                share = share * (images[0] > 0).to(mean.dtype)  # the second group leaves nothing behind
+                share = share * (images[0] > 0).to(mean.dtype)  # the second group updates no running statistics
                 self.running_mean += share * (mean[0] - self.running_mean)
                 unbiased = variance[0] * values[0] / (values[0] - 1).clamp(min=1)
                 self.running_var += share * (unbiased - self.running_var)
@@ -60,17 +60,17 @@ def _apart(module: Any, x: Tensor) -> Tensor:
 
 
 def _over(x: Tensor, space: list[int]) -> Tensor:
-    """Sums [B, C] over the places of each image."""
+    """Sums [B, C] over the pixels of each image."""
     return x.sum(space) if space else x
 
 
 def _each(of_group: Tensor, apart: Tensor, ndim: int) -> Tensor:
-    """The row of [2, C] that is each image's, [B, C, 1, ...]."""
+    """For each image, its group's row of [2, C]: [B, C, 1, ...]."""
     return torch.where(apart[:, None] > 0, of_group[1], of_group[0])[(..., *[None] * (ndim - 2))]
 
 
 def _sum(part: Tensor) -> Tensor:
-    """The sum over the processes, through which gradients go back to all of them."""
+    """The sum over the processes, differentiable in all of them."""
     if part.requires_grad:
         return all_reduce(part.contiguous())
     total = part.detach().clone()
@@ -78,9 +78,9 @@ def _sum(part: Tensor) -> Tensor:
     return total
 
 
-def whole_batch_norm(model: nn.Module) -> None:
-    """Lay `WholeBatchNorm` over every BatchNorm of a network; weights and their names stay."""
+def use_distributed_batchnorm(model: nn.Module) -> None:
+    """Add `DistributedBatchNorm` to every BatchNorm of a network; weights and their names stay."""
     for module in model.modules():
         kind = type(module)
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and not issubclass(kind, WholeBatchNorm):
-            module.__class__ = type(kind.__name__, (WholeBatchNorm, kind), {"__module__": kind.__module__})
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and not issubclass(kind, DistributedBatchNorm):
+            module.__class__ = type(kind.__name__, (DistributedBatchNorm, kind), {"__module__": kind.__module__})

@@ -1,4 +1,4 @@
-"""Training in several processes: equal weights at the start, averaged gradients, hooks that see the whole batch."""
+"""Training in several processes: equal initial weights, averaged gradients, hooks that see the whole batch."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from usb_rsmatch.counter_rng import derive
-from usb_rsmatch.distributed import average, gather, own, rank, size
-from usb_rsmatch.usb.distributed_batchnorm import whole_batch_norm
+from usb_rsmatch.distributed import average_tensors, gather, local_part, rank, size
+from usb_rsmatch.usb.distributed_batchnorm import use_distributed_batchnorm
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Give each weight its mean gradient over the processes.
+    """Replace each gradient by its mean over the processes.
 
-    A weight without a gradient in any process keeps none, so that the optimiser passes it over as it would in one.
+    A weight without a gradient in every process keeps none, so that the optimiser skips it, as with a single process.
     """
     if size() == 1:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     used = torch.tensor([float(weight.grad is not None) for weight in weights])
-    average([used])
+    average_tensors([used])
     gradients = []
     for weight, share in zip(weights, used.tolist(), strict=True):
         if share and weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         if weight.grad is not None:
             gradients.append(weight.grad)
-    average(gradients)
+    average_tensors(gradients)
 
 
-def alike(model: nn.Module) -> None:
-    """Start all processes from the first one's weights, and let BatchNorm see the whole batch."""
+def broadcast_model(model: nn.Module) -> None:
+    """Copy the first process's weights to all processes, and use BatchNorm statistics of the whole batch."""
     if size() == 1:
         return
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
-    whole_batch_norm(model)
+    use_distributed_batchnorm(model)
 
 
-def part_generators(seed: int, step: int) -> None:
-    """Give every process but the first global generators of its own, so that dropout differs among them."""
+def seed_generators(seed: int, step: int) -> None:
+    """Seed the global generators of every process but the first differently, so that dropout differs between them."""
     if rank() > 0:
         key = derive(seed, "process", rank(), step)
         random.seed(key)
@@ -52,10 +52,10 @@ def part_generators(seed: int, step: int) -> None:
         torch.manual_seed(key)
 
 
-class Gathered:
-    """Laid over a hook of USB that keeps thresholds or class shares: it sees the whole batch in every process.
+class GatherBatchMixin:
+    """A mixin for USB's hooks that keep thresholds or class shares: they see the whole batch in every process.
 
-    USB's own gathering, which some of these hooks have and others lack, then has nothing left to gather.
+    USB's own gathering, which only some of these hooks have, is switched off.
     """
 
     def masking(self, algorithm: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,14 +72,14 @@ class Gathered:
             result = getattr(super(), name)(algorithm, *args, **kwargs)
         finally:
             algorithm.distributed = True
-        return tuple(map(own, result)) if isinstance(result, tuple) else own(result)
+        return tuple(map(local_part, result)) if isinstance(result, tuple) else local_part(result)
 
 
 def gather_in_hooks(algorithm: Any) -> None:
-    """Lay `Gathered` over the hooks that have something to gather."""
+    """Add `GatherBatchMixin` to the hooks that need the whole batch."""
     if size() == 1:
         return
     for hook in algorithm.hooks_dict.values():
         kind = type(hook)
-        if (hasattr(kind, "masking") or hasattr(kind, "dist_align")) and not issubclass(kind, Gathered):
-            hook.__class__ = type(kind.__name__, (Gathered, kind), {"__module__": kind.__module__})
+        if (hasattr(kind, "masking") or hasattr(kind, "dist_align")) and not issubclass(kind, GatherBatchMixin):
+            hook.__class__ = type(kind.__name__, (GatherBatchMixin, kind), {"__module__": kind.__module__})

@@ -1,4 +1,4 @@
-"""`usb-rsmatch doctor`: what is installed, what was mended, what the machine has, and what is missing for what."""
+"""`usb-rsmatch doctor`: installed versions, applied fixes, the machine, and missing packages with their purpose."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GARMENTS = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package p
 
 
 def report() -> str:
-    """A few lines to read, or to paste into a question."""
+    """A short report for reading, or for pasting into an issue."""
     import_semilearn()
     import semilearn
     from semilearn.core.utils import ALGORITHMS
@@ -55,7 +55,7 @@ def report() -> str:
             f"{name:13s} {version(name)}"
             for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
         ),
-        f"mended        {', '.join(dict.fromkeys(registration.mended)) or 'nothing needed it'}",
+        f"fixes         {', '.join(dict.fromkeys(registration.applied_fixes)) or 'none needed'}",
         f"algorithms    {len(names)}: {', '.join(names)}",
         f"device        {torch.cuda.get_device_name() if device == 'cuda' else f'cpu, {main} cores'}",
         f"threads       {torch.get_num_threads()}",
@@ -63,7 +63,7 @@ def report() -> str:
         f"cache         {cache_folder()}",
     ]
     if torch.get_num_threads() > (main or 1):
-        lines.append(f"advice        set OMP_NUM_THREADS={main}: more threads than cores wait for one another")
+        lines.append(f"advice        set OMP_NUM_THREADS={main}: more threads than cores block each other")
     there = [module for module in EXTRAS if importlib.util.find_spec(module) is not None]
     lines.append(f"extras        {', '.join(f'{module} {version(module)}' for module in there) or 'none'}")
     for module, (purpose, package) in EXTRAS.items():
@@ -75,7 +75,7 @@ def report() -> str:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or that there is none."""
+    """The installed version of a package, or "missing"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

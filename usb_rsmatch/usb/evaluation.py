@@ -1,4 +1,4 @@
-"""Classification metrics on tensors: right for any number of classes and for classes that the data lacks."""
+"""Classification metrics on tensors, correct for any number of classes and for classes missing from the data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def confusion_matrix(targets: Tensor, predictions: Tensor, num_classes: int) -> 
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """USB's evaluation metrics from logits [N, K] and classes [N]; macro averages as scikit-learn takes them.
+    """USB's evaluation metrics from logits [N, K] and classes [N]; with scikit-learn's macro averages.
 
     Balanced accuracy averages over the classes in the data; precision, recall and F1 over those in the data or among
-    the predictions. `top-5-acc` is given for more than five classes. Targets of -1 are left out.
+    the predictions. `top-5-acc` is included for more than five classes. Targets of -1 are ignored.
     """
     known = targets >= 0
     logits, targets = logits[known].float(), targets[known]

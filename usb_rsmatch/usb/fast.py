@@ -1,26 +1,26 @@
-"""`rs_fast`: the same training in less time, by classes laid over a run's algorithm, hooks and networks.
+"""`rs_fast`: the same training in less time, by mixins for a run's algorithm, hooks and networks.
 
-`rs_fast: true` is every switch of `Switches`, `rs_fast: [channels_last, foreach_ema]` these two alone. Each, where it
-acts, and how far its results lie from the exact default's:
+`rs_fast: true` sets every switch of `Switches`, `rs_fast: [channels_last, foreach_ema]` only these two. For each
+switch, where it applies, and how much its results differ from the exact default:
 
-- `bf16`, on processors with AVX512-BF16 or AMX and GPUs from compute capability 8.0: the network's products carry 8
+- `bf16`, on processors with AVX512-BF16 or AMX and GPUs from compute capability 8.0: the network's products have 8
   bits of mantissa, so its outputs differ by about 1 % of their norm. Losses, RSMatch's detector, weights, optimiser,
   EMA and every evaluation stay float32.
-- `channels_last`, everywhere: another order of summation in convolutions, 1e-5, relative.
-- `fused`, where torch has the optimiser fused for the device: 1e-6, relative. SGD on a CPU is equal bit for bit, but
-  for the last numbers of a tensor that fill no vector register.
-- `foreach_ema`, everywhere: another rounding of the same averages, 1e-6, relative; the buffers are equal.
-- `counts`, for FlexMatch and what stands on it: equal bit for bit.
+- `channels_last`, everywhere: a different order of summation in convolutions, 1e-5, relative.
+- `fused`, where torch has a fused optimiser for the device: 1e-6, relative. SGD on a CPU is equal bit for bit, except
+  for the last numbers of a tensor, which do not fill a vector register.
+- `foreach_ema`, everywhere: a different rounding of the same averages, 1e-6, relative; the buffers are equal.
+- `counts`, for FlexMatch and algorithms that build on it: equal bit for bit.
 - `lazy_logs`, on GPUs: logged values are equal; SoftMatch, which computes with `.item()`, 1e-6, relative.
 
-On a CPU a stopped and resumed run ends in the weights of the uninterrupted one bit for bit, as without `rs_fast`.
-Nothing is left to do for gradients, which torch sets to None by default, and for views that a baseline does not use,
-which `rs_loader: batched` does not make. `rs_compile` compiles the network, not RSMatch's detector beside it.
+On a CPU a stopped and resumed run ends with the weights of the uninterrupted one, bit for bit, as without `rs_fast`.
+Gradients need no switch (torch sets them to None by default), nor do views that a baseline does not use
+(`rs_loader: batched` does not make them). `rs_compile` compiles the network, but not RSMatch's detector.
 
 Data: `rs_loader: pil` keeps its worker processes from epoch to epoch and pins their batches for a GPU. `batched` has no
-prefetching thread: on a CPU it would take the cores that the network needs and gained nothing measurable; on a GPU the
-pool lies there, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a
-step of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch waits, too.
+prefetching thread: on a CPU it would use the cores that the network needs, without measurable gain; on a GPU the pool
+is in GPU memory, and views are launched without waiting. A pool on disk is read in the step, through pinned memory; a
+step of RSMatch, OpenMatch or SCOMatch then waits for the indices of mined images. USB's own FreeMatch also waits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from usb_rsmatch.rsmatch_settings import FAST
 
 @dataclass(frozen=True)
 class Switches:
-    """What is faster in a run; the list above says what and how far from the exact default."""
+    """The switches of a run; the list above describes each."""
 
     bf16: bool = False
     channels_last: bool = False
@@ -54,7 +54,7 @@ class Switches:
 
     @classmethod
     def chosen(cls, rs_fast: bool | str, device: torch.device) -> Switches:
-        """Those that `rs_fast` names, or all, as far as `device` has them; `fused` is asked of the optimiser itself."""
+        """The switches that `rs_fast` names, or all, if `device` supports them; `fused` depends on the optimiser."""
         switches = cls(**{name: rs_fast is True or name in str(rs_fast).split(",") for name in FAST})
         has_bf16, waits = has_bfloat16(device), device.type == "cuda"
         return replace(switches, bf16=switches.bf16 and has_bf16, lazy_logs=switches.lazy_logs and waits)
@@ -64,7 +64,7 @@ class Switches:
 
 
 def to_float32(value: Any) -> Any:
-    """A network's output with float32 in the place of every bfloat16 tensor."""
+    """A network's output with every bfloat16 tensor converted to float32."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype == torch.bfloat16 else value
     if isinstance(value, dict):
@@ -73,9 +73,9 @@ def to_float32(value: Any) -> Any:
 
 
 class Bfloat16Forward:
-    """Laid over a module's class: in training its forward pass autocasts to bfloat16 and gives float32.
+    """A mixin for a module: in training its forward pass autocasts to bfloat16 and returns float32.
 
-    In evaluation it computes as it always does, so that a checkpoint means the same to everyone who reads it.
+    Evaluation is unchanged, so that a checkpoint gives the same results everywhere.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ class Bfloat16Forward:
 
 
 def in_bfloat16(module: nn.Module) -> None:
-    """Lay `Bfloat16Forward` over the class of one module, once; weights and their names stay."""
+    """Add `Bfloat16Forward` to the class of one module, once; weights and their names stay."""
     kind = type(module)
     if not issubclass(kind, Bfloat16Forward):
         module.__class__ = type(kind.__name__, (Bfloat16Forward, kind), {"__module__": kind.__module__})
@@ -98,7 +98,7 @@ def in_bfloat16(module: nn.Module) -> None:
 
 
 def fuse(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Let the optimiser update all weights in one pass where torch can on this device; says whether it does."""
+    """Use torch's fused update if the optimiser has one for this device; returns whether it does."""
     try:
         type(optimizer)([torch.zeros(1, device=device, requires_grad=True)], lr=0.1, fused=True)  # type: ignore[call-arg]
     except (RuntimeError, TypeError):
@@ -114,7 +114,7 @@ def fuse(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
 class ForeachEMA(EMA):
     """USB's EMA in one pass over all parameters, and an `ema_model` that needs no copies.
 
-    `ema_model` holds the averages' own storage and the model's own buffers, which is what USB copies there every step.
+    `ema_model` shares the storage of the averages and of the model's buffers, which USB copies in every step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -128,7 +128,7 @@ class ForeachEMA(EMA):
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - self.decay)
 
     def load(self, ema_model: nn.Module) -> None:
-        """Take over the weights of `ema_model`, which is to be tied again after it."""
+        """Copy the weights of `ema_model`; call `tie` afterwards."""
         super().load(ema_model)
         self.tied = None
 
@@ -154,7 +154,7 @@ class ForeachEMAHook(EMAHook):
 
     def after_train_step(self, algorithm: Any) -> None:
         algorithm.ema.update()
-        if algorithm.ema.tied is not algorithm.ema_model:  # CReST and CoSSL put others in its place
+        if algorithm.ema.tied is not algorithm.ema_model:  # CReST and CoSSL replace it
             algorithm.ema.tie(algorithm.ema_model)
 
 
@@ -162,7 +162,7 @@ class ForeachEMAHook(EMAHook):
 
 
 class CountingFlexMatchHook(FlexMatchThresholdingHook):
-    """FlexMatch's thresholds by counting on the device; USB counts the whole pool as a Python list every step."""
+    """FlexMatch's thresholds by counting on the device; USB counts the whole pool as a Python list in every step."""
 
     classwise_acc: Tensor
     selected_label: Tensor
@@ -171,9 +171,10 @@ class CountingFlexMatchHook(FlexMatchThresholdingHook):
     def masking(
         self, algorithm: Any, logits_x_ulb: Tensor, idx_ulb: Tensor, softmax_x_ulb: bool = True, *_: Any, **__: Any
     ) -> Tensor:
-        """The mask [uB] of logits or probabilities [uB, K]; the confident images' labels are remembered.
+        """The mask [uB] of logits or probabilities [uB, K]; the confident images' labels are stored.
 
-        USB picks these images out, for whose number a GPU is waited for; here the others' go to a place past the last.
+        USB selects these images, which waits for a GPU to report their number; here the other images' labels are
+        written to an extra place after the last.
         """
         device, last = logits_x_ulb.device, len(self.selected_label)
         self.selected_label, self.classwise_acc = self.selected_label.to(device), self.classwise_acc.to(device)
@@ -200,7 +201,7 @@ class CountingFlexMatchHook(FlexMatchThresholdingHook):
 
 
 class LazyItems(TorchFunctionMode):
-    """Within it `tensor.item()` gives the detached tensor: the GPU is waited for when a log line is due."""
+    """A context in which `tensor.item()` returns the detached tensor, so that only log lines wait for the GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is Tensor.item:
@@ -208,7 +209,7 @@ class LazyItems(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def lazily(step: Callable[..., Any]) -> Callable[..., Any]:
+def with_lazy_items(step: Callable[..., Any]) -> Callable[..., Any]:
     """A training step, with its signature, whose logged values stay tensors."""
 
     @functools.wraps(step)
@@ -223,14 +224,14 @@ def lazily(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FastMixin:
-    """Laid over the class of a run; see the list above."""
+    """The mixin for the class of a run; see the list above."""
 
     def __init__(self, args: Any, *rest: Any, **kwargs: Any) -> None:
         self.args = args
         self._switches = Switches.chosen(args.rs_fast, self.device)  # type: ignore[attr-defined]
         super().__init__(args, *rest, **kwargs)  # type: ignore[call-arg]
         if self._switches.lazy_logs:
-            self.train_step = lazily(self.train_step)  # type: ignore[has-type]
+            self.train_step = with_lazy_items(self.train_step)  # type: ignore[has-type]
 
     def set_model(self) -> nn.Module:
         model: nn.Module = super().set_model()  # type: ignore[misc]
@@ -260,9 +261,9 @@ class FastMixin:
         if self._switches.counts:
             faster[FlexMatchThresholdingHook] = CountingFlexMatchHook
         for hook in self._hooks:  # type: ignore[attr-defined]
-            hook.__class__ = faster.get(type(hook), type(hook))  # in its place, with its state and priority
+            hook.__class__ = faster.get(type(hook), type(hook))  # replaces it, with its state and priority
 
     def load_checkpoint(self, content: dict[str, Any]) -> None:
         super().load_checkpoint(content)  # type: ignore[misc]
-        if self._switches.fused:  # a checkpoint carries the flag of the machine that wrote it
+        if self._switches.fused:  # a checkpoint contains the flag of the machine that wrote it
             fuse(self.optimizer, self.device)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The hooks of a run: time, checkpoints, metrics and progress, in the place of USB's that need a GPU or lose state."""
+"""The hooks of a run: time, checkpoints, metrics and progress. They replace USB's, which need a GPU or lose state."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from usb_rsmatch.usb.weight_update import nonfinite
 
 
 def drop_hook(algorithm: Any, name: str) -> None:
-    """Take out the hook of that name, if there is one."""
+    """Remove the hook of that name, if there is one."""
     algorithm._hooks = [other for other in algorithm._hooks if other.name != name]
     algorithm.hooks_dict.pop(name, None)
 
 
 def replace_hook(algorithm: Any, hook: Hook, name: str, priority: str) -> None:
-    """Take out the hook of that name, then register this one, which USB would leave at the old one's place."""
+    """Remove the hook of that name, then register this one; USB alone would keep the old one's position."""
     drop_hook(algorithm, name)
     algorithm.register_hook(hook, name, priority)
 
 
 def plain(value: Any) -> Any:
-    """A logged value as a plain number (tensors stay tensors until they are asked for here)."""
+    """A logged value as a plain number; this is where tensors are read from the device."""
     if isinstance(value, torch.Tensor):
         value = value.detach().float().item() if value.numel() == 1 else value.tolist()
     if hasattr(value, "item"):
@@ -44,10 +44,10 @@ def plain(value: Any) -> Any:
 
 
 class TimerHook(Hook):
-    """Seconds for data and for the step by the wall clock; the GPU is waited for only when a log line is due."""
+    """Wall-clock seconds for data and for the step; waits for the GPU only when a log line is due."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # spent on steps and data by all processes that this run has had
+        self.seconds = 0.0  # spent on steps and data, including earlier processes of this run
 
     def before_run(self, algorithm: Any) -> None:
         self._last = self._begin = time.perf_counter()
@@ -67,7 +67,7 @@ class TimerHook(Hook):
 
 
 class EvaluationHook(UsbEvaluationHook):
-    """USB's evaluation, and the validation set beside it where one was cut from the training data."""
+    """USB's evaluation, and that of the validation set if there is one."""
 
     def after_train_step(self, algorithm: Any) -> None:
         super().after_train_step(algorithm)
@@ -76,25 +76,25 @@ class EvaluationHook(UsbEvaluationHook):
             algorithm.log_dict.update(algorithm.evaluate("validation"))
 
     def after_run(self, algorithm: Any) -> None:
-        """The last step's checkpoint holds everything already: only the result is left to tell."""
+        """Only set the result: the last step's checkpoint already contains everything."""
         algorithm.results_dict = {"eval/best_acc": algorithm.best_eval_acc, "eval/best_it": algorithm.best_it}
 
 
 class CheckpointHook(Hook):
-    """Saves after every other hook has had its say; a request to stop becomes a checkpoint and an `Interrupted`."""
+    """Saves after all other hooks have run; a request to stop leads to a checkpoint and `Interrupted`."""
 
     def after_train_step(self, algorithm: Any) -> None:
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        stop = distributed.agree(algorithm.stop_requested())
+        stop = distributed.any_process(algorithm.stop_requested())
         if due or stop:
             bad = nonfinite(algorithm.model)
-            if bad:  # the update of this very step can make them so, from a loss that was a number
+            if bad:  # this step's update can cause it, although the loss was finite
                 raise RunFailed(
-                    f"the weights are no numbers after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; "
-                    "the checkpoint before it is kept: lower lr, or set clip_grad"
+                    f"the weights are not finite after step {algorithm.it + 1}; {bad[0]} is the first of {len(bad)}; "
+                    "the previous checkpoint is kept: lower lr, or set clip_grad"
                 )
             folder = os.path.join(algorithm.save_dir, algorithm.save_name)
-            if due and algorithm.it == algorithm.best_it:  # first: who is stopped between the two makes both again
+            if due and algorithm.it == algorithm.best_it:  # first: a run killed between the two repeats both
                 algorithm.save_model("model_best.pth", folder)
             algorithm.save_model("latest_model.pth", folder)
         algorithm.whole_after(algorithm.it + 1)
@@ -103,12 +103,12 @@ class CheckpointHook(Hook):
 
 
 class ResumeHook(Hook):
-    """Puts back what a checkpoint says of hooks and generators, once the epoch's iterators exist."""
+    """Restores the state of hooks and random generators from a checkpoint, once the epoch's iterators exist."""
 
     def before_run(self, algorithm: Any) -> None:
-        """A checkpoint at an epoch's last step was written before the epoch's end was announced: announce it now.
+        """Call `after_train_epoch` if the checkpoint was written at an epoch's last step, before that call.
 
-        After the last step of all no further one would put the state back, which the result is made from.
+        After the very last step, restore the state here, since no further step would do so before the result is made.
         """
         steps = algorithm.num_iter_per_epoch
         if algorithm.it >= algorithm.num_train_iter:
@@ -151,7 +151,7 @@ class MetricsHook(Hook):
             tracker.log(numbers, algorithm.it + 1)
 
     def close(self) -> None:
-        """End the trackers' runs."""
+        """Close the trackers."""
         for tracker in self._trackers:
             tracker.close()
 
@@ -159,7 +159,7 @@ class MetricsHook(Hook):
 class ProgressHook(Hook):
     """A progress bar on a terminal, a plain line at each evaluation elsewhere."""
 
-    _bar: Any = None  # of this process: no part of a checkpoint
+    _bar: Any = None  # belongs to this process: not part of a checkpoint
 
     def before_run(self, algorithm: Any) -> None:
         if sys.stderr.isatty():
@@ -179,13 +179,13 @@ class ProgressHook(Hook):
             print(f"step {algorithm.it + 1}/{algorithm.num_train_iter}  {text}", flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands; a bar that was never begun is no mistake."""
+        """Close the bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 
 
 def summary(log_dict: dict[str, Any]) -> str:
-    """The few numbers of a log line that a person watches."""
+    """The few numbers of a log line that users watch."""
     parts = []
     for key, name, scale in (
         ("eval/top-1-acc", "accuracy", 100.0),
@@ -199,7 +199,7 @@ def summary(log_dict: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    """The lines of a `metrics.jsonl`; an incomplete last line, after a crash, is ignored."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,8 +1,8 @@
-"""Device, data, evaluation and exact resume: classes laid over any USB algorithm.
+"""Mixins for any USB algorithm: device, data, evaluation and exact resume.
 
-`lay_over(core, imbalanced)` gives the class that a run uses. USB composes an imbalanced algorithm as a class over a
-core one, and its steps call `super()` down to the core: what replaces methods of `AlgorithmBase` (`CoreMixin`) stands
-between the two, what must see the whole (`RunMixin`) on top.
+`compose_run_class(core, imbalanced)` returns the class that a run uses. USB composes an imbalanced algorithm with a
+core one, and its steps call `super()` down to the core: `CoreMixin`, which replaces methods of `AlgorithmBase`, is
+between the two; `RunMixin`, which needs to see the whole algorithm, is on top.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from usb_rsmatch.data.views.loaders import build_loaders
 from usb_rsmatch.data.views.settings import LoaderSettings
 from usb_rsmatch.usb import checkpoint, distributed_training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
-from usb_rsmatch.usb.crmatch_rotation import RotatedBatches, own_rotation_loader_left_out
+from usb_rsmatch.usb.crmatch_rotation import RotatedBatches, without_usb_rotation_loader
 from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 from usb_rsmatch.usb.hooks import CheckpointHook, EvaluationHook, ResumeHook, TimerHook, replace_hook
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
@@ -41,7 +41,7 @@ class CoreMixin:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes: `args.device`, else the GPU (the one that `args.gpu` numbers) where there is one."""
+        """The device of the run: `args.device`, else a GPU (number `args.gpu`) if there is one."""
         name = getattr(self.args, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
         number = getattr(self.args, "gpu", None)
         return torch.device(name, number) if name == "cuda" and number is not None else torch.device(name)
@@ -49,23 +49,25 @@ class CoreMixin:
     # data -------------------------------------------------------------------------------------------------------
 
     def set_data_loader(self) -> dict[str, Any] | None:
-        """Over a pool, loaders whose samples are pure functions of the step's position; else USB's."""
+        """Loaders of a pool, whose samples are pure functions of the step; otherwise USB's loaders."""
         datasets = self.dataset_dict  # type: ignore[attr-defined]
         if datasets is None or not isinstance(datasets["train_ulb"], HybridDataset):
             return super().set_data_loader()  # type: ignore[misc]
-        with own_rotation_loader_left_out(self):
+        with without_usb_rotation_loader(self):
             loaders: dict[str, Any] = super().set_data_loader()  # type: ignore[misc]
         settings = LoaderSettings.read(self.args)
         loaders.update(build_loaders(datasets, settings, self.steps_of_epoch, self.device))
         for name in ("train_lb", "train_ulb"):
-            vars(loaders[name]).setdefault("sampler", None)  # Dash's warm-up asks which one it is
+            vars(loaders[name]).setdefault("sampler", None)  # Dash's warm-up reads it
         if getattr(self, "use_rot", False):
             rotated = RotatedBatches(datasets["train_ulb"], settings.batch_size, lambda: self.it, settings.share)
             loaders["train_ulb_rot"] = loaders["train_ulb_rot_iter"] = rotated
         return loaders
 
     def steps_of_epoch(self) -> range:
-        """The steps that are left of the current epoch; Dash's warm-up ends itself, maybe later than training would."""
+        """The remaining steps of the current epoch; Dash's warm-up ends itself, possibly after the last training
+        step.
+        """
         per_epoch: int = self.num_iter_per_epoch  # type: ignore[attr-defined]
         end = (self.it // per_epoch + 1) * per_epoch
         warming_up = getattr(self, "warmup_stage", False)
@@ -91,7 +93,9 @@ class CoreMixin:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The EMA weights in evaluation mode; before training there are none, and the plain weights serve."""
+        """A context with the EMA weights in evaluation mode; before training there are none, and the plain weights are
+        used.
+        """
         self.model.eval()
         if self.ema is not None:
             self.ema.apply_shadow()
@@ -132,16 +136,16 @@ class RunMixin:
         self.checkpoint_state: dict[str, Any] | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
         self._whole_after: int | None = None
-        with cuda_calls_stay_on_cpu():  # by name, as some imbalanced algorithms take nothing but `args` by place
+        with cuda_calls_stay_on_cpu():  # by keyword, as some imbalanced algorithms take only `args` by position
             super().__init__(args, net_builder=net_builder, **kwargs)  # type: ignore[call-arg]
 
     def set_hooks(self) -> None:
-        """USB's hooks, with those replaced that need a GPU or would save too early."""
+        """USB's hooks, except for those that need a GPU or save too early, which are replaced."""
         super().set_hooks()  # type: ignore[misc]
         replace_hook(self, ResumeHook(), "ResumeHook", "LOWEST")
         if type(self.hooks_dict["ParamUpdateHook"]) is ParamUpdateHook:  # CoSSL's does more than update
             replace_hook(self, UpdateHook(getattr(self.args, "rs_on_nan", "stop")), "ParamUpdateHook", "HIGHEST")
-            replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is put back
+            replace_hook(self, RememberHook(), "RememberHook", "LOWEST")  # after the state is restored
         replace_hook(self, TimerHook(), "TimerHook", "LOW")
         replace_hook(self, EvaluationHook(), "EvaluationHook", "HIGH")
         replace_hook(self, CheckpointHook(), "CheckpointHook", "LOWEST")
@@ -152,7 +156,7 @@ class RunMixin:
             super().train()  # type: ignore[misc]
 
     def warmup(self) -> None:
-        """Dash's steps on labelled images alone before training; nothing for the others."""
+        """Dash's steps on labelled images before training; nothing for other algorithms."""
         warmup: Callable[[], None] | None = getattr(super(), "warmup", None)
         if warmup is not None:
             with cuda_calls_stay_on_cpu():
@@ -161,17 +165,19 @@ class RunMixin:
     # checkpoints ------------------------------------------------------------------------------------------------
 
     def completed_steps(self) -> int:
-        """Steps done, seen from a hook after the step (USB counts the step only after its hooks)."""
+        """The number of completed steps, as seen from a hook after the step (USB counts a step only after its
+        hooks).
+        """
         return min(self.it + 1, self.num_train_iter)  # type: ignore[attr-defined]
 
     def whole_after(self, step: int | None) -> None:
-        """Note that everything is as `step` steps leave it; None while a step is under way."""
+        """Record that the state is consistent after `step` steps; None during a step."""
         self._whole_after = step
 
     def save_between_steps(self) -> bool:
-        """Save what is done after a mishap between two steps; says whether it could.
+        """Save after an error between two steps; returns whether that was possible.
 
-        Not at an epoch's end, where hooks may have heard of it or not.
+        It is not possible at an epoch's end, where some hooks may have been called and others not.
         """
         if self._whole_after != self.it or self.it % self.num_iter_per_epoch == 0:  # type: ignore[attr-defined]
             return False
@@ -180,7 +186,7 @@ class RunMixin:
         return True
 
     def get_save_dict(self) -> dict[str, Any]:
-        """USB's checkpoint, and beside it the state of every hook, attribute and generator."""
+        """USB's checkpoint, plus the state of every hook, attribute and random generator."""
         content = super().get_save_dict()  # type: ignore[misc]
         content["it"] = self.completed_steps()
         content["best_eval_acc"], content["best_it"] = float(content["best_eval_acc"]), int(content["best_it"])
@@ -191,24 +197,24 @@ class RunMixin:
             "random": checkpoint.random_state(),
         }
         if distributed.size() > 1:
-            content[checkpoint.KEY]["random_of_processes"] = distributed.each(checkpoint.random_state())
+            content[checkpoint.KEY]["random_of_processes"] = distributed.all_gather_objects(checkpoint.random_state())
         return content
 
     def save_model(self, save_name: str, save_path: str) -> None:
-        """Write a checkpoint, atomically; of several processes all call, and the first one writes."""
+        """Write a checkpoint atomically; all processes must call this, and the first one writes."""
         path, content = Path(save_path) / save_name, self.get_save_dict()
         if distributed.rank() == 0:
             checkpoint.write(content, path)
         self.print_fn(f"model saved: {path}")  # type: ignore[attr-defined]
 
     def load_model(self, load_path: str) -> dict[str, Any]:
-        """Continue from a checkpoint file: ours exactly, USB's as far as it goes."""
+        """Continue from a checkpoint file: exactly from one of ours, approximately from one of USB's."""
         content = checkpoint.read(Path(load_path))
         self.load_checkpoint(content)
         return content
 
     def load_checkpoint(self, content: dict[str, Any]) -> None:
-        """Set weights, optimiser and position; hooks and generators follow when the epoch's iterators exist."""
+        """Set weights, optimiser and position; hooks and generators are restored once the epoch's iterators exist."""
         model: Any = self.model  # type: ignore[attr-defined]
         model.load_state_dict(content["model"])
         self.ema_model.load_state_dict(content["ema_model"])  # type: ignore[attr-defined]
@@ -226,7 +232,7 @@ class RunMixin:
             self.print_fn(lack)  # type: ignore[attr-defined]
 
     def restore_state(self) -> None:
-        """Put back hooks, attributes and generators, once; see `ResumeHook`."""
+        """Restore hooks, attributes and generators, once; see `ResumeHook`."""
         state, self.checkpoint_state = self.checkpoint_state, None
         if state is None:
             return
@@ -240,13 +246,13 @@ class RunMixin:
             checkpoint.set_random_state(states[distributed.rank()])
         else:  # saved by another number of processes
             checkpoint.set_random_state(state["random"])
-            distributed_training.part_generators(self.args.seed, self.it)
+            distributed_training.seed_generators(self.args.seed, self.it)
 
 
-def lay_over(core: type, imbalanced: type | None = None, fast: bool = False) -> type:
-    """The class of a run: `RunMixin` over (an imbalanced algorithm over) `CoreMixin` over the core algorithm.
+def compose_run_class(core: type, imbalanced: type | None = None, fast: bool = False) -> type:
+    """The class of a run: `RunMixin`, (the imbalanced algorithm,) `CoreMixin`, core algorithm, in this order.
 
-    With `fast`, `FastMixin` is over them all.
+    With `fast`, `FastMixin` comes first.
     """
     if issubclass(core, CoreMixin):
         inner = core

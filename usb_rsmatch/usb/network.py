@@ -1,4 +1,4 @@
-"""The network that a configuration names, and whether it takes the pool's images."""
+"""The network of a configuration, and a check that it accepts the pool's images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from usb_rsmatch.keys import nearest
 
 
 def find_net(args: Namespace) -> Any:
-    """The builder of `args.net`; UserError for a name that has none, and for weights that are nowhere."""
+    """The builder of `args.net`; UserError for an unknown name, and for missing weights."""
     try:
         builder = get_net_builder(args.net, args.net_from_name)
     except AttributeError:
@@ -33,7 +33,7 @@ def find_net(args: Namespace) -> Any:
 
 @torch.no_grad()
 def try_network(algorithm: Any) -> None:
-    """One image through the network, before anything is written: whatever it raises tells that the two do not fit."""
+    """Pass one image through the network before anything is written; any error means that the two do not fit."""
     args = algorithm.args
     if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
         return

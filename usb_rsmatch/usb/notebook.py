@@ -1,6 +1,6 @@
-"""USB's notebook functions, opened to our data sets and to machines without a GPU.
+"""USB's notebook functions, extended to our data sets and to machines without a GPU.
 
-`get_dataset`, `get_algorithm` and `Trainer` keep their signatures; what they cannot do is handed to ours.
+`get_dataset`, `get_algorithm` and `Trainer` keep their signatures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def get_dataset(
 ) -> Any:
     """USB's `get_dataset`, which also knows our data sets and, with `args.synthetic`, hybrid pools.
 
-    A pool is kept in `args.pool`, and built anew where a key of it has changed.
+    A pool is stored in `args.pool`, and rebuilt if one of its keys has changed.
     """
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
@@ -45,7 +45,7 @@ def get_dataset(
     asked.data_dir, asked.include_lb_to_ulb = data_dir, include_lb_to_ulb
     if not describes_pool(asked):
         found = _usb_get_dataset(args, algorithm, dataset, num_labels, num_classes, data_dir, include_lb_to_ulb)
-        if found is None:  # what USB says by it turns into an error somewhere in training
+        if found is None:  # USB returns None, which would fail later in training
             raise UserError(f"unknown dataset {dataset!r}{nearest(dataset, dataset_names())}")
         return found
     if not _is_pool_of(getattr(args, "pool", None), asked):
@@ -54,27 +54,27 @@ def get_dataset(
 
 
 def _is_pool_of(pool: Any, args: Any) -> bool:
-    """Whether `pool` is what the keys of `args` ask for; one that was put together by hand is."""
+    """Whether `pool` matches the keys of `args`; a pool that was built by hand always does."""
     from usb_rsmatch.data.pool.settings import PoolConfig
 
     if pool is None or not pool.config:
         return pool is not None
     asked = PoolConfig.read(args).as_dict()
     size = asked.pop("img_size")
-    del asked["num_classes"]  # told by the data set, so that it cannot differ
+    del asked["num_classes"]  # determined by the data set
     return size in (None, pool.unlabeled.images.shape[1]) and asked.items() <= pool.config.items()
 
 
 def get_algorithm(args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None) -> Any:
-    """USB's `get_algorithm`, with device, evaluation and checkpoints laid over the class."""
+    """USB's `get_algorithm`, with our mixins for device, evaluation and checkpoints."""
     from usb_rsmatch.keys import convert
     from usb_rsmatch.usb.config import KEYS
-    from usb_rsmatch.usb.mixins import lay_over
+    from usb_rsmatch.usb.mixins import compose_run_class
 
     if args.algorithm not in ALGORITHMS:
         return _usb_get_algorithm(args, net_builder, tb_log, logger)  # raises USB's own error
     args.rs_fast = convert(KEYS["rs_fast"], getattr(args, "rs_fast", False), "configuration")  # a list, unread by USB
-    kind = lay_over(ALGORITHMS[args.algorithm], fast=bool(args.rs_fast))
+    kind = compose_run_class(ALGORITHMS[args.algorithm], fast=bool(args.rs_fast))
     algorithm = kind(args, net_builder, tb_log=tb_log, logger=logger)
     algorithm.model.to(algorithm.device)
     algorithm.ema_model.to(algorithm.device)
@@ -82,9 +82,10 @@ def get_algorithm(args: Any, net_builder: Any, tb_log: Any = None, logger: Any =
 
 
 class Trainer:
-    """USB's notebook `Trainer`, on any device; its own skips the hooks that update weights (`lighting/trainer.py:57`).
+    """USB's notebook `Trainer`, for any device; the original skips the hooks that update weights
+    (`lighting/trainer.py:57`).
 
-    It trains through the algorithm's own loop, hooks and checkpoints, over the loaders that `fit` is given.
+    It trains through the algorithm's own loop, hooks and checkpoints, with the loaders given to `fit`.
     """
 
     def __init__(self, config: Any, algorithm: Any, verbose: int = 0) -> None:
@@ -96,7 +97,7 @@ class Trainer:
         """Train for `num_train_iter` steps; `latest_model.pth` and `model_best.pth` are written to the save folder."""
         algorithm = self.algorithm
         if algorithm.it >= algorithm.num_train_iter:
-            self.logger.info(f"All {algorithm.it} steps are done: to train again, make a new one by get_algorithm.")
+            self.logger.info(f"All {algorithm.it} steps are done: to train again, create a new one by get_algorithm.")
             return
         algorithm.loader_dict = {"train_lb": train_lb_loader, "train_ulb": train_ulb_loader, "eval": eval_loader}
         algorithm.print_fn = self.logger.info
@@ -117,7 +118,7 @@ class Trainer:
         return result
 
     def predict(self, data_loader: Any, use_ema_model: bool = False, return_gt: bool = False) -> Any:
-        """Classes and probabilities (and, with `return_gt`, the true classes) as arrays, as USB gives them."""
+        """Classes and probabilities (and, with `return_gt`, the true classes) as arrays, as in USB."""
         logits, targets = self._logits(data_loader, use_ema_model)
         predictions, probabilities = logits.argmax(1).numpy(), logits.softmax(1).numpy()
         return (predictions, probabilities, targets.numpy()) if return_gt else (predictions, probabilities)
@@ -140,8 +141,8 @@ class Trainer:
         return torch.cat(logits), torch.cat(targets)
 
 
-def open_to_plugin() -> None:
-    """Put the three in the places from which notebooks and algorithms import them."""
+def replace_usb_functions() -> None:
+    """Replace the three functions in the modules from which notebooks and algorithms import them."""
     for module in (semilearn, core_utils, build, algorithmbase):
         module.get_dataset = get_dataset
     semilearn.get_algorithm = algorithms.get_algorithm = get_algorithm

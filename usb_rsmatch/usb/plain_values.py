@@ -1,4 +1,4 @@
-"""Values from outside, YAML files and flags, as plain Python ones of bounded size."""
+"""Reads YAML files and flags as plain Python values of limited size and depth."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import yaml
 
 from usb_rsmatch.errors import UserError
 
-MOST_VALUES = 100_000  # a configuration's; aliases of aliases would unfold to billions
+MOST_VALUES = 100_000  # values in a configuration; nested aliases could expand to billions
 LONGEST = 2_000_000  # bytes of a configuration file
-DEEPEST = 50  # lists in lists; an alias to what holds it would never end
+DEEPEST = 50  # nesting of lists; a recursive alias would never end
 
 
-class _Shallow(yaml.SafeLoader):
-    """PyYAML's safe loader, whose time grows with the square of the depth, up to a depth that nobody writes."""
+class _DepthLimitedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with a depth limit, as its time grows with the square of the depth."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         self._refuse_if(self.flow_level)
@@ -35,10 +35,10 @@ class _Shallow(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as a mapping; UserError for what is no YAML mapping of plain values."""
+    """Read a configuration file as a mapping; UserError for anything but a YAML mapping of plain values."""
     try:
         if path.stat().st_size > LONGEST:
-            raise UserError(f"{path} has more than {LONGEST:,} bytes: it is no configuration")
+            raise UserError(f"{path} has more than {LONGEST:,} bytes: it is not a configuration")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -46,27 +46,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
+        raise UserError(f"{path} contains no mapping of keys to values")
     return content
 
 
 def parse(text: str, where: str) -> Any:
     """The plain value of a YAML text; UserError that names `where` and the line."""
     try:
-        return plain(yaml.load(text, _Shallow), where)
+        return plain(yaml.load(text, _DepthLimitedLoader), where)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{where}{line} is not valid YAML: {problem}") from None
-    except (ValueError, RecursionError) as error:  # 2024-13-45 is no date; a thousand brackets
+    except (ValueError, RecursionError) as error:  # such as the date 2024-13-45, or a thousand brackets
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())[:120]}") from None
 
 
 def plain(value: Any, where: str) -> Any:
     """A copy of `value` made of mappings with text keys, lists, text, numbers, booleans and None.
 
-    Dates become text, as they were written. Errors: UserError for other types, and for what is too deep or too large.
+    Dates become text, as they were written. Raises UserError for other types, and for values too deep or too large.
     """
     left = MOST_VALUES
 
@@ -77,7 +77,7 @@ def plain(value: Any, where: str) -> Any:
             raise UserError(f"{where} holds more than {MOST_VALUES:,} values, or lists more than {DEEPEST} deep")
         if isinstance(node, np.generic):
             node = node.item()
-        if isinstance(node, int) and node.bit_length() > 1024:  # Python does not even print it
+        if isinstance(node, int) and node.bit_length() > 1024:  # Python cannot print it
             raise UserError(f"{where} holds a number of {node.bit_length()} bits")
         if node is None or isinstance(node, (bool, int, float, str)):
             return node

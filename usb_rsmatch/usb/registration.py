@@ -1,4 +1,4 @@
-"""Registers RSMatch with semilearn, once: now if semilearn is imported already, else right after its import."""
+"""Registers RSMatch with semilearn once: immediately if semilearn is imported already, else right after its import."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-mended: list[str] = []  # what `compat` changed in this process, for `doctor`
+applied_fixes: list[str] = []  # what `compat` has fixed in this process, for `doctor`
 
 
 def register() -> None:
-    """Mend semilearn, add our networks and algorithms to its registries, open its notebook functions to our data."""
+    """Fix semilearn, add our networks and algorithms to its registries, extend its notebook functions to our data."""
     from usb_rsmatch.usb import compat
 
-    mended.extend(compat.mend())
+    applied_fixes.extend(compat.apply_fixes())
     from usb_rsmatch.algorithms import iomatch, networks, openmatch, refixmatch, rsmatch, scomatch, sequencematch, uasd
     from usb_rsmatch.usb import notebook
 
     networks.register_networks()
     for module in (rsmatch, openmatch, iomatch, scomatch, uasd, refixmatch, sequencematch):
         module.register()
-    notebook.open_to_plugin()
+    notebook.replace_usb_functions()
 
 
-class _ThenRegister(Loader):
+class _RegisteringLoader(Loader):
     """semilearn's own loader, followed by `register`."""
 
     def __init__(self, loader: Any) -> None:
@@ -39,8 +39,8 @@ class _ThenRegister(Loader):
     def exec_module(self, module: ModuleType) -> None:
         from usb_rsmatch.usb import compat
 
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WhenSemilearnIsImported)]
-        mended.extend(function.__name__ for function in compat.BEFORE_IMPORT if function())
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _SemilearnFinder)]
+        applied_fixes.extend(function.__name__ for function in compat.BEFORE_IMPORT if function())
         self.loader.exec_module(module)
         module.__loader__ = self.loader
         if module.__spec__ is not None:
@@ -51,8 +51,8 @@ class _ThenRegister(Loader):
         return getattr(self.loader, name)
 
 
-class _WhenSemilearnIsImported(MetaPathFinder):
-    """Gives semilearn's spec with `_ThenRegister` as its loader; asking for the spec alone changes nothing."""
+class _SemilearnFinder(MetaPathFinder):
+    """Finds semilearn's spec with `_RegisteringLoader` as its loader; looking up the spec alone changes nothing."""
 
     searching = False
 
@@ -67,13 +67,13 @@ class _WhenSemilearnIsImported(MetaPathFinder):
         finally:
             self.searching = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)
         return spec
 
 
 def install() -> None:
-    """Register now where semilearn is imported, else as soon as it is. Calling it again changes nothing."""
+    """Register now if semilearn is imported, else as soon as it is. Calling it again changes nothing."""
     if "semilearn" in sys.modules:
         register()
-    elif not any(isinstance(finder, _WhenSemilearnIsImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenSemilearnIsImported())
+    elif not any(isinstance(finder, _SemilearnFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _SemilearnFinder())

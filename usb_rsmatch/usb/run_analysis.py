@@ -1,7 +1,7 @@
-"""`analysis.npz`, what a finished run leaves for pictures: confusion matrix, pool scores, features, small images.
+"""`analysis.npz`, a finished run's data for plots: confusion matrix, pool scores, features, small images.
 
-One file a run of about a megabyte at most, written once at the end, so that a report needs neither the data nor the
-network again. It is made from what training left behind and changes nothing of it.
+One file of about a megabyte at most, written at the end of a run, so that a report needs neither the data nor the
+network. Writing it does not change the run.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from usb_rsmatch.io import atomic_write
 
 NAME = "analysis.npz"
 FORMAT = 1
-FEATURES = 600  # images whose features are kept, half of them synthetic where the pool has as many
+FEATURES = 600  # images whose features are stored, half of them synthetic if possible
 FEATURE_BATCH = 256
-EXTREMES = 28  # images at either end of the detector's score
-QUEUED = 60  # images of the queue, spread over its classes
+EXTREMES = 28  # images with the lowest and with the highest scores
+QUEUED = 60  # images of the queue, distributed over its classes
 PICTURE = 64  # pixels; larger images are reduced
 
 
 def write_analysis(algorithm: Any, folder: Path) -> Path:
-    """Write the file of a run that has trained to its end; gives its path. `bench/analysis.py` reads it."""
+    """Write the file of a finished run; returns its path. `report/analysis_file.py` reads it."""
     content: dict[str, Any] = {"format": FORMAT, "confusion": confusion(algorithm)}
     pool = getattr(algorithm.args, "pool", None)
     if pool is not None:
@@ -40,8 +40,8 @@ def write_analysis(algorithm: Any, folder: Path) -> Path:
 
 
 def confusion(algorithm: Any) -> np.ndarray:
-    """Counts int64 [K, K] of the averaged weights on the test set, true class by predicted class."""
-    if getattr(algorithm, "_confusion", None) is None:  # a process that only found the training done
+    """Counts int64 [K, K] of the EMA weights on the test set, true class by predicted class."""
+    if getattr(algorithm, "_confusion", None) is None:  # in a process that did not train itself
         algorithm.evaluate()
     return algorithm._confusion
 
@@ -59,7 +59,7 @@ def features(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
         for start in range(0, len(chosen), FEATURE_BATCH):
             x = algorithm.dataset_dict["train_ulb"].plain_views(chosen[start : start + FEATURE_BATCH])
             output = algorithm.model(x.to(algorithm.device))
-            if not isinstance(output, dict) or "feat" not in output:  # a network of a plugin, which owes us none
+            if not isinstance(output, dict) or "feat" not in output:  # a plugin's network may have none
                 return {}
             parts.append(output["feat"].flatten(1).float().cpu().numpy())
     if not parts:
@@ -72,8 +72,8 @@ def features(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
 
 
 def scores(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
-    """The detector's scores float32 [n] with each one's generator, and pictures; nothing without a detector."""
-    if not hasattr(algorithm, "_pool_scores"):  # a process that only found the training done
+    """The detector's scores float32 [n] with each image's generator, and thumbnails; nothing without a detector."""
+    if not hasattr(algorithm, "_pool_scores"):  # in a process that did not train itself
         vars(algorithm).setdefault("log_dict", {})
         for hook in algorithm.hooks_dict.values():
             if hasattr(hook, "measure"):
@@ -97,13 +97,13 @@ def scores(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
         content["queued_class"] = content["queue_class"][places]
     for name, index in shown.items():
         content[f"{name}_images"] = pictures(pool.images[index])
-        content[f"{name}_scores"] = by_index[index]  # NaN where an image was not among the measured ones
+        content[f"{name}_scores"] = by_index[index]  # NaN for an image that was not evaluated
         content[f"{name}_generator"] = pool.generator[index]
     return content
 
 
 def spread_over_classes(classes: np.ndarray, count: int) -> np.ndarray:
-    """Places of at most `count` of `classes` int64 [n], the same number of each class, the newest (last) ones."""
+    """Positions of at most `count` of `classes` int64 [n], equally many of each class, the newest (last) ones."""
     present = np.unique(classes)[:count]
     each = count // max(len(present), 1)
     parts = [np.flatnonzero(classes == label)[::-1][:each] for label in present]

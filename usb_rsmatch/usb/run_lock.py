@@ -1,4 +1,4 @@
-"""One process at a time in a run folder, by a lock of the operating system's that ends with its process."""
+"""A lock for run folders: one process at a time, by an operating system lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import is_leftover, remove_leftovers
 
 LOCK = ".lock"
-_held: dict[Path, int] = {}  # by which process of ours: the system would give its lock to the same one twice
+_held: dict[Path, int] = {}  # locks of this process: the system would grant the lock to the same process twice
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made if need be, and clear it of what a killed process left half-written.
+    """Lock `folder`, creating it if necessary, and remove incomplete files that a killed process left.
 
-    The file `.lock` stays and names the last holder. A file system without locks gives none: then two runs in one
-    folder are not found. Errors: UserError where another process holds it.
+    The file `.lock` stays and names the last holder. On a file system without locks, two runs in one folder are not
+    detected. Raises UserError if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / LOCK).resolve()
@@ -40,23 +40,23 @@ def locked(folder: Path) -> Iterator[None]:
             remove_leftovers(folder)
             yield
         finally:
-            del _held[path]  # closing the file gives the lock back
+            del _held[path]  # closing the file releases the lock
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing but a lock and half-written files is in a folder, which then can become a run folder."""
+    """Whether a folder contains only a lock and incomplete files, so that it can become a run folder."""
     return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
 
 
 def _taken(folder: Path, holder: str) -> str:
-    return f"{folder} is in use: {holder} trains in it; wait for its end, or choose another save_name"
+    return f"{folder} is in use: {holder} is training in it; wait until it ends, or choose another save_name"
 
 
 if sys.platform == "win32":
     import msvcrt
 
     def _try_lock(file: IO[str]) -> bool:
-        file.seek(1 << 20)  # past the text, which stays readable
+        file.seek(1 << 20)  # after the text, which stays readable
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -67,7 +67,7 @@ else:
     import fcntl
 
     def _try_lock(file: IO[str]) -> bool:
-        """A record lock, which a loader's worker processes do not inherit: they may outlive a killed run."""
+        """A record lock, which worker processes do not inherit: they may live longer than a killed run."""
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

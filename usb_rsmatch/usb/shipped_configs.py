@@ -1,4 +1,4 @@
-"""Configurations that come with the package, by name: in a checkout's config/ or in the installed wheel."""
+"""The configurations shipped with the package, by name: in a checkout's config/ or in the installed wheel."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def shipped_names() -> list[str]:
 def find_config(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the file that a user means: a path with or without .yaml, else a shipped configuration's name.
 
-    A file of the user's goes before a shipped one. Shipped names may be written as paths in a checkout are,
+    A user's file has priority over a shipped one. Shipped names may also be written as paths of a checkout,
     `config/quickstart/rsmatch.yaml`, so that a documented command works from an installed wheel as well.
 
-    Errors: UserError with the nearest names.
+    Raises UserError with the nearest names.
     """
     given = os.fspath(name_or_path)
     for path in (given, f"{given}.yaml"):
-        if os.path.isfile(path):  # False also for what can be no path at all
+        if os.path.isfile(path):  # False also for text that cannot be a path
             return Path(path)
     name = given.replace("\\", "/").removesuffix(".yaml").removeprefix("./").removeprefix("config/")
     names = shipped_names()

@@ -1,4 +1,4 @@
-"""The state of hooks and algorithms as tensors and plain values: a checkpoint holds all of it and loads safely."""
+"""The state of hooks and algorithms as tensors and plain values, which checkpoints store and load safely."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# Attributes of an algorithm that its constructor sets again, or that the checkpoint holds elsewhere.
+# Attributes of an algorithm that its constructor sets, or that the checkpoint stores elsewhere.
 _BUILT_ANEW = """
     args model ema_model optimizer scheduler loss_scaler ema loader_dict dataset_dict hooks_dict _hooks tb_log print_fn
     net_builder bn_controller amp_cm ce_loss consistency_loss it epoch start_epoch epochs best_it best_eval_acc
@@ -22,12 +22,12 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def pack(value: Any) -> Any:
-    """Turn a value into tensors and plain Python ones; raises TypeError for what has no such form."""
+    """Convert a value to tensors and plain Python values; raises TypeError if that is not possible."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, np.generic):
         value = value.item()
-    if type(value) in _PLAIN:  # an IntEnum is an int too, but loading one means running its class
+    if type(value) in _PLAIN:  # an IntEnum is an int too, but loading it would execute its class
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.isnative:
         flat = torch.from_numpy(np.array(value, order="C").reshape(-1))
@@ -64,9 +64,9 @@ def unpack(value: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def capture(owner: Any, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Everything in `owner.__dict__` that has a plain form; names with an underscore are of this process only.
+    """All values of `owner.__dict__` that can be packed, except names that begin with an underscore.
 
-    An owner with `state_dict` speaks for itself.
+    If the owner has a `state_dict`, that is used instead.
     """
     if callable(getattr(owner, "state_dict", None)):
         return owner.state_dict()
@@ -77,12 +77,12 @@ def capture(owner: Any, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         try:
             state[name] = pack(value)
         except TypeError:
-            continue  # modules, functions and handles are built anew by the constructor
+            continue  # modules, functions and handles are created by the constructor
     return state
 
 
 def restore(owner: Any, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-    """Set what `capture` gave; tensors return to the device of the one they replace, else to `device`."""
+    """Restore what `capture` returned; tensors go to the device of the tensor that they replace, else to `device`."""
     if callable(getattr(owner, "load_state_dict", None)):
         owner.load_state_dict(state)
         return

@@ -1,4 +1,4 @@
-"""Seconds a step of an algorithm's own training loop, for estimates and benchmarks."""
+"""Measures the seconds per step of an algorithm's own training loop, for estimates and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 
 
 class _Pause(Exception):
-    """Ends a loop after the steps that were asked for."""
+    """Raised to end a training loop after the requested steps."""
 
 
-class _StepClock(Hook):
+class _StepTimer(Hook):
     """Measures whole steps of a training loop, with their data, from the last hook of one step to that of another.
 
     A loop's first step is not measured: USB draws the order of all samples of an epoch before it.
@@ -37,9 +37,9 @@ class _StepClock(Hook):
             raise _Pause
 
 
-def steps_of(algorithm: Any, steps: int) -> Callable[[], float]:
-    """The side that goes on with the algorithm's own `train` by a step and `steps` measured ones; seconds a step."""
-    clock = _StepClock(steps)
+def time_steps(algorithm: Any, steps: int) -> Callable[[], float]:
+    """A function that continues the algorithm's own `train` by one step and `steps` measured ones; seconds per step."""
+    clock = _StepTimer(steps)
     algorithm.register_hook(clock, "StepClock", "LOWEST")
 
     def side() -> float:
@@ -48,6 +48,6 @@ def steps_of(algorithm: Any, steps: int) -> Callable[[], float]:
                 algorithm.train()
         except _Pause:
             return clock.seconds
-        raise RuntimeError("the loop ended before it was paused: num_train_iter is too small")
+        raise RuntimeError("the training loop ended too early: num_train_iter is too small")
 
     return side

@@ -1,7 +1,7 @@
-"""TensorBoard and Weights & Biases behind USB's own switches: the lines of `metrics.jsonl`, as often as these.
+"""TensorBoard and Weights & Biases, switched on by USB's own keys: they get every line of `metrics.jsonl`.
 
-USB sends them at evaluations only (TensorBoard, its head) or eleven chosen values (Weights & Biases), so both are
-written here instead. A resumed run goes on in the same curves.
+USB's own hooks write at evaluations only (TensorBoard, HEAD) or only eleven values (Weights & Biases). A resumed run
+continues the same curves.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from usb_rsmatch.usb import config
 
 
 class Tracker(Protocol):
-    """Takes the numbers of a step; steps count from 1, as in `metrics.jsonl`."""
+    """Logs the numbers of a step; steps count from 1, as in `metrics.jsonl`."""
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
     def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Event files in `<run folder>/tensorboard`; what an interrupted process wrote after step `done` is dropped."""
+    """Event files in `<run folder>/tensorboard`; events that an interrupted process wrote after step `done` are
+    hidden.
+    """
 
     def __init__(self, folder: Path, done: int) -> None:
         try:
@@ -42,7 +44,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run under USB's project, name and tags; its files are in `<run folder>/wandb`."""
+    """A W&B run with USB's project, name and tags; its files are in `<run folder>/wandb`."""
 
     def __init__(self, folder: Path, args: Any) -> None:
         try:
@@ -55,7 +57,7 @@ class WeightsAndBiases:
             self.run = wandb.init(
                 project=folder.resolve().parent.name,
                 name=folder.name,
-                id=name,  # the same after a stop
+                id=name,  # the same id after a resume
                 resume="allow",
                 dir=str(folder),
                 config=settings,
@@ -79,7 +81,7 @@ class WeightsAndBiases:
 
 
 def trackers(args: Any, folder: Path, done: int) -> list[Tracker]:
-    """Those that a configuration asks for, for a run that has done `done` steps; UserError where one cannot begin."""
+    """The trackers of a configuration, for a run with `done` completed steps; UserError if one cannot start."""
     found: list[Tracker] = []
     if args.use_tensorboard:
         found.append(TensorBoard(folder, done))

@@ -1,4 +1,4 @@
-"""From a configuration to a trained run folder: the stand-in for USB's train.py, which its wheel lacks."""
+"""Trains a configuration into a run folder: the counterpart of USB's train.py, which its wheel lacks."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def train(
     max_minutes: float | None = None,
     note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> dict[str, Any]:
-    """Train a configuration (file, shipped name or mapping) to its end, or go on where its run folder stopped.
+    """Train a configuration (file, shipped name or mapping) to its end, or resume where its run folder stopped.
 
-    Gives the contents of `result.json`. Errors: UserError before anything is written; RunFailed where training fails;
-    Interrupted after a checkpoint where it was asked to stop or `max_minutes` are over.
+    Returns the contents of `result.json`. Raises UserError before anything is written, RunFailed if training fails, and
+    Interrupted, with a checkpoint saved, after a stop request or `max_minutes`.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"--max-minutes takes a number of at least 0, not {max_minutes:g}")
@@ -53,38 +53,38 @@ def train(
     args.save_name = args.save_name or config.default_save_name(args)
     args.device = choose_device(args.device)
     folder = Path(args.save_dir) / args.save_name
-    with distributed.joined(args.device), Stop(max_minutes) as stop, contextlib.ExitStack() as held:
+    with distributed.process_group(args.device), Stop(max_minutes) as stop, contextlib.ExitStack() as held:
         note = note if distributed.rank() == 0 else lambda line: None
         for line in notes:
             note(f"note: {line}")
-        done = distributed.by_first(check_folder, folder, args)
+        done = distributed.on_rank_zero(check_folder, folder, args)
         if done is not None:
             note(f"{folder} is done: {config_line(done)}")
             return done
         algorithm = build(args)
-        distributed.by_first(lambda: held.enter_context(locked(folder)))
-        done = distributed.by_first(check_folder, folder, algorithm.config)  # another process may have finished it
+        distributed.on_rank_zero(lambda: held.enter_context(locked(folder)))
+        done = distributed.on_rank_zero(check_folder, folder, algorithm.config)  # another process may have finished it
         return done if done is not None else _train(algorithm, folder, stop, note)
 
 
 def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
-    """Train to the end and write the result, in a run folder that this process or the first one holds."""
-    state, damage = distributed.by_first(checkpoint.read_latest, folder)
+    """Train to the end and write the result, in a run folder that this process (or the first one) has locked."""
+    state, damage = distributed.on_rank_zero(checkpoint.read_latest, folder)
     if state is not None:
         checkpoint.load(algorithm, state, f"the checkpoint in {folder}")
     elif algorithm.args.start_from:
-        state = distributed.by_first(checkpoint.read, Path(algorithm.args.start_from))
+        state = distributed.on_rank_zero(checkpoint.read, Path(algorithm.args.start_from))
         checkpoint.load(algorithm, state, f"start_from: {algorithm.args.start_from}")
         if algorithm.it >= algorithm.num_train_iter:
             raise UserError(f"start_from: it is at step {algorithm.it} already: raise num_train_iter")
-    distributed.by_first(prepare_folder, folder, algorithm.args, algorithm)
+    distributed.on_rank_zero(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
-        distributed.by_first(checkpoint.set_aside, folder)
+        distributed.on_rank_zero(checkpoint.set_aside, folder)
     if state is not None:
         if (lack := checkpoint.lack(state)) is not None:
             note(f"note: {lack}")
-        note(f"going on after step {algorithm.it} of {algorithm.num_train_iter}")
+        note(f"resuming after step {algorithm.it} of {algorithm.num_train_iter}")
     elif hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):
         note(f"detector: {cost:.2%} of the network's multiply-adds")
     drop_hook(algorithm, "WANDBHook")
@@ -97,28 +97,28 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     algorithm.stop_requested = stop
     try:
         if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-            algorithm.warmup()  # no step that a checkpoint could hold: a signal within it leaves at once
+            algorithm.warmup()  # not part of a checkpoint: a signal ends it at once
         stop.begin()
         algorithm.train()
         if hasattr(algorithm, "finetune"):
             algorithm.finetune()
-        return distributed.by_first(finish, algorithm, folder)
+        return distributed.on_rank_zero(finish, algorithm, folder)
     except (UserError, RunFailed, Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:
         reason = " ".join(f"{folder.name}: {type(error).__name__}: {error}".split())
         if isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker" in str(error):
-            reason += " (a worker process of the loader has ended; the system kills them where memory is short)"
+            reason += " (a worker process of the loader has ended; the system kills processes when memory is short)"
         if distributed.size() > 1:
             who = f"process {distributed.rank()} of {distributed.size()}"
             raise RunFailed(f"{who}: {reason}; the last checkpoint is kept (has another process ended?)") from error
         try:
             saved = algorithm.save_between_steps()
-        except Exception as again:  # a full disk takes no checkpoint either
-            raise RunFailed(f"{reason}; {again}; the checkpoint before it is kept") from error
+        except Exception as again:  # a full disk prevents a checkpoint too
+            raise RunFailed(f"{reason}; {again}; the previous checkpoint is kept") from error
         if saved and stop():  # the signal reached the worker processes too
             raise Interrupted(f"stopped after step {algorithm.it} of {algorithm.num_train_iter}; saved") from error
-        then = f"; saved after step {algorithm.it}, the same command goes on" if saved else ""
+        then = f"; saved after step {algorithm.it}, the same command resumes" if saved else ""
         raise RunFailed(reason + then) from error
     finally:
         if "ProgressHook" in algorithm.hooks_dict:
@@ -127,7 +127,7 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
 
 
 def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
-    """Write what a run leaves that has trained to its end; gives its result."""
+    """Write the analysis and the result of a finished training; returns the result."""
     if algorithm.args.analysis:
         write_analysis(algorithm, folder)
     result = make_result(algorithm, folder)
@@ -139,11 +139,11 @@ def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
-    """The result of a finished run, None for one to start or go on; UserError for a folder of another configuration."""
+    """The result of a finished run, None for a run to start or resume; UserError for another configuration's folder."""
     path = folder / "config.yaml"
     if not path.exists():
         if folder.is_dir() and not is_empty(folder):
-            raise UserError(f"{folder} exists and is no run folder: choose another save_name")
+            raise UserError(f"{folder} exists and is not a run folder: choose another save_name")
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
@@ -157,7 +157,7 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
 def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
     """Write the resolved configuration and the pool's manifest, and open the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():  # first of all: what makes this a run folder
+    if not (folder / "config.yaml").exists():  # first: this file makes it a run folder
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
@@ -168,16 +168,16 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
 
 
 class RunLog(logging.FileHandler):
-    """The log of a run; a disk that takes no line of it stops the run, as one that takes no checkpoint does."""
+    """The log of a run; an error while writing it, such as a full disk, stops the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise
 
 
 def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write the pool's manifest, or compare it with the one that the run began with.
+    """Write the pool's manifest, or compare it with the one with which the run started.
 
-    Errors: UserError where images, labels or their order differ: the checkpoint's indices would mean other images.
+    Raises UserError if images, labels or their order differ: the checkpoint's indices would refer to other images.
     """
     if not path.exists():
         write_json(path, manifest)
@@ -185,11 +185,11 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
     try:
         before = parse_json(path.read_text(encoding="utf-8"))["parts"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is cut off or no manifest: move it away and run again") from None
+        raise UserError(f"{path} is incomplete or not a manifest: move it away and run again") from None
     for name in sorted(before.keys() | manifest["parts"].keys()):
         if before.get(name) != manifest["parts"].get(name):
             raise UserError(
-                f"{path.parent}: the {name} images are not those that the run began with: bring them back, or choose "
+                f"{path.parent}: the {name} images are not those with which the run started: restore them, or choose "
                 "another save_name"
             )
 
@@ -197,9 +197,9 @@ def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
 def build(args: Namespace, pool: Any = None) -> Any:
     """The algorithm of a resolved configuration, seeded, on its device; nothing is written here.
 
-    `pool` stands in for the one that the configuration describes: an outline of it, say.
+    `pool` replaces the one that the configuration describes, for example by a placeholder.
     """
-    from usb_rsmatch.usb.mixins import lay_over
+    from usb_rsmatch.usb.mixins import compose_run_class
 
     random.seed(args.seed)
     np.random.seed(args.seed)
@@ -214,30 +214,30 @@ def build(args: Namespace, pool: Any = None) -> Any:
     logger.handlers[:] = [logging.NullHandler()]
     net_builder = find_net(args)
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
-    kind = lay_over(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
+    kind = compose_run_class(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
-        with warnings.catch_warnings():  # semilearn's AMP scaler: an old name, and no use without CUDA
+        with warnings.catch_warnings():  # semilearn's AMP scaler has a deprecated name, and is unused without CUDA
             warnings.filterwarnings("ignore", r"`?torch\.cuda\.amp\.GradScaler")
             algorithm = kind(args, net_builder, logger=logger)
         algorithm.config, algorithm.logger = asked, logger
         for model in (algorithm.model, algorithm.ema_model):
             model.to(args.device)
-            model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms say model.module, as under DDP
+            model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms use model.module, as with DDP
         try_network(algorithm)
-        distributed_training.alike(algorithm.model)
+        distributed_training.broadcast_model(algorithm.model)
         distributed_training.gather_in_hooks(algorithm)
-        distributed_training.part_generators(args.seed, 0)
-        algorithm.ngpus_per_node = max(args.world_size, 1)  # USB's logs then are the first process's, also without GPUs
+        distributed_training.seed_generators(args.seed, 0)
+        algorithm.ngpus_per_node = max(args.world_size, 1)  # USB then logs in the first process
     except UserError:
         raise
-    except Exception as error:  # USB's constructors say by any exception what does not go together
+    except Exception as error:  # USB's constructors raise any exception for incompatible settings
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
     return algorithm
 
 
 def complete(args: Namespace, pool: Any = None) -> None:
-    """What USB's code reads beside the configuration: the pool and its sizes, and one process on one device."""
+    """Add what USB's code reads in addition to the configuration: the pool and its sizes, process and device."""
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
     from usb_rsmatch.data.views.settings import describes_pool
@@ -251,22 +251,22 @@ def complete(args: Namespace, pool: Any = None) -> None:
         args.img_size = args.pool.unlabeled.images.shape[1]
     if args.num_classes is None:
         near = config.nearest(args.dataset, dataset_names())
-        raise UserError(f"unknown dataset {args.dataset!r}{near} (one that USB alone reads needs num_classes)")
+        raise UserError(f"unknown dataset {args.dataset!r}{near} (a data set that only USB reads needs num_classes)")
     args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
     args.gpu = int(os.environ.get("LOCAL_RANK", "0")) * (distributed.size() > 1) if args.device == "cuda" else None
     args.rank, args.world_size = distributed.rank(), distributed.size()
     args.distributed = args.multiprocessing_distributed = args.world_size > 1
     if args.distributed and getattr(args, "pool", None) is None:
-        raise UserError(f"several processes train on a pool of ours, not on USB's own loaders of {args.dataset!r}")
+        raise UserError(f"several processes need a pool of this package, not USB's own loaders of {args.dataset!r}")
     if args.distributed and args.algorithm in ("scomatch", "uasd"):
-        raise UserError(f"{args.algorithm} remembers the pool in one process alone: start it without torchrun")
+        raise UserError(f"{args.algorithm} keeps its memory of the pool in a single process: start it without torchrun")
     if args.batch_size % args.world_size:
         raise UserError(f"batch_size {args.batch_size} does not divide by {args.world_size} processes")
     if args.rank > 0:
         args.use_tensorboard = args.use_wandb = args.use_aim = False
     args.resume, args.load_path = False, None
     if not hasattr(args, "use_epass"):
-        args.use_epass = False  # simmatch and comatch read it, no parser of USB's head sets it
+        args.use_epass = False  # simmatch and comatch read it, no parser of USB's HEAD sets it
 
 
 # result -----------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
     """The contents of `result.json`, from the metrics of the whole run."""
     args, lines = algorithm.args, read_metrics(folder / "metrics.jsonl")
     last = lines[-1] if lines else {}
-    if last.get("it") != args.num_train_iter or "eval/top-1-acc" not in last:  # the file was removed, or a power cut
+    if last.get("it") != args.num_train_iter or "eval/top-1-acc" not in last:  # a lost file
         last = algorithm.evaluate()
     pool = getattr(args, "pool", None)
     seconds = algorithm.hooks_dict["TimerHook"].seconds
@@ -309,15 +309,15 @@ def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished run; UserError for a file that is cut off."""
+    """The result of a finished run; UserError for an incomplete file."""
     try:
         return parse_json((folder / "result.json").read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{folder / 'result.json'} is cut off or not JSON: move it away and run again") from None
+        raise UserError(f"{folder / 'result.json'} is incomplete or not JSON: move it away and run again") from None
 
 
 def config_line(result: Mapping[str, Any]) -> str:
-    """One line that tells a result."""
+    """A result in one line."""
     detection = result.get("detection")
     auroc = f", AUROC {detection['auroc']:.3f}" if detection and detection.get("auroc") is not None else ""
     return f"accuracy {100 * result['accuracy']['last']:.2f} %{auroc}, {result['time']['train_seconds']:.0f} s"
@@ -332,11 +332,11 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib(device: str) -> float | None:
-    """Peak memory of the GPU, or of this process where there is none; None where the system does not tell."""
+    """Peak memory in MiB of the GPU, or without one of this process; None if the system does not report it."""
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage also counts what the parent held before this process was started
+    if status.exists():  # Linux's getrusage includes the parent's memory before this process was started
         peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         if peaks:
             return round(int(peaks[0]) / 2**10, 1)

@@ -1,4 +1,4 @@
-"""The update of the weights: USB's own, after a look at the loss that finds a diverged run before it does harm."""
+"""The update of the weights: USB's own, after a check that stops or skips steps with a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from usb_rsmatch.errors import RunFailed
 from usb_rsmatch.usb import distributed_training
 from usb_rsmatch.usb.state import NOT_STATE, capture, restore
 
-MOST_SKIPPED = 20  # steps in a row, after which leaving out more of them does not help (ours)
+MOST_SKIPPED = 20  # consecutive skipped steps after which the run stops (ours)
 
 
 class UpdateHook(ParamUpdateHook):
-    """USB's update; with a loss that is no number the run stops, or (`rs_on_nan: skip`) leaves out that step.
+    """USB's update; if the loss is not finite, the run stops or, with `rs_on_nan: skip`, skips that step.
 
-    A step that is left out changes no weight, statistic, queue or threshold; the learning rate goes on. On a GPU
-    `stop` looks only where a log line or a checkpoint is due, because looking means waiting for the device; `skip`
-    looks at every step.
+    A skipped step changes no weight, statistic, queue or threshold; only the learning rate advances. On a GPU `stop`
+    checks only when a log line or a checkpoint is due, because each check waits for the device; `skip` checks at every
+    step.
     """
 
     def __init__(self, on_nan: str) -> None:
@@ -31,7 +31,7 @@ class UpdateHook(ParamUpdateHook):
         self.skipped = self.skipped_in_a_row = 0
 
     def remember(self, algorithm: Any) -> None:
-        """Keep what a step changes before its update, where a step may be left out."""
+        """Store what a step changes before its update, if steps may be skipped."""
         if self._skips:
             self._before = {
                 "buffers": [buffer.detach().clone() for buffer in algorithm.model.buffers()],
@@ -46,7 +46,7 @@ class UpdateHook(ParamUpdateHook):
             or self.is_last_iter(algorithm)
             or any(self.every_n_iters(algorithm, n) for n in (algorithm.num_log_iter, algorithm.num_eval_iter))
         )
-        if looks and distributed.agree(not math.isfinite(algorithm.out_dict["loss"].detach())):
+        if looks and distributed.any_process(not math.isfinite(algorithm.out_dict["loss"].detach())):
             if not self._skips:
                 raise RunFailed(diagnosis(algorithm))
             self._leave_out(algorithm)
@@ -81,8 +81,8 @@ class UpdateHook(ParamUpdateHook):
     def _leave_out(self, algorithm: Any) -> None:
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         if self._before is None or self.skipped_in_a_row >= MOST_SKIPPED:
-            raise RunFailed(f"{diagnosis(algorithm)} ({self.skipped_in_a_row} steps left out in a row)")
-        algorithm.print_fn(f"step {algorithm.it + 1} is left out: {diagnosis(algorithm)}")
+            raise RunFailed(f"{diagnosis(algorithm)} ({self.skipped_in_a_row} consecutive steps skipped)")
+        algorithm.print_fn(f"step {algorithm.it + 1} is skipped: {diagnosis(algorithm)}")
         with torch.no_grad():
             for buffer, before in zip(algorithm.model.buffers(), self._before["buffers"], strict=True):
                 buffer.copy_(before)
@@ -96,14 +96,14 @@ class UpdateHook(ParamUpdateHook):
 
 
 class RememberHook(Hook):
-    """Has `UpdateHook` keep what a step changes, right before the step."""
+    """Calls `UpdateHook.remember` directly before a step."""
 
     def before_train_step(self, algorithm: Any) -> None:
         algorithm.hooks_dict["ParamUpdateHook"].remember(algorithm)
 
 
 def diagnosis(algorithm: Any) -> str:
-    """One line on a loss that is no number: its terms, the first weights that are none either, and the remedy."""
+    """One line about a loss that is not finite: its terms, the first weights that are not finite, and the remedy."""
     terms = {key.removeprefix("train/"): value for key, value in algorithm.log_dict.items() if key.endswith("loss")}
     shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
     bad = nonfinite(algorithm.model)
@@ -111,7 +111,7 @@ def diagnosis(algorithm: Any) -> str:
     loss, lr = float(algorithm.out_dict["loss"].detach()), algorithm.optimizer.param_groups[-1]["lr"]
     return (
         f"the loss is {loss} at step {algorithm.it + 1} ({shown}; the weights are {weights}; lr {lr:.3g}); the "
-        "checkpoint before it is kept: lower lr, set clip_grad, or leave such steps out by rs_on_nan: skip"
+        "previous checkpoint is kept: lower lr, set clip_grad, or skip such steps by rs_on_nan: skip"
     )
 
 

@@ -50,7 +50,7 @@ def age(root: Path) -> None:
 
 @pytest.fixture
 def every_list_is_kept(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Keep even short lists; gives the roots that were listed anew."""
+    """Keep even short lists; returns the roots that were listed anew."""
     built: list[Path] = []
     original = file_index._build
 

@@ -24,7 +24,7 @@ from usb_rsmatch.data.views.hybrid_dataset import HybridDataset
 from usb_rsmatch.data.views.settings import LoaderSettings
 
 
-def own_session(worker: int) -> None:
+def start_own_session(worker: int) -> None:
     """Give a worker process a session of its own: Ctrl-C then reaches the run alone, which ends its workers."""
     if hasattr(os, "setsid"):
         os.setsid()
@@ -85,7 +85,7 @@ def build_loaders(
             sampler=KeyedSampler(order, batch_size, steps, settings.steps_per_epoch, share),
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=own_session,
+            worker_init_fn=start_own_session,
             pin_memory=pin,
             generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
         )
