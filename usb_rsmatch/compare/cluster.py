@@ -1,7 +1,7 @@
-"""Runs of a grid as jobs of a cluster, by submitit (an extra): SLURM, or processes of this machine to try it out.
+"""Runs of a grid as cluster jobs, by submitit (an extra): on SLURM, or as local processes for a trial.
 
-A job trains one run in a process of its own. Where the cluster ends a job before its time (preemption, time limit), the
-run saves a checkpoint, and submitit submits the job again, which goes on from there.
+A job trains one run in a process of its own. If the cluster ends a job early (preemption, time limit), the run saves a
+checkpoint, and submitit submits the job again, which resumes from there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from usb_rsmatch.compare.runner import (
 from usb_rsmatch.errors import UserError
 
 CLUSTERS = ("slurm", "local")
-MINUTES = 24 * 60  # a job's time where the options say nothing; after it the job is submitted again
+MINUTES = 24 * 60  # default time limit of a job; after it the job is submitted again
 POLL_SECONDS = 0.5
 
 
 class Training:
-    """A job: trains the run of a configuration file, and saves it where the cluster wants the machine back."""
+    """A job: trains the run of a configuration file, and saves a checkpoint when the cluster ends the job."""
 
     def __init__(self, command: Sequence[str], log: Path, threads: int | None) -> None:
         self.command, self.log, self.threads = list(command), log, threads
@@ -44,7 +44,7 @@ class Training:
 
     def __call__(self) -> int:
         """The exit code of the training."""
-        threads = threads_of(1) if self.threads is None else self.threads  # of the machine that the job is on
+        threads = threads_of(1) if self.threads is None else self.threads  # of the machine on which the job runs
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
@@ -53,23 +53,23 @@ class Training:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # the cluster's signal reaches it through `checkpoint` alone
+                start_new_session=True,  # only `checkpoint` forwards the cluster's signal
             )
         self.pid = process.pid
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the job is cancelled: the run shall save, too
+        except KeyboardInterrupt:  # the job is cancelled: the run must save as well
             process.terminate()
             raise
 
     def checkpoint(self) -> Any:
-        """Called by submitit from its signal handler, within `process.wait()`: save, and ask for another job."""
+        """Called by submitit from its signal handler, within `process.wait()`: save, and request another job."""
         import submitit
 
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.pid, signal.SIGTERM)
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # `process.wait()` holds Popen's own lock
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # `process.wait()` holds Popen's lock
         return submitit.helpers.DelayedSubmission(Training(self.command, self.log, self.threads))
 
 
@@ -85,18 +85,18 @@ class _Sent:
 
 @dataclass
 class Submission:
-    """Submits the runs and waits for them; `train()` gives the exit code as `Runner.train` does."""
+    """Submits the runs and waits for them; `train()` returns the exit code as `Runner.train` does."""
 
     runs: Sequence[Run]
     hashes: Mapping[str, str]
     cluster: str
     options: Mapping[str, Any] = field(default_factory=dict)  # submitit's parameters
-    jobs: int | None = None  # at a time; default: no limit on a cluster, as many as cores here
+    jobs: int | None = None  # parallel jobs; default: no limit on a cluster, the number of cores locally
     out: TextIO = field(default_factory=lambda: sys.stdout)
     command: Sequence[str] = TRAIN
 
     def train(self) -> int:
-        """Submit what is not done yet, and tell each run's end in a line.
+        """Submit what is not done yet, and print a line at the end of each run.
 
         Raises UserError without submitit or the cluster's commands, and for options that submitit does not know.
         """
@@ -129,7 +129,7 @@ class Submission:
                 for one in sent:
                     one.job.cancel(check=False)
             names = ", ".join(one.job.job_id for one in sent)
-            fate = "were stopped" if self.cluster == "local" else "go on: wait for them before the same command"
+            fate = "were stopped" if self.cluster == "local" else "are running: wait before you repeat the command"
             self._say(f"interrupted: {self.done} of {len(self.runs)} runs done; jobs {names} {fate}")
             return 130
         return 1 if self.failed else 0
@@ -176,7 +176,7 @@ class Submission:
         self.failed += 1
         try:
             reason = f"exit code {one.job.result()}"
-        except Exception as error:  # whatever ended the job, told by the job itself or by the cluster
+        except Exception as error:  # reported by the job itself or by the cluster
             lines = [line for line in str(error).splitlines() if line.strip()]
             reason = lines[-1].strip()[:200] if lines else type(error).__name__
         self._say(f"failed {self._count()}  {run.label}  {reason}  {took}  {log_path(run)}")

@@ -1,4 +1,4 @@
-"""From a grid file to trained runs and their report: what `usb-rsmatch compare` does."""
+"""`usb-rsmatch compare`: from a grid file to trained runs and their report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from usb_rsmatch.usb.shipped_configs import find_config
 
 
 def fingerprint(mapping: Mapping[str, Any]) -> str:
-    """The hash that a run of this configuration writes into its result."""
+    """The hash that a run of this configuration will write into its result."""
     return config.config_hash(config.resolve(mapping)[0])
 
 
@@ -34,11 +34,11 @@ def compare(
     submit: str | None = None,
     options: Sequence[str] = (),
 ) -> int:
-    """Train what is not done of a grid (file or shipped name), `jobs` runs at a time, and report it once all are there.
+    """Train the missing runs of a grid (file or shipped name), `jobs` in parallel, and report it when all are done.
 
-    `overrides` go over the base configuration of every run, `part` is I/N, with `only_show` nothing is started but a
-    few steps to time, and nothing written. `submit` names a cluster of submitit's, `options` are its KEY=VALUE.
-    Gives the exit code of `Runner`. Errors: UserError before anything is written.
+    `overrides` change the base configuration of every run; `part` is I/N. With `only_show`, only a few steps are run
+    for timing, and nothing is written. `submit` names a cluster of submitit, `options` are its KEY=VALUE parameters.
+    Returns the exit code of `Runner`. Errors: UserError before anything is written.
     """
     out = out or sys.stdout
     config.import_semilearn()

@@ -18,13 +18,13 @@ from usb_rsmatch.usb.config import nearest, read_yaml
 
 KEYS = ("name", "save_dir", "base", "config", "axes", "arms", "baseline", "include", "exclude")
 OWN = ("save_dir", "save_name")  # the grid gives each run its folder
-TAKEN = ("configs", "logs", "report", "grid.json")  # names of the grid's own in its folder
+TAKEN = ("configs", "logs", "report", "grid.json")  # reserved names in the grid's folder
 LONGEST_NAME = 120  # bytes; most file systems take 255
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a grid: its arm, its place on the axes, its whole configuration and its folder."""
+    """One training run of a grid: its arm, its axis values, its whole configuration and its folder."""
 
     arm: str
     axes: dict[str, Scalar]  # axis -> value, or the name of a named value
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What a person reads on a progress line."""
+        """The run's name in progress messages."""
         return "  ".join([self.arm, " ".join(f"{key}={value}" for key, value in self.axes.items())]).strip()
 
 
@@ -57,11 +57,11 @@ class Grid:
 
     @property
     def folder(self) -> Path:
-        """Where the runs, their configurations and the grid's own record lie."""
+        """The folder of the runs, their configurations and the grid's record."""
         return self.save_dir / self.name
 
     def record(self, runs: Sequence[Run], hashes: Mapping[str, str]) -> GridRecord:
-        """The grid as its results need it; `hashes` gives each run's by its name."""
+        """The record for the grid's folder; `hashes` maps the name of each run to the hash of its configuration."""
         return GridRecord(
             name=self.name,
             baseline=self.baseline,
@@ -75,7 +75,7 @@ def read_grid(
 ) -> Grid:
     """The grid of a YAML file; `known_keys` are all configuration keys, `load_base` reads a named one.
 
-    Raises UserError for an unreadable file, an unknown key, an empty axis, a baseline that is no arm.
+    Raises UserError for an unreadable file, an unknown key, an empty axis, a baseline that is not an arm.
     """
     path = Path(path)
     return parse_grid(read_yaml(path), str(path), path.stem, known_keys, load_base)
@@ -98,7 +98,7 @@ def parse_grid(
         raise UserError(f"{where}: needs `base`, the name of a configuration, or `config`, its keys")
     name = str(content.get("name", default_name))
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        raise UserError(f"{where}: name {name!r} is to be a folder's name: letters, digits and _ - + . only")
+        raise UserError(f"{where}: name {name!r} must be usable as a folder name: letters, digits and _ - + . only")
 
     def keys(given: Any, what: str) -> dict[str, Any]:
         if not isinstance(given, Mapping):
@@ -108,7 +108,7 @@ def parse_grid(
                 raise UserError(f"{where}: {what} cannot set {key}: the grid names each run's folder")
             if key not in known_keys:
                 raise UserError(
-                    f"{where}: {what} sets {key!r}, which is no configuration key{nearest(key, known_keys)}"
+                    f"{where}: {what} sets {key!r}, which is not a configuration key{nearest(key, known_keys)}"
                 )
         return dict(given)
 
@@ -132,12 +132,13 @@ def parse_grid(
         exclude=_filters(content.get("exclude", []), "exclude", where, axes),
     )
     if grid.baseline is not None and grid.baseline not in grid.arms:
-        raise UserError(f"{where}: baseline {grid.baseline!r} is no arm{nearest(grid.baseline, grid.arms)}")
+        raise UserError(f"{where}: baseline {grid.baseline!r} is not an arm{nearest(grid.baseline, grid.arms)}")
     return grid
 
 
 def plan(grid: Grid) -> list[Run]:
-    """The runs of a grid: arm by arm, the last axis fastest; an arm that sets an axis's key is not spread.
+    """The runs of a grid: arm by arm, the last axis fastest; an arm that sets an axis's key itself is not repeated
+    along that axis.
 
     Raises UserError for no runs, two equal runs, two runs of one folder, a filter that matches nothing.
     """

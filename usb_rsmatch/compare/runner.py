@@ -1,4 +1,4 @@
-"""Runs of a grid as processes, a few at a time: done ones are skipped, a failed one stops no other."""
+"""Runs the runs of a grid as parallel processes: finished runs are skipped, a failed run does not stop the others."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ POLL_SECONDS = 0.1
 
 
 def prepare(grid: Grid, runs: Sequence[Run], fingerprint: Fingerprint) -> dict[str, str]:
-    """Write each run's YAML to `<grid folder>/configs/` and the grid's record, `grid.json`; give the hashes.
+    """Write each run's YAML to `<grid folder>/configs/` and the grid's record, `grid.json`; return the hashes.
 
-    `runs` are all of the grid's, also where this machine trains a shard of them. `fingerprint` is the hash
+    `runs` are all runs of the grid, even if this machine trains only a shard of them. `fingerprint` is the hash
     that a run of that configuration writes into its result. Returns {run name: hash}.
     """
     hashes = {run.name: fingerprint(run.config) for run in runs}
@@ -49,12 +49,12 @@ def config_path(run: Run) -> Path:
 
 
 def log_path(run: Run) -> Path:
-    """Where a run's output goes: beside the run folder, which belongs to the run alone."""
+    """The file for a run's output; it is outside of the run folder, which only the run itself writes."""
     return run.folder.parent / "logs" / f"{run.name}.log"
 
 
 def finished(run: Run, sha256: str) -> Result | None:
-    """The run's result if it is whole and of this very configuration."""
+    """The run's result, if it is complete and belongs to this configuration."""
     path = run.folder / "result.json"
     if not path.is_file():
         return None
@@ -71,19 +71,19 @@ class _Job:
     run: Run
     process: subprocess.Popen[bytes]
     started: float
-    log_start: int  # where in the log this attempt begins
+    log_start: int  # position in the log at which this attempt begins
 
 
 @dataclass
 class Runner:
-    """Trains the runs; `train()` gives the exit code: 0, 1 if a run failed, 130 if interrupted.
+    """Trains the runs; `train()` returns the exit code: 0, 1 if a run failed, 130 if interrupted.
 
     Raises UserError for `jobs` under 1.
     """
 
     runs: Sequence[Run]
     hashes: Mapping[str, str]
-    jobs: int | None = None  # processes at a time; default: as many as cores, or runs
+    jobs: int | None = None  # parallel processes; default: the number of cores, at most that of runs
     out: TextIO = field(default_factory=lambda: sys.stdout)
     command: Sequence[str] = TRAIN  # the path of a run's YAML is appended
 
@@ -92,7 +92,7 @@ class Runner:
             raise UserError(f"--jobs takes a number of processes from 1, not {self.jobs}")
 
     def train(self) -> int:
-        """Train what is not done yet, a line a run."""
+        """Train the runs that are not done yet; prints one line per run."""
         self.done = self.failed = 0
         self.stop: int | None = None
         waiting: deque[Run] = deque()
@@ -116,12 +116,12 @@ class Runner:
                         self.running.remove(job)
                         self._finish(job)
             finally:
-                for job in self.running:  # only where this process itself fails
+                for job in self.running:  # only if this process itself fails
                     job.process.kill()
                 if self.out.isatty():
                     self.out.write("\r\x1b[K")
         if self.stop is not None:
-            self._say(f"interrupted: {self.done} of {len(self.runs)} runs done; the same command goes on")
+            self._say(f"interrupted: {self.done} of {len(self.runs)} runs done; the same command resumes")
             return 130
         return 1 if self.failed else 0
 
@@ -135,7 +135,7 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # a terminal's Ctrl-C then reaches it once, through us
+                start_new_session=True,  # then Ctrl-C reaches it only through this process
             )
         return _Job(run, process, time.monotonic(), start)
 
@@ -180,7 +180,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM are passed on, so that children save and leave; a second one ends them."""
+        """Forward SIGINT and SIGTERM, so that child processes save and exit; a second signal kills them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -190,7 +190,7 @@ class Runner:
                 with contextlib.suppress(ProcessLookupError):
                     if self.stop is not None:
                         job.process.kill()
-                    elif os.name == "posix":  # elsewhere the console itself tells its children
+                    elif os.name == "posix":  # on Windows the console itself signals its child processes
                         job.process.send_signal(number)
             self.stop = number
 
@@ -203,19 +203,19 @@ class Runner:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(jobs: int) -> int:
-    """Threads for each of `jobs` processes: an equal share of the cores, and no more than OMP_NUM_THREADS says."""
+    """Threads for each of `jobs` processes: an equal share of the cores, at most OMP_NUM_THREADS."""
     share = max(cores() // jobs, 1)
     given = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(given)) if given.isdigit() and int(given) else share
 
 
 def last_lines(log: Path, start: int = 0, count: int = LAST_LINES) -> list[str]:
-    """The last lines of a log from byte `start`; of a progress bar only what stood last on its line."""
+    """The last lines of a log from byte `start`; of a progress bar only its last state."""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - 65536))

@@ -1,4 +1,4 @@
-"""What a grid would take: a dry run that lists it, and the time of what is left from a few measured steps."""
+"""The dry run of a grid: lists the runs and estimates the remaining time from a few measured steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from usb_rsmatch.compare.runner import cores, finished, threads_of
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.progress import duration
 
-SAME_TIME = frozenset({"seed", "num_labels", "save_dir", "save_name"})  # keys that change no run's time
+SAME_TIME = frozenset({"seed", "num_labels", "save_dir", "save_name"})  # keys that do not change a run's time
 MEASURED_STEPS = 3  # a round
 ROUNDS = 3
-LONG = 100_000  # steps of the measured run, which is entered in its middle, past every warm-up
+LONG = 100_000  # steps of the measured run, which starts in its middle, after every warm-up
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one configuration: to set up, a step with its data, and an evaluation."""
+    """Seconds of one configuration: for set-up, for a step with its data, and for an evaluation."""
 
     set_up: float
     step: float
@@ -39,10 +39,10 @@ Measure = Callable[[Mapping[str, Any], int], float]
 def dry_run(
     runs: Sequence[Run], hashes: Mapping[str, str], out: TextIO, jobs: int | None = None, measure: Measure | None = None
 ) -> None:
-    """Print what would run and what is done, then how long the rest takes, `jobs` at a time.
+    """Print the runs to do and done, then the estimated time of the rest with `jobs` parallel runs.
 
-    Runs that differ in seed and labels alone take the same time: that of those that are done, or else of `measure`
-    (configuration, threads), which gives seconds. What cannot be measured is said, and the rest is estimated.
+    Runs that differ only in seed and labels take the same time: that of finished ones, else the result in seconds of
+    `measure` (configuration, threads). Runs that cannot be measured are reported, and the rest is estimated.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs takes a number of processes from 1, not {jobs}")
@@ -82,9 +82,9 @@ def dry_run(
 
 
 def measured(config: Mapping[str, Any], threads: int) -> float:
-    """Seconds that a run of a configuration takes with `threads` threads; nothing is written and no run begun.
+    """Seconds that a run of a configuration takes with `threads` threads; nothing is written.
 
-    The pool is built as for training, so a generator that is trained on the spot is trained (and cached) here.
+    The pool is built as for training, so a source that trains a generator does so (and caches it) here.
     """
     import torch
 
@@ -99,7 +99,7 @@ def measured(config: Mapping[str, Any], threads: int) -> float:
 
 
 def pace(config: Mapping[str, Any]) -> Pace:
-    """The pace of a configuration: medians over a few rounds of its own training loop, entered half-way."""
+    """The pace of a configuration: medians over a few rounds of its own training loop, starting half-way."""
     import statistics
     import time
 

@@ -1,4 +1,4 @@
-"""Accuracy by arm or by pool, and the curves while training."""
+"""Plots of accuracy by arm or by pool, and of learning curves."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from usb_rsmatch.report.text_table import MOST_PANELS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_WITH_SEEDS = 6  # arms whose single seeds are drawn as curves; those of more are a thicket
+MOST_WITH_SEEDS = 6  # with more arms, single seeds are not drawn
 POOL_AXES = ("synthetic_ratio", "synthetic_count", "real_count")
 
 
 def accuracy_plot(table: Table, theme: Theme = LIGHT) -> bytes:
-    """A PNG: curves over the synthetic share where the pool is an axis, otherwise a dot a seed."""
+    """A PNG: curves over the synthetic share if the pool is an axis, otherwise one dot per seed."""
     varied = [axis for axis in POOL_AXES if len(_values(table, axis)) > 1]
     return _by_pool(table, varied, theme) if varied else _by_arm(table, theme)
 
 
 def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[bytes]:
-    """A PNG a theme: test accuracy, and the detector's AUROC, by step; none where no run left its curve."""
+    """One PNG per theme: test accuracy and the detector's AUROC by step; none if no run has a curve."""
     measures = (("eval/top-1-acc", "Test accuracy (%)", 100.0), ("detection/auroc", "Detector's AUROC", 1.0))
     shown = []
     for key, name, scale in measures:
@@ -101,7 +101,7 @@ def _by_arm(table: Table, theme: Theme) -> bytes:
 
 
 def _seeds(axes: Axes, cell: Cell, height: int, colour: str, theme: Theme) -> None:
-    """A row: seeds above, mean and interval below."""
+    """One row: seeds above, mean and interval below."""
     values, shown = list(cell.by_seed.values()), cell.accuracy
     axes.scatter(values, [height + 0.16] * len(values), s=18, color=colour, alpha=0.6, linewidths=0)
     if shown.low is not None and shown.high is not None:
@@ -110,7 +110,7 @@ def _seeds(axes: Axes, cell: Cell, height: int, colour: str, theme: Theme) -> No
 
 
 def _by_pool(table: Table, varied: list[str], theme: Theme) -> bytes:
-    """Mean accuracy and interval by the pool's synthetic share, or its real images where only they vary."""
+    """Mean accuracy and interval by the pool's synthetic share, or by its real images if only they vary."""
     real_only = varied == ["real_count"]
     groups: dict[str, list[int]] = {}
     for index, setting in enumerate(table.settings):
@@ -127,7 +127,7 @@ def _by_pool(table: Table, varied: list[str], theme: Theme) -> bytes:
                 colour = theme.arms[index % len(theme.arms)]
                 cells = [table.cells[at][arm] for at in indices if arm in table.cells[at]]
                 points = sorted({place(cell): cell.accuracy for cell in cells}.items())
-                if len(points) == 1 and len(cells) > 1:  # the arm has one pool of its own: a level
+                if len(points) == 1 and len(cells) > 1:  # an arm with a single pool: a horizontal line
                     axes.axhline(points[0][1].mean, color=colour, ls="--", lw=1.2, label=label(arm))
                     continue
                 at = [x for x, _ in points]

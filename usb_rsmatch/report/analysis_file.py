@@ -1,4 +1,4 @@
-"""`analysis.npz` of a run, read back: what it holds is checked, since a plot of a damaged file would lie."""
+"""Reads `analysis.npz` of a run and checks its contents, since a plot of a damaged file would be misleading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One run's file. What a run had not, such as a detector or a queue, is None.
+    """The contents of one run's file. What a run does not have, such as a detector or a queue, is None.
 
     `confusion` int64 [K, K], true class by predicted; `scores` float32 [n] and `scores_generator` int16 [n] (0 is
     real, else an index into `generators`); `features` float16 [m, F] with class (-1 unknown) and generator of each.
@@ -51,9 +51,9 @@ class Analysis:
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """The analysis in a run's folder, None where it left none.
+    """The analysis in a run's folder, None if there is none.
 
-    Raises UserError of one line that names the file, for one that is cut off, of another version or edited.
+    Raises UserError, one line that names the file, for an incomplete or edited file, or another version.
     """
     import numpy as np
 
@@ -66,12 +66,12 @@ def read_analysis(folder: Path) -> Analysis | None:
         return _checked(path, content)
     except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error):
         raise UserError(
-            f"{path} is damaged or of another version: remove it, and the report goes without its pictures"
+            f"{path} is damaged or of another version: remove it, and the report is made without its plots"
         ) from None
 
 
 def _checked(path: Path, content: dict[str, Any]) -> Analysis:
-    """The fields of a file; ValueError or KeyError where they contradict each other."""
+    """The fields of a file; ValueError or KeyError if they contradict each other."""
     confusion = content["confusion"]
     count = len(confusion)
     names = content.get("classes")
@@ -83,7 +83,7 @@ def _checked(path: Path, content: dict[str, Any]) -> Analysis:
             raise ValueError
 
     def columns(name: str, *others: str) -> list[Any]:
-        """Columns of one length, or None for each; a generator's number has a name."""
+        """Columns of equal length, or None for each; every generator number has a name."""
         if name not in content:
             return [None] * (1 + len(others))
         found = [content[key] for key in (name, *others)]

@@ -1,4 +1,4 @@
-"""Results of one comparison: found below a folder, placed on their grid, fit to share a table."""
+"""Collects the results of one comparison: finds them below a folder, assigns them to their grid, checks them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.report.grid_record import NAME, GridRecord, read_record
 from usb_rsmatch.report.result_file import Result, Scalar, read_result
 
-# What a result tells of its setting, and the keys that decide it: a grid that varies none has one value.
+# Properties of a result, and the keys that determine them: all runs of a grid that varies none of them are equal.
 DECIDED_BY = {
     "dataset": {"dataset"},
     "num_labels": {"dataset", "num_labels"},
@@ -25,7 +25,7 @@ DECIDED_BY = {
 
 @dataclass(frozen=True)
 class Record:
-    """A result and its place in a comparison: the arm, and its values on the axes other than the seed."""
+    """A result and its position in a comparison: the arm, and its values on the axes except the seed."""
 
     result: Result
     arm: str
@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Collection:
-    """The results of one comparison, in the order of its table, and remarks that belong under it."""
+    """The results of one comparison, in the order of its table, and remarks to print below it."""
 
     name: str
     records: list[Record]
@@ -43,26 +43,26 @@ class Collection:
 
     @property
     def axes(self) -> list[str]:
-        """Every axis that a record stands on."""
+        """Every axis of the records."""
         return list(dict.fromkeys(axis for record in self.records for axis in record.axes))
 
 
 def collect(folder: str | Path, mixed: bool = False) -> Collection:
-    """Every result below a folder, named by the grid that made it; `mixed` lets unlike ones share a table.
+    """Every result below a folder, with the arms of its grid; `mixed` allows different ones in one table.
 
-    Raises UserError for no results, a damaged one, one run twice; unless `mixed`, for results of several
-    grids, and for data sets, labels, lengths or pools that differ where no grid says that they should.
+    Raises UserError for no results, a damaged one, and a duplicate run; unless `mixed`, also for results of several
+    grids, and for data sets, labels, lengths or pools that differ although the grid does not vary them.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give the one that holds the run folders")
+        raise UserError(f"{folder} is not a folder: give the one that contains the run folders")
     groups = _find(folder)
     if not groups:
-        raise UserError(f"{folder} holds no result.json: no run below it has finished")
+        raise UserError(f"{folder} contains no result.json: no run below it has finished")
     if len(groups) > 1 and not mixed:
-        names = ", ".join(str(owner or "runs of no grid") for owner in groups)
+        names = ", ".join(str(owner or "runs without a grid") for owner in groups)
         raise UserError(
-            f"{folder} holds results of several comparisons ({names}): report one, or use --mixed"
+            f"{folder} contains results of several comparisons ({names}): report one, or use --mixed"
         )
 
     parts = [
@@ -87,18 +87,18 @@ def _find(folder: Path) -> dict[Path | None, dict[str, Result]]:
 
 
 def _of_grid(owner: Path, results: Mapping[str, Result], mixed: bool) -> Collection:
-    """Results in their grid's order, with remarks on what is missing from it or foreign to it."""
+    """Results in their grid's order, with remarks on missing and on unknown runs."""
     grid = read_record(owner / NAME)
     records = []
     for folder, place in grid.runs.items():
         if folder in results:
             result = results[folder]
             if result.config_sha256 != place.config_sha256:
-                raise UserError(f"{result.path} is of another configuration than {owner / NAME} asks for")
+                raise UserError(f"{result.path} has another configuration than {owner / NAME} says")
             axes = {key: value for key, value in place.axes.items() if key != "seed"}
             records.append(Record(result, place.arm, axes))
     if not records:
-        raise UserError(f"{owner} holds no result that its {NAME} knows")
+        raise UserError(f"{owner} contains no result that its {NAME} lists")
     if not mixed:
         _refuse_unasked(records, grid)
     remarks = []
@@ -106,12 +106,12 @@ def _of_grid(owner: Path, results: Mapping[str, Result], mixed: bool) -> Collect
     if missing:
         remarks.append(f"{missing} of {len(grid.runs)} runs have no result yet")
     if foreign:
-        remarks.append(f"results in the folder that are no longer in the grid were left out: {foreign}")
+        remarks.append(f"results in the folder that are no longer in the grid are not included: {foreign}")
     return Collection(grid.name, records, grid.baseline, remarks)
 
 
 def _of_no_grid(folder: Path, results: Mapping[str, Result], mixed: bool) -> Collection:
-    """An arm is an algorithm, with its pool where the pools differ."""
+    """Without a grid, an arm is an algorithm, together with its pool if the pools differ."""
     if not mixed:
         _refuse_difference(results.values(), DECIDED_BY)
     several = len({result.pool for result in results.values()}) > 1
@@ -123,7 +123,7 @@ def _of_no_grid(folder: Path, results: Mapping[str, Result], mixed: bool) -> Col
 
 
 def _join(folder: Path, parts: Iterable[Collection]) -> Collection:
-    """Several comparisons in one, each arm under its comparison's name."""
+    """Several comparisons joined into one, each arm prefixed with its comparison's name."""
     records, remarks = [], []
     for part in parts:
         records += [replace(record, arm=f"{part.name}: {record.arm}") for record in part.records]
@@ -132,7 +132,7 @@ def _join(folder: Path, parts: Iterable[Collection]) -> Collection:
 
 
 def _spread_over_differences(whole: Collection) -> Collection:
-    """Data set, labels and length become axes where they differ; pools that differ are only remarked on."""
+    """Data set, labels and length become axes if they differ; different pools only lead to a remark."""
     results = [record.result for record in whole.records]
     names = [
         name
@@ -149,7 +149,7 @@ def _spread_over_differences(whole: Collection) -> Collection:
 
 
 def _refuse_unasked(records: Iterable[Record], grid: GridRecord) -> None:
-    """Seeds of one cell agree in everything, cells in all that the grid does not vary."""
+    """Check that the seeds of a cell agree in everything, and cells in everything that the grid does not vary."""
     cells: dict[str, list[Result]] = {}
     for record in records:
         cells.setdefault(json.dumps([record.arm, record.axes]), []).append(record.result)
@@ -170,7 +170,7 @@ def _refuse_difference(results: Iterable[Result], names: Iterable[str]) -> None:
                 )
                 raise UserError(
                     f"{first.path} and {result.path} differ in {name} ({here}; {there}): "
-                    "report them apart, or use --mixed"
+                    "report them separately, or use --mixed"
                 )
 
 

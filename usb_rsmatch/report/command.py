@@ -1,4 +1,4 @@
-"""From a folder of results to Markdown, CSV, LaTeX, plots and one page: from the result files alone."""
+"""`usb-rsmatch report`: from the result files of a folder to Markdown, CSV, LaTeX, plots and one HTML page."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def report(
 ) -> Report:
     """Write report.md, index.html, results.csv, usb.csv, results.tex and plots to `out` (`<results>/report`).
 
-    The same results give the same bytes. Everything is made before anything is written.
-    Raises UserError as `collect` and `make_table`.
+    The same results give the same bytes. Nothing is written before everything is made.
+    Raises UserError as `collect` and `make_table` do.
     """
     table = make_table(collect(results, mixed), baseline)
     folder = Path(results) / "report" if out is None else Path(out)
@@ -58,7 +58,7 @@ def report(
 
 
 def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
-    """{name: [PNG for light, PNG for dark]} of every plot that these results allow."""
+    """{name: [PNG for light, PNG for dark]} of every plot for which the results contain data."""
     themes = (LIGHT, DARK)
     plots = {
         "accuracy": [accuracy_plot(table, theme) for theme in themes],
@@ -72,7 +72,7 @@ def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
 
 
 def markdown_report(table: Table, plots: list[str], insight: Insight | None = None) -> str:
-    """The report as Markdown; the plots lie beside it."""
+    """The report as Markdown; the plots are in the same folder."""
     escape = table_formats.escape_markdown
     parts = [f"# {escape(table.name)}", escape(headline(table))]
     for sheet in sheets(table):
@@ -97,7 +97,7 @@ BEST_NOTE = "Best is the highest accuracy of any evaluation: it is chosen on the
 
 
 def runs_sheet(table: Table) -> Sheet:
-    """Every run with its figures and the command that repeats it."""
+    """Every run with its figures and the command to repeat it."""
     columns = [
         "Run",
         "Seed",
@@ -127,7 +127,7 @@ def runs_sheet(table: Table) -> Sheet:
 
 
 def command(record: Record) -> str:
-    """What repeats a run: from the configuration that its grid wrote, or else from the one in its folder."""
+    """The command to repeat a run: with the configuration that its grid wrote, else the one in its folder."""
     folder = record.result.path.parent
     written = folder.parent / "configs" / f"{folder.name}.yaml"
     path = written if written.is_file() else folder / "config.yaml"
@@ -135,7 +135,7 @@ def command(record: Record) -> str:
 
 
 def software(table: Table) -> str:
-    """The versions, devices and thread counts that made the results, each set once, and the days."""
+    """The versions, devices and thread counts of the results, each combination once, and the dates."""
     results = [record.result for record in table.records]
     sets = dict.fromkeys(
         ", ".join(

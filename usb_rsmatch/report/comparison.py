@@ -1,4 +1,4 @@
-"""The comparison itself: arms by settings, each cell an estimate over seeds, paired with the baseline's."""
+"""The table of a comparison: arms by settings, each cell an estimate over seeds, paired with the baseline's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from usb_rsmatch.report.statistics import Estimate, average_ranks, estimate, pai
 
 @dataclass(frozen=True)
 class Setting:
-    """One place on the axes other than the seed; compared by arms."""
+    """One combination of axis values except the seed, in which arms are compared."""
 
     axes: dict[str, Scalar]
 
     @property
     def label(self) -> str:
-        """`num_labels=40, dataset=digits`; empty where there is one setting only."""
+        """`num_labels=40, dataset=digits`; empty if there is only one setting."""
         return ", ".join(f"{key}={value}" for key, value in self.axes.items())
 
 
@@ -31,8 +31,8 @@ class Cell:
     records: list[Record]
     accuracy: Estimate
     best_accuracy: Estimate  # chosen on the test set
-    difference: Estimate | None  # to the baseline; None for the baseline and where no seed is shared
-    leads: bool  # no arm of the setting shows a higher mean
+    difference: Estimate | None  # from the baseline; None for the baseline and without a common seed
+    leads: bool  # whether no arm of the setting has a higher mean
 
     @property
     def auroc(self) -> Estimate | None:
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def pool(self) -> str:
-        """The unlabelled pool in words; several where different ones were mixed on request."""
+        """The unlabelled pool in words; several if different ones are mixed."""
         return "; ".join(dict.fromkeys(record.result.describe_pool() for record in self.records))
 
     @property
@@ -50,7 +50,7 @@ class Cell:
         return by_seed(self.records)
 
     def detection(self, figure: str, generator: str | None = None) -> Estimate | None:
-        """`auroc`, `ap` or `fpr95`, 0 to 1, of all synthetic images or of one generator's; None where none has it."""
+        """`auroc`, `ap` or `fpr95`, 0 to 1, of all synthetic images or of one generator's; None if no run has it."""
         results = [record.result for record in self.records]
         parts = [
             result.detection if generator is None else result.detection_by_generator.get(generator)
@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything that the renderings show. `cells[i].get(j)` is arm j in setting i."""
+    """Everything that is shown. `cells[i].get(j)` is arm j in setting i."""
 
     name: str
     arms: list[str]
@@ -89,7 +89,7 @@ class Table:
 
     @property
     def pool(self) -> str | None:
-        """The unlabelled pool in words where every run has the same."""
+        """The unlabelled pool in words, if it is the same in every run."""
         pools = {record.result.describe_pool() for record in self.records}
         return pools.pop() if len(pools) == 1 else None
 
@@ -102,8 +102,8 @@ def by_seed(records: Sequence[Record]) -> dict[int, float]:
 def make_table(collection: Collection, baseline: str | None = None) -> Table:
     """The table of a collection; `baseline` replaces the grid's.
 
-    An arm that was not spread along an axis (it sets that axis's key) stands in every setting of the axis.
-    Raises UserError for a baseline that is no arm.
+    An arm that sets an axis's key itself appears in every setting of that axis.
+    Raises UserError for a baseline that is not an arm.
     """
     baseline = baseline or collection.baseline
     arms = list(dict.fromkeys(record.arm for record in collection.records))
@@ -120,7 +120,7 @@ def make_table(collection: Collection, baseline: str | None = None) -> Table:
 
 
 def _settings(collection: Collection) -> list[Setting]:
-    """The places that the runs with the most axes take, in order of each axis's values."""
+    """The settings of the runs with the most axes, in the order of each axis's values."""
     orders: dict[str, list[Scalar]] = {axis: [] for axis in collection.axes}
     for record in collection.records:
         for axis, value in record.axes.items():

@@ -1,4 +1,4 @@
-"""`grid.json`: what a grid's folder says of its runs, so that tables need no grid file."""
+"""`grid.json`, the record of a grid in its folder: it lists the runs, so that tables need no grid file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "grid.json"
 
 @dataclass(frozen=True)
 class Place:
-    """A run's place in its grid, and the hash of the configuration that it is to have."""
+    """A run's arm and axis values in its grid, and the expected hash of its configuration."""
 
     arm: str
     axes: dict[str, Scalar]
@@ -23,7 +23,7 @@ class Place:
 
 @dataclass(frozen=True)
 class GridRecord:
-    """A grid as its results need it. `varied` are the keys that its axes and arms set."""
+    """A grid as tables need it. `varied` are the keys that its axes and arms set."""
 
     name: str
     baseline: str | None
@@ -48,9 +48,9 @@ def write_record(record: GridRecord, folder: Path) -> None:
 
 
 def read_record(path: Path) -> GridRecord:
-    """A grid's record.
+    """Read a grid's record.
 
-    Raises UserError that names the file where it is damaged.
+    Raises UserError that names the file if it is damaged.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -66,4 +66,4 @@ def read_record(path: Path) -> GridRecord:
             runs=runs,
         )
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: run `usb-rsmatch compare` again, which writes it anew") from None
+        raise UserError(f"{path} is damaged: run `usb-rsmatch compare` again, which rewrites it") from None

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: inline style, images as data, light and dark."""
+"""The report as one self-contained HTML page: inline style, images as data, light and dark mode."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def page(
 ) -> str:
     """The whole page; `plots` are {name: (PNG for light, PNG for dark)}, `runs` the sheet of every run.
 
-    `insight` is what single runs left for pictures; its gallery is on the page alone.
+    `insight` are the runs' analyses for plots; the image gallery is only on this page.
     """
     tiles = gallery(insight) if insight else ""
     lines = explanations(table) + (insight.explain() if insight else [])

@@ -1,4 +1,4 @@
-"""The gallery of the page: images that look most and least synthetic to each detector, and those of its queue."""
+"""The report's image gallery: the pool images that look most and least synthetic to each detector, and its queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from usb_rsmatch.report.plotted_runs import Insight
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_GALLERIES = 3  # arms; a page of more is not looked at
+MOST_GALLERIES = 3  # largest number of arms in the gallery
 
 STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, 4rem); gap: .55rem .5rem; }
@@ -54,7 +54,7 @@ def style(insight: Insight) -> str:
 
 
 def gallery(insight: Insight) -> str:
-    """HTML of the gallery, of arms with a queue before others; empty where no arm scored its pool."""
+    """HTML of the gallery, arms with a queue first; empty if no arm scored its pool."""
     parts = []
     first = {arm: runs[0] for arm, runs in insight.detecting.items()}
     queued = sorted(first, key=lambda arm: first[arm].queued is None)[:MOST_GALLERIES]  # those with a queue first
@@ -81,7 +81,7 @@ def _block(title: str, pictures: Pictures | None, insight: Insight, run: Analysi
 
 
 def _queue(insight: Insight, run: Analysis) -> str:
-    """The queue's newest images under their pseudo-classes, and how many of all entries are synthetic indeed."""
+    """The queue's newest images under their pseudo-classes, and how many of all entries are truly synthetic."""
     if run.queued is None or run.queue_generator is None or not len(run.queue_generator):
         return ""
     assert run.queued.classes is not None
@@ -120,5 +120,5 @@ def png(image: np.ndarray) -> bytes:
 
 
 def data_uri(image: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"

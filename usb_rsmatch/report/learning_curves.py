@@ -1,4 +1,4 @@
-"""Learning curves from the `metrics.jsonl` beside a result."""
+"""Learning curves, read from the `metrics.jsonl` next to a result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Curve = dict[int, float]
 
 
 def read_curve(path: Path, key: str) -> Curve:
-    """{step: value} of one measure, in order of steps, thinned to some hundred points; empty without any.
+    """{step: value} of one measure, in order of steps, reduced to a few hundred points; empty if there are none.
 
-    A line that a crash cut off is passed over.
+    An incomplete line after a crash is ignored.
     """
     curve: Curve = {}
     if not path.is_file():
@@ -24,7 +24,7 @@ def read_curve(path: Path, key: str) -> Curve:
     quoted = f'"{key}"'
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            if quoted not in line:  # most lines hold losses alone
+            if quoted not in line:  # most lines contain only losses
                 continue
             try:
                 content = parse_json(line)
@@ -39,6 +39,6 @@ def read_curve(path: Path, key: str) -> Curve:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over runs at the steps that all of them have."""
+    """The mean over runs at the steps that all runs have."""
     shared = sorted(set.intersection(*map(set, curves)))
     return {step: math.fsum(curve[step] for curve in curves) / len(curves) for step in shared}

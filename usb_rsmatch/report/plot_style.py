@@ -1,6 +1,6 @@
-"""What all plots of a report share: colours for light and dark, one house style, panels in rows, PNGs.
+"""The common style of a report's plots: colours for light and dark mode, fonts, panels in rows, PNG output.
 
-Matplotlib is imported late, and its Agg canvas used directly, so that no window system and no global state is touched.
+Matplotlib is imported late, and its Agg canvas is used directly, without a window system or global state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Draw = Callable[["Axes"], None]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of ink, lines and ground, of the arms, of provenance (real first, then generators), and of heat."""
+    """Colours of text, lines and background, of arms, of provenance (real first, then generators), and of a heat
+    map.
+    """
 
     ink: str
     soft: str
@@ -40,8 +42,8 @@ class Theme:
         return colour_of(index - 1, self.provenance[1:]) if index else self.provenance[0]
 
 
-# The arms' colours are Okabe and Ito's for colour-blind readers, without yellow and black; lighter on dark. Provenance
-# takes others (of Paul Tol's "muted"), so that no reader mistakes a generator for an arm; real is grey.
+# The arms' colours are Okabe and Ito's for colour-blind readers, without yellow and black; lighter in dark mode.
+# Provenance has other colours (Paul Tol's "muted"), so that generators and arms cannot be confused; real is grey.
 LIGHT = Theme(
     ink="#1f2328",
     soft="#59636e",
@@ -106,7 +108,7 @@ def draw_rows(
 
 @contextmanager
 def house_style(theme: Theme) -> Iterator[None]:
-    """Matplotlib's settings for the figures made within."""
+    """A context with Matplotlib's settings for the figures made in it."""
     import matplotlib
 
     style: Any = {
@@ -116,7 +118,7 @@ def house_style(theme: Theme) -> Iterator[None]:
         "axes.grid": True,
         "grid.linewidth": 0.7,
         "lines.linewidth": 1.7,
-        "text.parse_math": False,  # a dollar in a name is a dollar
+        "text.parse_math": False,  # a dollar sign in a name is not math mode
         **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
         **{key: theme.ground for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")},
         **{
@@ -130,17 +132,17 @@ def house_style(theme: Theme) -> Iterator[None]:
 
 
 def colour_of(index: int, colours: Sequence[str]) -> str:
-    """The colour at an index; after the last comes the first again."""
+    """The colour at an index, cyclically."""
     return colours[index % len(colours)]
 
 
 def style_of(index: int) -> str:
-    """The line style of an arm: another one for each round through the colours."""
+    """The line style of an arm, a different one for each cycle through the colours."""
     return STYLES[index // len(LIGHT.arms) % len(STYLES)]
 
 
 def label(text: str, longest: int = 44) -> str:
-    """A name that fits, and that no rule of legends hides (they skip a leading underscore)."""
+    """A shortened name, without a leading underscore, which would hide it from Matplotlib's legends."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return f"\u200a{text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""What the runs of one setting left for pictures, arm by arm: which setting, which runs, and what is in them."""
+"""Selects the runs whose analyses are plotted: one setting, its arms, and a few runs of each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from usb_rsmatch.report.result_file import Result
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_SEEDS = 10  # runs an arm that are read; a mean over more looks the same
-MOST_ARMS = 6  # arms in the pictures; more are colours that nobody tells apart
+MOST_SEEDS = 10  # largest number of runs per arm that are read
+MOST_ARMS = 6  # largest number of arms in the plots: more colours cannot be distinguished
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Insight:
         return {arm: runs for arm, runs in found.items() if runs}
 
     def explain(self) -> list[str]:
-        """Which setting and which arms the pictures show, where they do not show all."""
+        """Which setting and arms the plots show, if they do not show all."""
         lines = []
         if self.several:
-            lines.append(f"Pictures of single runs are of {self.setting.label}.")
+            lines.append(f"Plots of single runs show {self.setting.label}.")
         if self.left_out:
             lines.append(
                 f"Pictures of single runs leave out {', '.join(self.left_out)}: the baseline comes first, then arms "
@@ -64,10 +64,10 @@ class Insight:
 
 
 def gather(table: Table) -> Insight | None:
-    """The analyses of the setting in which most arms have one; None where no run left one.
+    """The analyses of the setting in which most arms have one; None if no run has one.
 
-    Of several such settings it is the one with most detectors, then with most synthetic images, then the first. Of many
-    arms, the baseline and those with a detector are shown before the others.
+    Of several such settings it is the one with most detectors, then with most synthetic images, then the first. If
+    there are many arms, the baseline and those with a detector have priority.
     Raises UserError for a damaged file.
     """
     left = [{arm: cell for arm, cell in cells.items() if _left(cell)} for cells in table.cells]
@@ -90,18 +90,18 @@ def gather(table: Table) -> Insight | None:
 
 
 def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:
-    """What a setting's pictures can show: arms, detectors, synthetic images."""
+    """How much a setting's plots can show: numbers of arms, detectors, synthetic images."""
     synthetic = max((record.result.synthetic for cell in cells.values() for record in cell.records), default=0)
     return len(cells), sum(cell.auroc is not None for cell in cells.values()), synthetic
 
 
 def _left(cell: Cell) -> list[Result]:
-    """The results of a cell beside which an analysis lies, in order of seeds."""
+    """The results of a cell that have an analysis, in the order of seeds."""
     return [record.result for record in cell.records if (record.result.path.parent / NAME).is_file()]
 
 
 def real_and_made(run: Analysis, generator: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the real images and of one generator's, float32 [n] and [m]; m is 0 where it has none."""
+    """Scores of the real images and of one generator's, float32 [n] and [m]; m is 0 if it has none."""
     assert run.scores is not None and run.scores_generator is not None
     number = run.generators.index(generator) if generator in run.generators else -1
     return run.scores[run.scores_generator == 0], run.scores[run.scores_generator == number]

@@ -1,4 +1,4 @@
-"""`result.json`, what a finished run leaves for tables: read strictly, or refused in one line."""
+"""Reads `result.json`, the result of a finished run, strictly: it is valid or refused in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
 Scalar = str | int | float | bool | None
-Figures = dict[str, float | None]  # auroc, ap, fpr95; None where the pool has images of one kind only
+Figures = dict[str, float | None]  # auroc, ap, fpr95; None if all images are real or all synthetic
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Result:
     detection_by_generator: dict[str, Figures]
     train_seconds: float
     images_per_second: float
-    peak_memory_mib: float | None  # None where the system does not tell
+    peak_memory_mib: float | None  # None if the system does not report it
     versions: dict[str, str]
     config_sha256: str
-    device: str = ""  # these three are not in every file
+    device: str = ""  # older files lack these three
     threads: str = ""
     finished: str = ""
 
     @property
     def pool(self) -> tuple[Any, ...]:
-        """What makes two pools of one data set comparable: counts of real and of each generator's images."""
+        """The counts that two comparable pools of one data set share: real images, and images of each generator."""
         return self.real, tuple(sorted(self.by_generator.items()))
 
     @property
@@ -68,9 +68,9 @@ class Result:
 
 
 def read_result(path: str | Path) -> Result:
-    """A `result.json`, every field checked for presence, type, range and agreement with the others.
+    """Read a `result.json`; every field is checked for presence, type, range and consistency.
 
-    Raises UserError of one line that names the file, for one that is cut off, of an older version or edited.
+    Raises UserError, one line that names the file, for an incomplete, older or edited file.
     """
     path = Path(path)
     try:
@@ -78,10 +78,10 @@ def read_result(path: str | Path) -> Result:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except ValueError:
-        raise UserError(f"{path} is cut off or no JSON: remove it and run again") from None
+        raise UserError(f"{path} is incomplete or not JSON: remove it and run again") from None
     fields = _Fields(path, "", content)
     accuracy, time, versions = (fields.section(name) for name in ("accuracy", "time", "versions"))
-    if fields.get("pool") is None:  # one of USB's data sets that has no hybrid pool
+    if fields.get("pool") is None:  # a data set of USB without a hybrid pool
         fields.content["pool"] = {"real": 0, "synthetic": 0, "by_generator": {}}
     pool = fields.section("pool")
     generators = pool.section("by_generator")
@@ -117,7 +117,7 @@ def read_result(path: str | Path) -> Result:
         threads=fields.extra("threads"),
         finished=fields.extra("finished"),
     )
-    fields.agree("usb_rsmatch" in result.versions, "versions names no usb_rsmatch")
+    fields.agree("usb_rsmatch" in result.versions, "versions does not contain usb_rsmatch")
     fields.agree(
         sum(counts.values()) == result.synthetic, "pool.synthetic is not the sum of pool.by_generator"
     )
@@ -125,16 +125,16 @@ def read_result(path: str | Path) -> Result:
     fields.agree(
         result.best_iteration <= result.iterations, "accuracy.best_iteration is past the last iteration"
     )
-    fields.agree(bool(re.fullmatch(r"[0-9a-f]{64}", result.config_sha256)), "config_sha256 is no SHA-256")
+    fields.agree(bool(re.fullmatch(r"[0-9a-f]{64}", result.config_sha256)), "config_sha256 is not a SHA-256")
     return result
 
 
 class _Fields:
-    """One mapping of the file, its place in the file, and what its values may be."""
+    """One mapping of the file, with checks of its values."""
 
     def __init__(self, path: Path, place: str, content: Any) -> None:
         self.path, self.place, self.content = path, place, content
-        self.agree(isinstance(content, dict), f"{place.rstrip('.') or 'the file'} is no mapping")
+        self.agree(isinstance(content, dict), f"{place.rstrip('.') or 'the file'} is not a mapping")
 
     def agree(self, holds: bool, complaint: str) -> None:
         if not holds:

@@ -1,4 +1,4 @@
-"""Plots of what single runs learnt: detector, confusions, features; from the analyses that they left."""
+"""Plots of single runs, from their analyses: detector scores and ROC, confusion matrices, features."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ PERPLEXITY = 30.0
 
 
 def detector_plot(insight: Insight, theme: Theme) -> bytes | None:
-    """A PNG of every detector against each generator: ROC curves, and its scores of real and made images.
+    """A PNG of every detector against each generator: ROC curves, and its scores of real and synthetic images.
 
-    With few detectors a row is a generator; with more a column is one, its ROC above and a detector's scores a row.
+    With few detectors each row is a generator; with more each column is one, with the ROC above and one row of scores
+    for each detector.
     """
     arms, generators = list(insight.detecting), insight.generators[:MOST_GENERATORS]
     if not arms or not generators:
@@ -114,7 +115,7 @@ def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -
 
 
 def confusion_plot(insight: Insight, theme: Theme) -> bytes:
-    """A PNG, a panel an arm: where images of each class go, in percent of the class, over the seeds."""
+    """A PNG with one panel per arm: the predictions for each class, in percent of the class, over the seeds."""
     columns = _columns(len(insight.runs))
     arms = enumerate(insight.runs.items())
     panels = [_confusion_panel(arm, runs, theme, first=at % columns == 0) for at, (arm, runs) in arms]
@@ -130,7 +131,7 @@ def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme, first: bo
         total = np.sum([run.confusion for run in runs], axis=0)
         percent = 100 * total / np.maximum(total.sum(1, keepdims=True), 1)
         heat = LinearSegmentedColormap.from_list("heat", theme.heat)
-        norm = PowerNorm(0.5, 0, 100)  # a confusion of a few percent is to be seen
+        norm = PowerNorm(0.5, 0, 100)  # makes confusions of a few percent visible
         axes.imshow(percent, cmap=heat, norm=norm, interpolation="nearest")
         count, names = len(percent), runs[0].classes
         if count <= NAMED_CLASSES:
@@ -159,10 +160,10 @@ def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme, first: bo
 
 
 def features_plot(insight: Insight, themes: Sequence[Theme]) -> list[bytes]:
-    """A PNG a theme: t-SNE of each arm's features, by class above and by provenance below; none without features.
+    """One PNG per theme: t-SNE of each arm's features, by class above, by provenance below; none without features.
 
-    Source: van der Maaten and Hinton, "Visualizing Data using t-SNE" (JMLR 2008), by scikit-learn, from principal
-    components, so that equal features give an equal map.
+    Source: van der Maaten and Hinton, "Visualizing Data using t-SNE" (JMLR 2008), by scikit-learn, initialised
+    with principal components, so that equal features give equal plots.
     """
     shown = {arm: runs[0] for arm, runs in insight.runs.items() if _has_map(runs[0])}
     if not shown:
@@ -250,7 +251,9 @@ def _has_map(run: Analysis) -> bool:
 
 
 def _columns(panels: int) -> int:
-    """Panels a row: three, or four where that leaves no row of one; never so few that a panel fills the page."""
+    """Panels per row: three, or four if three would leave a row with one panel; never so few that one fills the
+    page.
+    """
     return 4 if panels == 4 else COLUMNS
 
 

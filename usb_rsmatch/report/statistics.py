@@ -1,4 +1,4 @@
-"""The few statistics that a comparison over seeds needs: deviation, t interval, paired difference, ranks."""
+"""Statistics of a comparison over seeds: standard deviation, t interval, paired difference, average ranks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values with their sample deviation and the interval of the mean.
+    """A mean of `n` values with their sample standard deviation and the confidence interval of the mean.
 
-    `std`, `low` and `high` are None where one value alone says nothing of them.
+    `std`, `low` and `high` are None for a single value.
     """
 
     n: int
@@ -28,7 +28,7 @@ class Estimate:
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Mean, deviation (n - 1 in the denominator) and two-sided Student t interval of the mean.
 
-    Raises ValueError for no values, since there is no mean of nothing.
+    Raises ValueError for no values.
     Source: Student, "The probable error of a mean" (Biometrika 1908).
     """
     n = len(values)
@@ -45,9 +45,9 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
 def paired_difference(
     arm: Mapping[Key, float], baseline: Mapping[Key, float], level: float = 0.95
 ) -> Estimate | None:
-    """The estimate of `arm - baseline` over the seeds that both have; None where they share none.
+    """The estimate of `arm - baseline` over the seeds that both have; None if they share none.
 
-    Pairing takes out what a seed does to both (its split, its order); the difference's own scatter is left.
+    Pairing removes the effect that a seed has on both (its split, its order).
     """
     shared = [key for key in arm if key in baseline]
     return estimate([arm[key] - baseline[key] for key in shared], level) if shared else None
@@ -56,7 +56,7 @@ def paired_difference(
 def average_ranks(blocks: Sequence[Mapping[Name, float]]) -> dict[Name, float]:
     """Each arm's rank (1 is the largest value, ties share the mean rank), averaged over complete blocks.
 
-    A block is one seed of one setting; one that lacks an arm would favour those present and is left out.
+    A block is one seed of one setting; a block that lacks an arm is not used, as it would favour the others.
     Source: Friedman, "The use of ranks to avoid the assumption of normality" (JASA 1937).
     """
     names = {name for block in blocks for name in block}
@@ -71,6 +71,6 @@ def average_ranks(blocks: Sequence[Mapping[Name, float]]) -> dict[Name, float]:
 
 
 def _t_quantile(degrees: int, probability: float) -> float:
-    from scipy.special import stdtrit  # late: half of this module's users need no interval
+    from scipy.special import stdtrit  # late: SciPy is slow to import, and often no interval is needed
 
     return float(stdtrit(degrees, probability))

@@ -1,4 +1,4 @@
-"""Sheets as plain text, Markdown and LaTeX, and the figures behind them as CSV; every name escaped."""
+"""Renders tables as plain text, Markdown, LaTeX and CSV; every name is escaped."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LATEX |= {
     "\n": " ",
     "\r": " ",
 }
-_LATEX |= {"[": "{[}", "]": "{]}"}  # after \\ a bracket would be read as an option
+_LATEX |= {"[": "{[}", "]": "{]}"}  # after \\ LaTeX would read a bracket as an option
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns, a star at the best."""
+    """Plain text for a terminal: aligned columns, an asterisk marks the best."""
     return "\n\n".join(_plain(sheet) for sheet in sheets(table))
 
 
@@ -50,7 +50,7 @@ def _plain(sheet: Sheet) -> str:
 
 
 def markdown(sheet: Sheet) -> str:
-    """A pipe table, figures to the right."""
+    """A Markdown pipe table, numbers right-aligned."""
 
     def entry(text: Text) -> str:
         if text.code:
@@ -65,7 +65,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(table: Table) -> str:
-    """Tables for `booktabs`, one a sheet."""
+    """LaTeX tables for `booktabs`, one per sheet."""
     return "% needs \\usepackage{booktabs}\n" + "\n".join(
         _latex(sheet, table.name) for sheet in sheets(table)
     )
@@ -98,7 +98,7 @@ def _latex(sheet: Sheet, name: str) -> str:
 
 
 def figures_csv(table: Table) -> str:
-    """A row for each arm in each setting, plain numbers, empty where there is none."""
+    """A row for each arm in each setting, plain numbers, empty if there is none."""
     axes = list(dict.fromkeys(axis for setting in table.settings for axis in setting.axes))
     header = ["arm", *axes, "dataset", "labels", "iterations", "real", "synthetic", "seeds"]
     generators = list(dict.fromkeys(name for record in table.records for name in record.result.detection_by_generator))
@@ -127,7 +127,9 @@ def figures_csv(table: Table) -> str:
 
 
 def usb_csv(table: Table) -> str:
-    """USB's own layout: a row an arm, a column a setting, error rate in percent as `mean±deviation` (several seeds)."""
+    """USB's own layout: one row per arm, one column per setting, error rate in percent as `mean±std` (several
+    seeds).
+    """
     columns = []
     for setting, cells in zip(table.settings, table.cells, strict=True):
         result = next(iter(cells.values())).records[0].result
@@ -170,16 +172,16 @@ def _csv(rows: Iterable[list[Any]]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that a Markdown table shows as it is."""
+    """Escape text for a Markdown table."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in text)
-    return escaped.replace("](", "]\\(").replace("][", "]\\[")  # brackets alone are no link
+    return escaped.replace("](", "]\\(").replace("][", "]\\[")  # brackets alone do not make a link
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """Escape text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def escape_csv(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe before it."""
+    """Escape text that a spreadsheet would execute as a formula by a leading apostrophe."""
     return f"'{text}" if text.startswith(FORMULA) else text

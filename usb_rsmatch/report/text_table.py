@@ -1,4 +1,4 @@
-"""A table's figures as text, once for every format: columns, rows, and which entry is best."""
+"""The entries of a table as text, independent of the output format: columns, rows, and which entry is best."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from usb_rsmatch.report.comparison import Cell, Table
 from usb_rsmatch.report.statistics import Estimate
 
-WIDEST_SUMMARY = 5  # settings side by side; more do not fit a page
-MOST_PANELS = 9  # settings in a plot
+WIDEST_SUMMARY = 5  # largest number of settings side by side on a page
+MOST_PANELS = 9  # largest number of settings in a plot
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Text:
-    """An entry; `bold` marks the best of its column, `code` what can be typed."""
+    """A table entry; `bold` marks the best of its column, `code` marks commands."""
 
     text: str
     bold: bool = False
@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table ready to be drawn. The first `words` columns hold words, the others figures or code."""
+    """A table ready to be rendered. The first `words` columns contain words, the others numbers or code."""
 
     title: str
     columns: list[str]
@@ -32,26 +32,26 @@ class Sheet:
     words: int = 1
 
     def is_words(self, column: int) -> bool:
-        """Whether a column is set to the left."""
+        """Whether a column is left-aligned."""
         return column < self.words or any(row[column].code for row in self.rows[:1])
 
 
 def sheets(table: Table) -> list[Sheet]:
-    """Everything: what a reader sees first, then the rest."""
+    """All tables: the overview first, then the details."""
     return overview(table) + details(table)
 
 
 def overview(table: Table) -> list[Sheet]:
-    """The one setting in full, or accuracy by arm and setting in as many sheets as fit a page's width."""
+    """The single setting in full, or accuracy by arm and setting, split into sheets that fit a page's width."""
     if len(table.settings) == 1:
         return _details(table, table.settings[0].label, table.cells[0])
     count = len(table.settings)
-    width = math.ceil(count / math.ceil(count / WIDEST_SUMMARY))  # of equal sheets: 6 settings are 3 and 3
+    width = math.ceil(count / math.ceil(count / WIDEST_SUMMARY))  # sheets of equal size: 6 settings become 3 and 3
     return [_summary(table, start, start + width) for start in range(0, count, width)]
 
 
 def details(table: Table) -> list[Sheet]:
-    """Each of several settings in full."""
+    """Each setting in full, if there are several."""
     if len(table.settings) == 1:
         return []
     pairs = zip(table.settings, table.cells, strict=True)
@@ -74,13 +74,13 @@ def _details(table: Table, title: str, cells: dict[str, Cell]) -> list[Sheet]:
 
 
 def _detail(table: Table, title: str, cells: dict[str, Cell]) -> Sheet:
-    pooled = table.pool is None  # one pool of all stands in the headline
+    pooled = table.pool is None  # a common pool is in the headline
     columns = ["", *(["Unlabelled pool"] if pooled else []), "Accuracy (%)"]
     if table.baseline is not None:
         columns.append(f"Against {table.baseline}")
     if table.detects:
         columns.append("AUROC")
-    ranked = bool(table.ranks) and len(table.settings) == 1  # of several settings the summary ranks
+    ranked = bool(table.ranks) and len(table.settings) == 1  # with several settings, ranks are in the summary
     columns += [*(["Rank"] if ranked else []), "Seeds"]
     rows = []
     for arm in table.arms:
@@ -98,7 +98,7 @@ def _detail(table: Table, title: str, cells: dict[str, Cell]) -> Sheet:
 
 
 def _detection(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None:
-    """How well each detector ranks the pool, as a whole and generator by generator; None without a detector."""
+    """The detection metrics of each detector, overall and by generator; None without a detector."""
     arms = [arm for arm in table.arms if arm in cells and cells[arm].auroc]
     if not arms:
         return None
@@ -119,7 +119,7 @@ def _detection(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None
 
 
 def explanations(table: Table) -> list[str]:
-    """What the figures mean, and what a reader has to know of them."""
+    """Explanations of the figures."""
     lines = ["Accuracy: final averaged (EMA) weights on the test set, mean ± sample deviation over seeds."]
     if table.baseline is not None:
         lines.append(
@@ -129,7 +129,7 @@ def explanations(table: Table) -> list[str]:
     if table.detects:
         lines.append(
             "AUROC, AP, FPR95: the detector's score (an open-set method's outlier score) against true provenance, "
-            "which training never sees; by chance AUROC is 0.5. FPR95: share of the real images that are called "
+            "which training does not use; AUROC is 0.5 by chance. FPR95: share of the real images that are called "
             "synthetic where 95 % of the synthetic ones are found."
         )
     if table.ranks:
@@ -142,7 +142,7 @@ def explanations(table: Table) -> list[str]:
 
 
 def headline(table: Table) -> str:
-    """What was compared, in a line."""
+    """One line about what is compared."""
     results = [record.result for record in table.records]
     seeds = sorted({result.seed for result in results})
     parts = [
@@ -157,13 +157,13 @@ def headline(table: Table) -> str:
 
 
 def spread(shown: Estimate, digits: int = 2) -> str:
-    """`93.10 ± 0.52`, or the mean alone of a single value."""
+    """`93.10 ± 0.52`, or the mean alone for a single value."""
     mean = f"{shown.mean:.{digits}f}"
     return mean if shown.std is None else f"{mean} ± {shown.std:.{digits}f}"
 
 
 def interval(shown: Estimate | None) -> str:
-    """`+1.20 [−0.35, +2.75]`, or the mean alone of a single value."""
+    """`+1.20 [−0.35, +2.75]`, or the mean alone for a single value."""
     if shown is None:
         return NONE
     if shown.low is None or shown.high is None:
@@ -172,7 +172,7 @@ def interval(shown: Estimate | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, the minus as typeset."""
+    """A number with its sign, with a typographic minus."""
     return f"{value:+.2f}".replace("-", "−")
 
 
