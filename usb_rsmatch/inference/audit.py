@@ -1,4 +1,4 @@
-"""`usb-rsmatch audit`: which images of a folder look synthetic, and how many there are. It only reads the images."""
+"""`usb-rsmatch audit`: which images of a folder look synthetic, and what share. The images are only read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from usb_rsmatch.inference.detector_file import SavedDetector
 from usb_rsmatch.inference.input_images import ImageList
 from usb_rsmatch.progress import Progress
 
-MOST_TRAINED_ON = 20_000  # images a side that a detector learns from; all of them are scored
-LARGEST_SIDE = 64  # pixels, unless another size is asked for: minutes on a CPU
-SIDES = (8, 512)  # pixels that may be asked for: the detector's least, and what memory holds
-JPEG = 75  # quality at which both sides are re-encoded where their files differ in format
-CUE_SAMPLE = 400  # files a side whose formats are compared
+MOST_TRAINED_ON = 20_000  # largest number of images per side in training; all images are scored
+LARGEST_SIDE = 64  # pixels, unless another size is given: takes minutes on a CPU
+SIDES = (8, 512)  # smallest and largest size in pixels: the detector's minimum, and the limit of memory
+JPEG = 75  # quality at which both sides are re-encoded if their files differ in format
+CUE_SAMPLE = 400  # largest number of files per side whose formats are compared
 
 RESTS_ON = (
     "The share rests on this: the real images of the folder come from where the trusted ones do, and some of them "
@@ -35,10 +35,10 @@ RESTS_ON = (
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: arrays run along the list of images, NaN where one cannot be read.
+    """The result of an audit; arrays have one entry per image, NaN for images that cannot be read.
 
-    `probability` is P(synthetic) given the score and the share, `score` how many robust deviations an image lies above
-    the median of real ones, `parts` the scores behind both, of each detector.
+    `probability` is P(synthetic) given the score and the share, `score` the distance from the real images' median in
+    robust deviations, `parts` the underlying scores of each detector.
     """
 
     images: ImageList
@@ -52,16 +52,16 @@ class Audit:
     parts: list[Scored] = field(default_factory=list)
 
     def order(self) -> np.ndarray:
-        """Rows int64 of the readable images, the most synthetic-looking first, by number where they are equal."""
+        """Rows int64 of the readable images, the most synthetic-looking first, ties by number."""
         rows = np.flatnonzero(np.isfinite(self.score))
         return rows[np.lexsort((rows, -self.score[rows]))]
 
 
-# the three ways to a detector ---------------------------------------------------------------------------------------
+# audits with three kinds of detectors -------------------------------------------------------------------------------
 
 
 def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
-    """By a trained run's detector; what real images score is told by the test images of its data set."""
+    """Audit with a trained run's detector; the scores of real images are those of its data set's test images."""
     reference = _log_odds(run.synthetic_score(run.test.images, batch_size))
     scores, unreadable = _stream(
         images, run.pipeline, lambda rows, pixels: _log_odds(run.synthetic_score(pixels)), batch_size
@@ -72,14 +72,14 @@ def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
         run.pipeline,
         [Scored(reference, scores[rows], rows)],
         unreadable,
-        f"the detector of {run.folder.name}; real are the {len(reference)} test images of {run.spec.name}",
+        f"the detector of {run.folder.name}; the real images are the {len(reference)} test images of {run.spec.name}",
         run.config.seed,
         [],
     )
 
 
 def audit_with_detector(saved: SavedDetector, images: ImageList, batch_size: int = 256) -> Audit:
-    """By a saved detector: every image is new to all of its folds, and their answers are averaged."""
+    """Audit with a saved detector: no fold has seen the images, so the scores of all folds are averaged."""
 
     def score(rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         return np.stack([audit_detector.logits(detector, pixels, saved.look) for detector in saved.detectors], axis=1)
@@ -87,7 +87,7 @@ def audit_with_detector(saved: SavedDetector, images: ImageList, batch_size: int
     scores, unreadable = _stream(images, saved.pipeline, score, batch_size, len(saved.detectors))
     rows = _readable(images, scores[:, 0])
     parts = [Scored(real, scores[rows, k], rows) for k, real in enumerate(saved.real_scores)]
-    reference = f"a saved detector; real are the {sum(map(len, saved.real_scores))} images it was made with"
+    reference = f"a saved detector; the real images are the {sum(map(len, saved.real_scores))} of its training"
     return _conclude(images, saved.pipeline, parts, unreadable, reference, saved.seed, [])
 
 
@@ -99,11 +99,11 @@ def audit_with_real(
     jpeg: int | str | None = "auto",
     batch_size: int = 256,
 ) -> tuple[Audit, SavedDetector]:
-    """By a detector that is trained here, on trusted `real` images against the audited ones; no label is needed.
+    """Audit with a detector that is trained here on trusted `real` images and the audited images, without labels.
 
     `size` is the side in pixels, by default the smaller native one and at most `LARGEST_SIDE`. `jpeg` is a quality at
-    which both sides are re-encoded, None for never, "auto" for `JPEG` where the files' formats would tell the sides
-    apart. Raises UserError for too few or too small images.
+    which both sides are re-encoded, None for no re-encoding, "auto" for `JPEG` if the files' formats reveal the side.
+    Raises UserError for too few or too small images.
     """
     if size is not None and not SIDES[0] <= size <= SIDES[1]:
         raise UserError(f"--size takes {SIDES[0]} to {SIDES[1]} pixels, not {size}")
@@ -129,7 +129,7 @@ def audit_with_real(
         audit_detector.logits(detector, real_pixels[real_fold == k], look) for k, detector in enumerate(detectors)
     ]
     scores = np.full(len(images), np.nan)
-    whose = np.arange(len(images)) % audit_detector.FOLDS  # images beyond the sample are new to every detector
+    whose = np.arange(len(images)) % audit_detector.FOLDS  # no detector has seen images outside of the sample
     whose[rows] = fold
     for k, detector in enumerate(detectors):
         scores[rows[fold == k]] = audit_detector.logits(detector, pixels[fold == k], look)
@@ -150,7 +150,7 @@ def audit_with_real(
 
 
 def jpeg_quality(text: str) -> int | str | None:
-    """What `--jpeg` says: "auto", None for "off", or a quality; UserError for anything else."""
+    """The value of `--jpeg`: "auto", None for "off", or a quality; UserError for anything else."""
     if text in ("auto", "off"):
         return "auto" if text == "auto" else None
     if not text.isdecimal() or not 1 <= int(text) <= 100:
@@ -175,7 +175,7 @@ def _conclude(
     score = standardised(parts, len(images))
     count = int(np.isfinite(score).sum())
     if count < audit_detector.FEWEST:
-        warnings = [f"{count} images are few: their share is hardly known, look at their scores", *warnings]
+        warnings = [f"{count} images are too few for a reliable share: look at their scores", *warnings]
     return Audit(images, pipeline, share, probability, score, unreadable, reference, warnings, parts)
 
 
@@ -186,7 +186,7 @@ def _stream(
     batch_size: int,
     columns: int | None = None,
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Scores of all images, batch by batch, NaN for those that cannot be read, and why they cannot."""
+    """Scores of all images, batch by batch, NaN for images that cannot be read, and the reasons."""
     scores = np.full(len(images) if columns is None else (len(images), columns), np.nan)
     unreadable: dict[str, str] = {}
     with Progress(len(images), "audit") as progress:
@@ -236,27 +236,27 @@ def _sample(images: ImageList, seed: int, side: str) -> list[str]:
 
 
 def _shared(real: ImageList, images: ImageList) -> list[str]:
-    """That audited images are among the trusted ones, which hides them: they count as real whatever they are."""
+    """A warning if audited images are also among the trusted ones: they then count as real in any case."""
     trusted, audited = (
         [os.path.abspath(item) for item in side.items if isinstance(item, Path)] for side in (real, images)
     )
     count = len(set(trusted).intersection(audited))
-    return [f"{count} of the audited images are trusted ones too: leave them out of one side"] if count else []
+    return [f"{count} of the audited images are also trusted ones: remove them from one side"] if count else []
 
 
 def _warn(differ: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:
     if not differ:
         return []
     told = ", ".join(f"{name} {cues[name]:.2f}" for name in differ)
-    line = f"the folders' files differ in more than their images (AUROC: {told})"
+    line = f"the folders' files differ in their format (AUROC: {told})"
     if quality is not None:
-        return [f"{line}; both sides are re-encoded as JPEG {quality}, so that this alone does not decide"]
-    return [f"{line}; what the detector finds may be that"]
+        return [f"{line}; both sides are re-encoded as JPEG {quality}, so that the format alone does not decide"]
+    return [f"{line}; the detector may detect that instead of synthesis"]
 
 
 def _pixel_warnings(real: np.ndarray, pool: np.ndarray) -> list[str]:
     return [
-        f"{name} alone tells the folders apart with AUROC {value:.2f}: what the detector finds may be that"
+        f"{name} alone separates the folders with AUROC {value:.2f}: the detector may detect that instead of synthesis"
         for name, value in pixel_cues(real[:SAMPLE], pool[:SAMPLE]).items()
         if value > WARN_OVER
     ]

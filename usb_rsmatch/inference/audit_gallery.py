@@ -1,4 +1,4 @@
-"""An audit as one HTML page that needs nothing else: the images by score, as data, names escaped."""
+"""An audit's result as one self-contained HTML page: thumbnails sorted by score, with escaped names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ figcaption b { color: var(--ink); font-weight: 620; }
 
 
 def gallery(audit: Audit) -> str:
-    """The whole page; the thumbnails are read again through the audit's own pipeline."""
+    """The whole page; the thumbnails are read again with the audit's preprocessing."""
     order = audit.order()
     cut = len(order) > MOST_TOP + MOST_BOTTOM
     sections = (
@@ -82,7 +82,7 @@ def gallery(audit: Audit) -> str:
 <body>
 <main>
 <h1>{head}</h1>
-<p class="soft">{len(order)} images, by {escape(_shown(audit.reference))}; seen at {audit.pipeline.size} px.</p>
+<p class="soft">{len(order)} images, by {escape(_shown(audit.reference))}; analysed at {audit.pipeline.size} px.</p>
 {warnings}
 <p>{escape(RESTS_ON)}</p>
 {body}
@@ -108,7 +108,7 @@ def _figures(audit: Audit, rows: np.ndarray) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """Text that UTF-8 can hold: file names may be any bytes."""
+    """Text that can be encoded as UTF-8: file names may be any bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What an audit leaves behind: a CSV, an HTML gallery, and a few lines on the terminal."""
+"""The output of an audit: a CSV, an HTML gallery, and a few lines for the terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from usb_rsmatch.io import write_text
 def targets(out: Path) -> tuple[Path, Path, Path]:
     """The CSV, the gallery and the saved detector of an audit that writes to `out`."""
     if out.suffix.lower() == ".html":
-        raise UserError(f"--out {out}: it names the CSV; the gallery takes its name, with .html")
+        raise UserError(f"--out {out}: this is the CSV; the gallery gets the same name with .html")
     return out, out.with_suffix(".html"), out.with_suffix(".detector.pt")
 
 
 def write_report(audit: Audit, out: Path) -> None:
-    """Write the CSV (a row an image: file, probability, score, error) and the gallery beside it."""
+    """Write the CSV (one row per image: file, probability, score, error) and the gallery next to it."""
     with csv_rows(out, ("file", "probability", "score", "error")) as write:
         for row, name in enumerate(audit.images.names):
             if np.isfinite(audit.score[row]):
@@ -32,7 +32,7 @@ def write_report(audit: Audit, out: Path) -> None:
 
 
 def told(audit: Audit) -> str:
-    """The finding in words."""
+    """The result in words."""
     share = audit.share
     count = int(np.isfinite(audit.score).sum())
     return (

@@ -1,4 +1,4 @@
-"""The commands that use what was trained: eval, predict, audit, export. Thin, with heavy imports inside."""
+"""The commands eval, predict, audit and export: thin functions with heavy imports inside."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Command = Callable[..., argparse.ArgumentParser]
 
 
 def add_commands(command: Command) -> None:
-    """Add them to the command line; `command(name, run, help)` gives a parser for one."""
+    """Add the commands to the command line; `command(name, run, help)` returns a parser for one."""
     sub = command("eval", _eval, "USB's metrics of a trained run on its test set or any labelled source")
     sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
     sub.add_argument(
         "--data", default=None, metavar="SOURCE", help="class folders, an npz, a source such as cifake:DIR, a data set"
     )
-    sub.add_argument("--out", default=None, metavar="FILE.json", help="also write the metrics there")
+    sub.add_argument("--out", default=None, metavar="FILE.json", help="also write the metrics to this file")
     _add_run_options(sub)
 
     sub = command("predict", _predict, "class, confidence and probability of synthetic for images, as CSV")
@@ -29,12 +29,12 @@ def add_commands(command: Command) -> None:
     _add_run_options(sub)
 
     sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV and HTML gallery")
-    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files; they are only read")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files (only read)")
     way = sub.add_mutually_exclusive_group(required=True)
-    way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="by the detector of a trained run")
-    way.add_argument("--real", nargs="+", metavar="FOLDER", help="by one that is trained now on trusted real images")
-    way.add_argument("--detector", metavar="FILE", help="by one that --real saved")
-    sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery goes beside it, as .html")
+    way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="use the detector of a trained run")
+    way.add_argument("--real", nargs="+", metavar="FOLDER", help="train a detector now, on trusted real images")
+    way.add_argument("--detector", metavar="FILE", help="use a detector saved with --real")
+    sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery is written next to it, as .html")
     sub.add_argument("--seed", type=int, default=0, help="of --real, 0")
     sub.add_argument("--size", type=int, default=None, metavar="PX", help="of --real: side at which images are seen")
     sub.add_argument(
@@ -50,33 +50,33 @@ def add_commands(command: Command) -> None:
         "--detector",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="with the detector of synthetic images, or without; default: where there is one",
+        help="with or without the detector of synthetic images; default: with, if there is one",
     )
-    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
 
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:
-    """What every command takes that loads a trained run."""
-    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration of a checkpoint of USB's own")
+    """Options of every command that loads a trained run."""
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
-    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="images at a time, 256")
+    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="batch size, default 256")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
 def quiet() -> None:
-    """Keep third-party notices about names that semilearn still uses out of the way of the user's own lines."""
+    """Silence third-party deprecation warnings about names that semilearn still uses."""
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
 
 
 def _load_run(args: argparse.Namespace, device: str | None) -> Any:
-    """The run that the arguments name."""
+    """Load the run that the arguments name."""
     quiet()
     from usb_rsmatch.inference.loaded_run import load_run
 

@@ -1,4 +1,4 @@
-"""A class-free detector as one file: its networks, how it sees images, and the real images' scores to compare with."""
+"""An audit's detector as one file: its networks, the preprocessing, and the real images' scores as reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SavedDetector:
-    """Detectors, one a fold, and the logits float32 [n] that each gave the real images that it has not seen."""
+    """One detector per fold, and its logits float32 [n] of the real images on which it was not trained."""
 
     pipeline: Pipeline
     look: Look
@@ -49,7 +49,7 @@ def save_detector(saved: SavedDetector, path: Path) -> None:
 
 
 def load_detector(path: Path) -> SavedDetector:
-    """Read a detector; UserError for a file that is missing, damaged, or something else. Runs no code from it."""
+    """Read a detector; UserError for a missing, damaged or other file. Never executes code from it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         expected = content.pop("digest")
@@ -57,7 +57,7 @@ def load_detector(path: Path) -> SavedDetector:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except Exception:
-        raise UserError(f"{path}: no detector that `audit --real` saved, or a part of one") from None
+        raise UserError(f"{path}: not a detector saved by `audit --real`, or incomplete") from None
     if kind != FORMAT:
         raise UserError(f"{path}: made by usb_rsmatch {content.get('version')} in format {kind}, this reads {FORMAT}")
     if digest(content) != expected:

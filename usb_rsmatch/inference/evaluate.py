@@ -21,9 +21,9 @@ from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 
 @dataclass(frozen=True)
 class Evaluation:
-    """USB's metrics over `count` images; `recall` is each class's own, None where the data has none of it.
+    """USB's metrics over `count` images; `recall` is per class, None for a class without images.
 
-    `unknown` images have a class that the run does not know and are left out, as is what cannot be read.
+    `unknown` images have a class that the run does not know; they are not evaluated, nor are unreadable images.
     """
 
     metrics: Mapping[str, float]
@@ -44,10 +44,10 @@ class Evaluation:
 
 
 def evaluate(run: Any, data: str | None = None, batch_size: int = 256) -> Evaluation:
-    """Metrics of the averaged weights on `data`, by default the run's own test set.
+    """Metrics of the EMA weights on `data`, by default the run's own test set.
 
     `data` is a source as in the configuration (`folder:PATH`, `npz:FILE`, ...), a folder of class folders, an npz
-    file, or the name of a real data set, whose test set is taken. Raises UserError where no image has a class that the
+    file, or the name of a real data set, whose test set is used. Raises UserError if no image has a class that the
     run knows.
     """
     if data is None:
@@ -70,10 +70,10 @@ def evaluate(run: Any, data: str | None = None, batch_size: int = 256) -> Evalua
 
 
 def _load(run: Any, source: Source, rows: np.ndarray, unreadable: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a batch that can be read, and their rows; the others go to `unreadable`."""
+    """The readable images of a batch and their rows; the others are added to `unreadable`."""
     try:
         return run.pipeline.load(source, rows), rows
-    except UserError:  # one of them: find out which
+    except UserError:  # at least one is unreadable: find out which
         pass
     images, kept = [], []
     for row in rows:
@@ -87,7 +87,7 @@ def _load(run: Any, source: Source, rows: np.ndarray, unreadable: dict[str, str]
 
 
 def _open(run: Any, data: str) -> Source:
-    """The labelled source that `data` names, its labels those of the run's classes."""
+    """The labelled source that `data` names, with labels of the run's classes."""
     request = SourceRequest(ClassIndex(run.classes), generator="", layouts=run.config.layouts)
     place = os.path.expanduser(data)
     if os.path.isdir(place):
@@ -126,5 +126,5 @@ def told(evaluation: Evaluation) -> str:
         for name, value in evaluation.recall.items()
     ]
     if evaluation.unknown:
-        lines.append(f"{evaluation.unknown} images of other classes are left out")
+        lines.append(f"{evaluation.unknown} images of other classes are not evaluated")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`usb-rsmatch export`: a trained run as ONNX, safetensors or torch.export, checked, with its description beside."""
+"""`usb-rsmatch export`: a trained run as ONNX, safetensors or torch.export file, verified, with a description."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from usb_rsmatch.inference.exported_network import DeployedNet, deployed
 from usb_rsmatch.inference.model_card import card, describe
 from usb_rsmatch.io import atomic_write, write_json, write_text
 
-TOLERANCE = 1e-4  # between the file and the run, in logits and probabilities
+TOLERANCE = 1e-4  # largest difference between the file and the run, in logits and probabilities
 
 Writer = Callable[[DeployedNet, Tensor, dict[str, Any], Path], None]
 Reader = Callable[[Path, Tensor], list[Tensor]]
@@ -47,7 +47,7 @@ def export(run: Any, format: str, out: Path, detector: bool | None = None) -> li
                 write(network, example, description, temporary)
         except UserError:
             raise
-        except Exception as error:  # exporters fail in their own ways on layers that they do not know
+        except Exception as error:  # exporters raise various errors for unsupported layers
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{run.config.net} cannot be exported as {format}: {reason}") from None
         for batch in (example, _images(run, 5)):
@@ -61,7 +61,7 @@ def export(run: Any, format: str, out: Path, detector: bool | None = None) -> li
 
 
 def load_exported(path: str | Path) -> DeployedNet:
-    """The network of a safetensors file of ours, built from the configuration that the file carries."""
+    """The network of a safetensors file of this package, built from the configuration in the file."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -80,8 +80,8 @@ def load_exported(path: str | Path) -> DeployedNet:
         args, _ = resolve(migrate(description["config"])[0])
     except UserError:
         raise
-    except Exception as error:  # safetensors raises its own kind
-        raise UserError(f"{path}: no safetensors file of this package ({error})") from None
+    except Exception as error:  # safetensors raises its own error type
+        raise UserError(f"{path}: not a safetensors file of this package ({error})") from None
     spec = DataSpec(args.dataset, tuple(inside["mean"]), tuple(inside["std"]), False, size)
     assert depth == spec.channels
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
@@ -150,7 +150,7 @@ FORMATS: dict[str, tuple[Writer, Reader]] = {
 
 
 def _extra(module: str, extra: str) -> Any:
-    """An optional package, or a UserError that says how to install it."""
+    """Import an optional package; UserError with the install command if it is missing."""
     import importlib
 
     try:
@@ -164,7 +164,7 @@ def _extra(module: str, extra: str) -> Any:
 
 
 def _images(run: Any, count: int) -> Tensor:
-    """uint8 [count, C, H, W] of noise: every layer gets to work, and no data are needed."""
+    """Random noise uint8 [count, C, H, W], which exercises every layer without any data."""
     shape = (count, run.spec.channels, run.size, run.size)
     return torch.from_numpy(generator(0, "export", count).integers(0, 256, shape, dtype=np.uint8))
 
@@ -179,7 +179,7 @@ def _compare(found: list[Tensor], expected: list[Tensor], names: list[str], form
 
 
 def _compare_with_run(run: Any, batch: Tensor, outputs: list[Tensor]) -> None:
-    """The network against the run's own methods, which go another way: its algorithm, its normalisation."""
+    """Compare the network with the run's own methods, which use another code path."""
     images = batch.permute(0, 2, 3, 1).numpy()
     expected = [torch.from_numpy(run.logits(images)), torch.from_numpy(run.predict(images))]
     if len(outputs) == 3:
@@ -189,7 +189,7 @@ def _compare_with_run(run: Any, batch: Tensor, outputs: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' notes about themselves from the user's terminal."""
+    """Silence the exporters' own messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -14,9 +14,9 @@ from usb_rsmatch.errors import UserError
 
 
 class DeployedNet(nn.Module):
-    """Normalisation, classifier and, where wanted, detector.
+    """Normalisation, classifier and, optionally, detector.
 
-    Holds neither a dummy head nor averages of anything: what a state dict of it lists is what predicts.
+    It contains no dummy head and no averages: its state dict is exactly what predicts.
     """
 
     mean: Tensor
@@ -43,9 +43,9 @@ class DeployedNet(nn.Module):
 
 
 def deployed(run: Any, detector: bool | None = None) -> DeployedNet:
-    """The network of a loaded run, on the CPU, in evaluation mode; the run itself is left as it is.
+    """The network of a loaded run, on the CPU, in evaluation mode; the run itself is not changed.
 
-    `detector` says whether the detector comes along; None: where the run has one. UserError where it has none.
+    `detector`: whether to include the detector; None: if the run has one. UserError if it is requested but missing.
     """
     from usb_rsmatch.algorithms.networks import RSNet
 

@@ -1,4 +1,4 @@
-"""Images to look at, by file, folder, glob or npz: listed first, then read batch by batch as a pool reads them."""
+"""Input images by file, folder, glob or npz: listed first, then read in batches as a pool reads them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from usb_rsmatch.data.sources.npz import read_npz
 from usb_rsmatch.data.sources.source import DECODE_THREADS
 from usb_rsmatch.errors import UserError
 
-AHEAD = 2  # batches that are decoded while one is computed
+AHEAD = 2  # batches that are decoded ahead
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images at `rows` int64 [n] of the list: uint8 [n, size, size, C], less those of the batch that failed.
+    """Images at `rows` int64 [n] of the list: uint8 [n, size, size, C], without unreadable ones.
 
     `failed` gives the reason for each row that cannot be read.
     """
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ArrayImage:
-    """Image `row` of an array [N, H, W, C], which may be one that lies on disk."""
+    """Image `row` of an array [N, H, W, C] in memory or on disk."""
 
     images: Any
     row: int
@@ -49,14 +49,14 @@ class ArrayImage:
 
 
 class ImageList:
-    """Names of images, in order, and their pixels on demand; only `AHEAD` batches are in memory at a time."""
+    """An ordered list of image names with pixels on demand; only `AHEAD` batches are in memory."""
 
     def __init__(self, names: Sequence[str], items: Sequence[Path | ArrayImage]) -> None:
         self.names, self.items = list(names), list(items)
 
     @classmethod
     def of_array(cls, images: Any, name: str = "image") -> ImageList:
-        """Those of an array uint8 [N, H, W, C], in memory or on disk, called `name#0`, `name#1`, ..."""
+        """The images of an array uint8 [N, H, W, C], in memory or on disk, named `name#0`, `name#1`, ..."""
         rows = range(len(images))
         return cls([f"{name}#{row}" for row in rows], [ArrayImage(images, row) for row in rows])
 
@@ -68,7 +68,7 @@ class ImageList:
         return ImageList([self.names[row] for row in rows], [self.items[row] for row in rows])
 
     def native_side(self) -> int:
-        """The shorter side of the first image that can be read; UserError where none can."""
+        """The shorter side of the first image that can be read; UserError if none can."""
         for item in self.items:
             if isinstance(item, ArrayImage):
                 return min(item.images.shape[1:3])
@@ -79,7 +79,7 @@ class ImageList:
         raise UserError(f"none of the {len(self)} images can be read; the first is {self.names[0]}")
 
     def is_grey(self, sample: int = 64) -> bool:
-        """Whether none of some images, evenly spread, has a colour."""
+        """Whether an evenly spaced sample of the images has no colours."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(sample, len(self))).astype(np.int64))
         for row in rows:
             item = self.items[row]
@@ -92,7 +92,7 @@ class ImageList:
         return True
 
     def batches(self, pipeline: Pipeline, batch_size: int = 256) -> Iterator[Batch]:
-        """All images in order through `pipeline`, decoded by a few threads ahead of who asks."""
+        """All images in order through `pipeline`, decoded ahead by a few threads."""
         with quiet_bombs(), ThreadPoolExecutor(DECODE_THREADS) as threads:
             waiting: list[tuple[range, list[Future[np.ndarray | str]]]] = []
             starts = iter(range(0, len(self), batch_size))
@@ -116,7 +116,7 @@ class ImageList:
                 threads.shutdown(cancel_futures=True)
 
     def _read(self, row: int, pipeline: Pipeline) -> np.ndarray | str:
-        """One image as uint8 [size, size, C], or why it cannot be read: the path of a pool's sources."""
+        """One image as uint8 [size, size, C], or the reason why it cannot be read; same preprocessing as a pool's."""
         item = self.items[row]
         try:
             if isinstance(item, ArrayImage):
@@ -131,8 +131,8 @@ class ImageList:
 def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
     """The images of files, folders, globs and npz files, in the order given, each file once.
 
-    Folders are searched to their leaves in an order that does not depend on the disk. Raises UserError for a place
-    that does not exist, and where there is no image at all.
+    Folders are searched recursively, in an order that does not depend on the disk. Raises UserError for a path that
+    does not exist, and if there is no image.
     """
     names: list[str] = []
     items: list[Path | ArrayImage] = []
@@ -156,7 +156,7 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
 
 
 def _expand(place: str) -> list[str]:
-    """The files that a place stands for: itself, a folder's images, or a glob's files and folders."""
+    """The files of a path: the file itself, a folder's images, or a glob's files and folders."""
     path = os.path.expanduser(place)
     if os.path.isdir(path):
         index = file_index(Path(path))

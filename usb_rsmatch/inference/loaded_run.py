@@ -1,4 +1,4 @@
-"""A trained run from Python: `load_run(folder).predict(images)`, `.synthetic_score(images)`."""
+"""A trained run in Python: `load_run(folder).predict(images)`, `.synthetic_score(images)`."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Note = Callable[[str], None]
 
 
 class Run:
-    """The averaged weights of a run, ready to predict.
+    """The EMA weights of a run, ready to predict.
 
-    `classes` are the names, in the order of the logits; `spec` says how images are normalised, `pipeline` how they are
-    decoded; `config` is the configuration, `folder` where the run lives, `step` how many steps made these weights, None
-    where that is not known. The run's images are read when `pool` or
-    `test` is asked for, not before: predicting needs none of them.
+    `classes` are the names in the order of the logits; `spec` defines the normalisation of images, `pipeline` their
+    decoding; `config` is the configuration, `folder` the run folder, `step` the number of steps after which the weights
+    were saved, None if unknown. The run's images are only read when `pool` or `test` is accessed: prediction does not
+    need them.
     """
 
     def __init__(self, folder: Path, config: Namespace, algorithm: Any, step: int | None = None) -> None:
         self.folder, self.config, self.algorithm, self.step = folder, config, algorithm, step
         self.model = algorithm.ema_model.eval()
-        algorithm.model = self.model  # so that the detector's scores are those of the averaged weights too
+        algorithm.model = self.model  # so that the detector also uses the EMA weights
         outlined: HybridPool = algorithm.args.pool
         self.classes, self.spec, self.device = outlined.classes, outlined.spec, algorithm.args.device
         self.size = int(outlined.test.images.shape[1])
@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def pool(self) -> HybridPool:
-        """The pool that the run trains on; UserError where its images are not there any more."""
+        """The pool that the run trains on; UserError if its images are missing."""
         return HybridPool.from_config(self.config)
 
     @cached_property
@@ -115,10 +115,10 @@ def load_run(
     config: str | Path | None = None,
     note: Note = lambda line: print(line, file=sys.stderr),
 ) -> Run:
-    """The run of a folder or of one checkpoint file in it; UserError where there is none or it is damaged.
+    """The run of a folder or of one checkpoint file in it; UserError if it is missing or damaged.
 
-    A checkpoint of USB's own carries no configuration: `config` then names it, a file or a shipped one. A run of
-    another version is read with its keys migrated; what was changed goes to `note`.
+    A checkpoint of USB itself contains no configuration: then `config` names a file or a shipped one. The keys of a run
+    of another version are migrated; changes are reported to `note`.
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
@@ -135,7 +135,7 @@ def load_run(
     if content is None:
         raise UserError(f"{folder} has no checkpoint yet")
     asked = Namespace(**vars(args))
-    if args.rs_detector not in TRAINED:  # the others bring no network, but flags or a file of scores
+    if args.rs_detector not in TRAINED:  # other detectors have no network
         args.rs_detector = "none"
     args.rs_loader, args.num_workers = "pil", 0
     algorithm = build(args, pool=_outline(folder, args))
@@ -148,14 +148,14 @@ def load_run(
 
 
 def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note) -> Namespace:
-    """The run's resolved configuration: its own `config.yaml`, or the one that is named for a checkpoint of USB's."""
+    """The run's resolved configuration: its own `config.yaml`, or the given one for a checkpoint of USB itself."""
     own = folder / "config.yaml"
     if own.exists() and name is not None:
-        raise UserError(f"{folder} has a config.yaml of its own: leave the configuration out")
+        raise UserError(f"{folder} has its own config.yaml: do not give a configuration")
     if not own.exists() and name is None:
         if path.is_file() or (folder / "latest_model.pth").exists():
-            raise UserError(f"{path} is a checkpoint without its configuration: name that by --c CONFIG")
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+            raise UserError(f"{path} is a checkpoint without a configuration: give it by --c CONFIG")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     if name is not None:
         args, notes = config.resolve(name)
     else:
@@ -170,7 +170,7 @@ def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note
     for line in notes:
         note(f"note: {own if name is None else name}: {line}")
     if not is_known_dataset(args.dataset):
-        raise UserError(f"{folder} was trained on {args.dataset}, which no pool reads: such a run cannot be loaded")
+        raise UserError(f"{folder} was trained on {args.dataset}, which this package does not read: such a run cannot be loaded")
     return args
 
 
@@ -188,7 +188,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _outline(folder: Path, args: Namespace) -> HybridPool:
-    """What the networks need of the run's data: from its manifest, or from the data set itself."""
+    """A placeholder of the run's data for building the networks, from its manifest or from the data set."""
     outlined = placeholder_from_manifest(_manifest(folder))
     if outlined is not None:
         return outlined
@@ -198,5 +198,5 @@ def _outline(folder: Path, args: Namespace) -> HybridPool:
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefix of data-parallel wrappers, which USB saves along."""
+    """Weights without the prefix of data-parallel wrappers, with which USB saves them."""
     return {name.removeprefix("module."): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What goes beside an exported network: its description as JSON, and a model card to read."""
+"""The description of an exported network as JSON, and its model card in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from usb_rsmatch.version import __version__
 
 
 def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
-    """Everything that a user of the exported file needs, as plain JSON values: in, out, preprocessing, provenance."""
+    """Everything that a user of the exported file needs, as JSON values: input, output, preprocessing, provenance."""
     spec, size = run.spec, run.size
     outputs = {"logits": ["batch", len(run.classes)], "probabilities": ["batch", len(run.classes)]}
     if network.detector is not None:
@@ -22,11 +22,11 @@ def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
         "outputs": outputs,
         "classes": list(run.classes),
         "preprocessing": {
-            "before": {  # what the caller does
+            "before": {  # to be done by the caller
                 "decode": "first frame, upright by EXIF, 8 bits, transparency on white",
                 "colour": "grey by ITU-R 601 luma" if spec.channels == 1 else "RGB, grey repeated",
                 "crop": "centre square",
-                "resize": f"{size} x {size}, antialiased bilinear; an image of that size stays as it is",
+                "resize": f"{size} x {size}, antialiased bilinear; an image of that size is not resized",
                 "jpeg": run.pipeline.jpeg,
             },
             "inside": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std)},
@@ -40,7 +40,7 @@ def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
 
 
 def card(description: Mapping[str, Any], file: str) -> str:
-    """The model card, Markdown with the header that Hugging Face's cards have."""
+    """The model card: Markdown with Hugging Face's metadata header."""
     config, result, data = description["config"], description["result"], description["data"]
     pool = data.get("pool") or {}
     made = ", ".join(f"{count} by {name}" for name, count in (pool.get("by_generator") or {}).items())
@@ -76,7 +76,7 @@ def card(description: Mapping[str, Any], file: str) -> str:
         "",
         f"{description['step'] or config['num_train_iter']} steps of {config['batch_size']} labelled and "
         f"{config['batch_size'] * config['uratio']} unlabelled images, network {config['net']}, {config['optim']} at "
-        f"{config['lr']}, seed {config['seed']}; the averaged weights (momentum {config['ema_m']}) are exported. "
+        f"{config['lr']}, seed {config['seed']}; the EMA weights (momentum {config['ema_m']}) are exported. "
         f"Every key stands in `{file}.json`.",
         "",
         "## Results",
@@ -89,13 +89,13 @@ def card(description: Mapping[str, Any], file: str) -> str:
 
 
 def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) -> list[str]:
-    """What the run measured of the weights of that step: at its end, or at its best evaluation."""
+    """The run's measurements for the weights of that step: at its end, or at its best evaluation."""
     accuracy, detection = result.get("accuracy") or {}, result.get("detection") or {}
     if result and step not in (None, result.get("iterations")):
         if step == accuracy.get("best_iteration"):
             return [f"- Test accuracy {100 * accuracy['best']:.2f} % at step {step}, chosen as the run's best."]
         return [
-            f"The run reports its step {result.get('iterations')}: these weights, of step {step}, are not measured."
+            f"The run reports its step {result.get('iterations')}: these weights, of step {step}, were not evaluated."
         ]
     lines = []
     if accuracy.get("last") is not None:
@@ -108,20 +108,20 @@ def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) ->
         lines.append(
             f"- Detector's AUROC on the unlabelled pool {detection['auroc']:.3f}{f' ({each})' if each else ''}."
         )
-    return lines or ["No result was written yet: the run had not ended when this was exported."]
+    return lines or ["There is no result yet: the run was not finished at the time of this export."]
 
 
 def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str]:
     lines = [
-        "- One seed, one split of labels: repeat the run before drawing conclusions from its accuracy.",
-        "- Every image is given one of the classes above, whatever it shows; confidences are not calibrated.",
-        "- Accuracy was measured on images of the training data's own kind; others, and other decoders, may do worse.",
+        "- One seed, one split of labels: repeat the run with other seeds before drawing conclusions from its accuracy.",
+        "- Every image is assigned to one of the classes above, whatever it shows; confidences are not calibrated.",
+        "- Accuracy was measured on images like the training data; it may be lower for others, and with other decoders.",
     ]
     if description["detector"] is not None:
         known = ", ".join(map(_code, pool.get("by_generator") or {})) or "the pool's"
         lines += [
-            f"- The detector learnt from the pool alone ({known}): other generators may pass it unseen.",
-            "- `synthetic` ranks images; it is no verdict on one image, and 0.5 is no calibrated threshold.",
+            f"- The detector learnt from the pool alone ({known}): it may miss other generators.",
+            "- `synthetic` is for ranking images; it proves nothing about a single image, and 0.5 is not a calibrated threshold.",
         ]
     return lines
 

@@ -1,4 +1,4 @@
-"""`usb-rsmatch pool`: what a configuration's pool holds, as a table, a manifest and a contact sheet."""
+"""`usb-rsmatch pool`: the contents of a configuration's pool, as a table, a manifest and a contact sheet."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from usb_rsmatch.usb import config
 def describe(
     source: str, overrides: Mapping[str, Any], out: Path | None = None, shortcuts: bool = False, pack: bool = False
 ) -> str:
-    """The pool of a configuration in words; `out` takes its manifest, with the contact sheet beside it.
+    """The pool of a configuration in words; its manifest is written to `out`, the contact sheet next to it.
 
-    `shortcuts` adds what trivial cues tell about provenance, `pack` decodes image files once into the cache.
+    `shortcuts` adds a check of trivial cues for provenance, `pack` decodes image files once into the cache.
     """
     if out is not None:
         if out.suffix.lower() == ".png":
-            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet takes its name, with .png")
+            raise UserError(f"--out {out}: the manifest is JSON; the contact sheet gets the same name with .png")
         refuse_existing(out, out.with_suffix(".png"))
     config.import_semilearn()
     resolved, _ = config.resolve(source, overrides)

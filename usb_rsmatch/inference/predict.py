@@ -14,17 +14,17 @@ from usb_rsmatch.progress import Progress
 
 @dataclass(frozen=True)
 class Predicted:
-    """How many images a CSV tells of, and why each of the others could not be read, by name."""
+    """The number of images in the CSV, and the reason for each unreadable image, by name."""
 
     written: int
     unreadable: dict[str, str]
 
 
 def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Predicted:
-    """Write a row an image: file, class, confidence (probability of that class), synthetic, error.
+    """Write one row per image: file, class, confidence (probability of that class), synthetic, error.
 
-    `synthetic` is the detector's probability, empty where the run has none; `error` says why a file cannot be read,
-    and the other cells are empty then. Raises UserError where `out` exists or cannot be written.
+    `synthetic` is the detector's probability, empty if the run has none; `error` is the reason why a file cannot
+    be read, and the other cells are then empty. Raises UserError if `out` exists or is not writable.
     """
     refuse_existing(out)
     unreadable: dict[str, str] = {}
@@ -48,7 +48,7 @@ def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Pr
 
 
 def told(unreadable: dict[str, str], most: int = 10) -> list[str]:
-    """Lines on files that could not be read: the first few by name, and how many there are."""
+    """Lines about unreadable files: the first few by name, and how many there are."""
     lines = [f"cannot be read: {name} ({reason})" for name, reason in list(unreadable.items())[:most]]
     if len(unreadable) > most:
         lines.append(f"... and {len(unreadable) - most} more that cannot be read")
