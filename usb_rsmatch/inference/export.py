@@ -32,8 +32,8 @@ Reader = Callable[[Path, Tensor], list[Tensor]]
 def export(run: Any, format: str, out: Path, detector: bool | None = None) -> list[Path]:
     """Write `out`, `out`.json (description) and `out`.md (model card); gives their paths.
 
-    The file is read back and must agree with the run to `TOLERANCE` on batches of two sizes before it appears under
-    its name. Errors: UserError for a missing extra, a target that exists, a network that the format cannot take.
+    The file is read back and must agree with the run up to `TOLERANCE` on batches of two sizes before it gets its name.
+    Raises UserError for a missing extra, an existing target, and a network that the format does not support.
     """
     write, read = FORMATS[format]
     paths = [out, Path(f"{out}.json"), Path(f"{out}.md")]

@@ -151,7 +151,7 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
                 names.append(path)
                 items.append(Path(path))
     if not names:
-        raise UserError(f"{', '.join(map(str, places)) or 'IMAGES'}: holds no images; check the path")
+        raise UserError(f"{', '.join(map(str, places)) or 'IMAGES'}: contains no images; check the path")
     return ImageList(names, items)
 
 

@@ -170,7 +170,7 @@ def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note
     for line in notes:
         note(f"note: {own if name is None else name}: {line}")
     if not is_known_dataset(args.dataset):
-        raise UserError(f"{folder} was trained on {args.dataset}, which this package does not read: such a run cannot be loaded")
+        raise UserError(f"{folder} was trained on {args.dataset}, which only USB reads: such a run cannot be loaded")
     return args
 
 

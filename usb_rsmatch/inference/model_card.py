@@ -113,15 +113,15 @@ def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) ->
 
 def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str]:
     lines = [
-        "- One seed, one split of labels: repeat the run with other seeds before drawing conclusions from its accuracy.",
+        "- One seed, one split of labels: repeat the run with other seeds before drawing conclusions.",
         "- Every image is assigned to one of the classes above, whatever it shows; confidences are not calibrated.",
-        "- Accuracy was measured on images like the training data; it may be lower for others, and with other decoders.",
+        "- Accuracy was measured on images like the training data; it may be lower on others or with other decoders.",
     ]
     if description["detector"] is not None:
         known = ", ".join(map(_code, pool.get("by_generator") or {})) or "the pool's"
         lines += [
             f"- The detector learnt from the pool alone ({known}): it may miss other generators.",
-            "- `synthetic` is for ranking images; it proves nothing about a single image, and 0.5 is not a calibrated threshold.",
+            "- `synthetic` is for ranking images; it proves nothing about one image, and 0.5 is no calibrated threshold.",
         ]
     return lines
 

@@ -1,4 +1,4 @@
-"""One way from a stored image to pixels, for real and synthetic ones alike: decode, turn upright, resize."""
+"""Decodes an image file to pixels, the same way for real and synthetic images: decode, rotate by EXIF, resize."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from usb_rsmatch.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter of a GiB as RGB
-MIN_SIDE = 4  # pixels: anything smaller holds no texture to learn from
+MIN_SIDE = 4  # pixels: smaller images contain no texture to learn from
 
 # Vector formats need external programs, and the stubs are containers that Pillow cannot decode by itself.
 _NOT_PIXELS = frozenset({"EPS", "WMF", "EMF", "HDF5", "GRIB", "BUFR", "MPEG", "FPX", "MIC", "PDF"})
@@ -34,7 +34,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 class UnreadableImage(UserError):
-    """One image that cannot be read; `reason` says why, without the image's name and without the remedy."""
+    """One image that cannot be read; `reason` contains neither the image's name nor the remedy."""
 
     def __init__(self, called: str, reason: str) -> None:
         super().__init__(f"{called}: cannot be read ({reason}); restore or remove it, or set on_error: skip")
@@ -43,9 +43,9 @@ class UnreadableImage(UserError):
 
 @contextmanager
 def quiet_bombs() -> Iterator[None]:
-    """Silence Pillow's warning about huge images, which `read_image` refuses by itself.
+    """Silence Pillow's warning about huge images, which `read_image` refuses itself.
 
-    The filter belongs to the whole process: enter this before starting threads that decode.
+    The filter is global to the process: enter this context before starting decoding threads.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -53,11 +53,11 @@ def quiet_bombs() -> Iterator[None]:
 
 
 def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Image.Image:
-    """The image of a file (or of its bytes) as it looks: upright by its EXIF tag, "L" or "RGB" of 8 bits.
+    """The image of a file (or of its bytes) as displayed: rotated by its EXIF tag, "L" or "RGB" of 8 bits.
 
-    Transparent parts show white, and of an animation it is the first frame. Raises UserError, calling the
-    file `name`, where it cannot be read (as an `UnreadableImage`), is truncated, has more than `MAX_PIXELS`
-    pixels or a side under `MIN_SIDE`.
+    Transparent parts become white; of an animation the first frame is used. Raises UserError, which calls the file
+    `name`, if it cannot be read (as an `UnreadableImage`), is truncated, has more than `MAX_PIXELS` pixels or a side
+    under `MIN_SIDE`.
     """
     try:
         data = file if isinstance(file, bytes) else Path(file).read_bytes()
@@ -70,7 +70,7 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
         reason = "not an image that Pillow knows"
     except Image.DecompressionBombError:
         reason = f"more than {MAX_PIXELS} pixels"
-    except Exception as error:  # a damaged file can make a decoder fail in any way: the file is what matters
+    except Exception as error:  # a damaged file can cause any error in a decoder
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     called = name or (file if isinstance(file, (str, PathLike)) else "image")
     raise UnreadableImage(str(called), reason)
@@ -79,8 +79,7 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """An "L" or "RGB" image as uint8 [size, size, channels]: its centre square, antialiased bilinear.
 
-    An image of that size already keeps every pixel. Colour becomes grey by ITU-R 601 luma, grey becomes
-    colour by repetition.
+    An image of that size is not changed. Colour becomes grey by ITU-R 601 luma, grey becomes colour by repetition.
     """
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
@@ -106,14 +105,14 @@ def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} is more than {MAX_PIXELS} pixels")
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{width} x {height} is too small, {MIN_SIDE} pixels a side is the least")
+        raise ValueError(f"{width} x {height} is too small, the minimum is {MIN_SIDE} pixels per side")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Any Pillow mode as "L" or "RGB"."""
     if image.mode in ("L", "RGB"):
         if "transparency" not in image.info:
-            return image.copy()  # decodes now, while the file is open
+            return image.copy()  # decode while the file is open
     elif image.mode in ("1", "CMYK", "YCbCr", "LAB", "HSV"):
         return image.convert("L" if image.mode == "1" else "RGB")
     elif image.mode == "F" or image.mode.startswith("I"):

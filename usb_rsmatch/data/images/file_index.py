@@ -1,4 +1,4 @@
-"""The list of image files under a folder: made in parallel, kept in the user's cache where it is long."""
+"""The list of image files below a folder: made in parallel, and cached if it is long."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from usb_rsmatch.data.images.decode import image_suffixes
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 
-KEEP_FROM = 10_000  # files: shorter lists are made faster than a cache is looked after
-LIST_THREADS = 8  # folders on network drives answer late, not slowly
-RACY_NS = 2_000_000_000  # the coarsest clock of a file system's that is met: FAT's counts in two seconds
+KEEP_FROM = 10_000  # files: shorter lists need no cache
+LIST_THREADS = 8  # folders on network drives have a high latency
+RACY_NS = 2_000_000_000  # the coarsest clock of a common file system: FAT's resolution is two seconds
 FORMAT = 1
 DIGEST_SIZE = 16
 
@@ -33,10 +33,10 @@ DIGEST_SIZE = 16
 class FileIndex:
     """N image files under `root`, in an order that does not depend on the disk.
 
-    `folders` are the relative folders ("" is the root), `folder` int32 [N] names each file's, `mtimes` int64 the
-    folders' times of change, `sizes` and `times` int64 [N] the files' bytes and times of change (-1: not to be told).
-    The names lie in one byte string `text`, file i's from `starts[i]` to `starts[i + 1]`, so that a million of them is
-    cheap to keep and to load.
+    `folders` are the relative folders ("" is the root), `folder` int32 [N] is the number of each file's folder,
+    `mtimes` int64 the folders' modification times, `sizes` and `times` int64 [N] the files' sizes in bytes and
+    modification times (-1: unknown). All names are in one byte string `text`, that of file i from `starts[i]` to
+    `starts[i + 1]`, so that a million of them is cheap to store and to load.
     """
 
     root: Path
@@ -62,12 +62,12 @@ class FileIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of where the files are, how they are called, how large they are and when they changed."""
+        """A hash of the files' locations, names, sizes and modification times."""
         return _digest(os.fsencode(self.root.absolute()), self.listing, self.times)
 
     @cached_property
     def listing(self) -> str:
-        """A hash of how the files are called and how large they are, wherever they are."""
+        """A hash of the files' names and sizes, independent of their location."""
         return _digest(_joined(self.folders), self.folder, self.text, self.sizes)
 
 
@@ -79,7 +79,7 @@ def _digest(*parts: bytes | str | np.ndarray) -> str:
 
 
 class FileList(Sequence[Path]):
-    """Chosen files of an index as paths, made when they are asked for."""
+    """Selected files of an index as paths, which are made when they are needed."""
 
     def __init__(self, index: FileIndex, rows: np.ndarray) -> None:
         self.source, self.rows = index, rows  # `index` is a method of sequences
@@ -97,7 +97,7 @@ class FileList(Sequence[Path]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """The files' bytes int64 [n], -1 where not to be told."""
+        """The files' sizes in bytes int64 [n], -1 if unknown."""
         return self.source.sizes[self.rows]
 
     @property
@@ -112,7 +112,7 @@ class FileList(Sequence[Path]):
 
 
 def describe(files: Sequence[Path]) -> tuple[str, str]:
-    """Fingerprint and listing, as an index has them, of files that no index has listed."""
+    """Fingerprint and listing, as in an index, of files without an index."""
     states = [_state(path) for path in files]
     names = _joined([path.name for path in files])
     places = _joined([str(path.absolute()) for path in files])
@@ -121,11 +121,11 @@ def describe(files: Sequence[Path]) -> tuple[str, str]:
 
 
 def file_index(root: Path) -> FileIndex:
-    """The image files under `root`. Hidden files and folders are left out, links are followed.
+    """The image files below `root`. Hidden files and folders are ignored, links are followed.
 
-    A list of `KEEP_FROM` files and more is kept in the user's cache, and holds as long as no folder under the root has
-    changed; a file that is rewritten in place changes no folder. Raises UserError for a link that leads back to a
-    folder above it, and for a folder that cannot be listed.
+    A list of `KEEP_FROM` files and more is cached, and valid as long as no folder below the root has changed; a file
+    that is rewritten in place changes no folder. Raises UserError for a link that leads back to a folder above it, and
+    for a folder that cannot be listed.
     """
     kept = _cache_file(root)
     index = _read(root, kept)
@@ -134,13 +134,13 @@ def file_index(root: Path) -> FileIndex:
     begin = time.time_ns()
     index = _build(root)
     if len(index) >= KEEP_FROM:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+        with contextlib.suppress(OSError):  # a cache that cannot be written is not an error
             _write(index, kept, begin)
     return index
 
 
 def _build(root: Path) -> FileIndex:
-    """List the folders side by side, then bring everything into order."""
+    """List the folders in parallel, then sort everything."""
     suffixes = image_suffixes()
     found: list[tuple[str, int, list[tuple[str, int, int]]]] = []
     with ThreadPoolExecutor(LIST_THREADS) as threads, _progress(root) as bar:
@@ -177,7 +177,7 @@ def _build(root: Path) -> FileIndex:
 
 
 def _in_order(row: tuple[str, int, str, int, int]) -> tuple[str, str]:
-    """Sorts by the composed form of the path first: some file systems store letters and their accents apart."""
+    """The sort key: first the composed Unicode form of the path, as some file systems store accents separately."""
     place = row[0]
     return (place if place.isascii() else unicodedata.normalize("NFC", place)), place
 
@@ -192,7 +192,7 @@ class _Listing:
 
 
 def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: frozenset[str]) -> _Listing:
-    """One folder's images and folders; `above` are the folders on the way to it, by device and number."""
+    """One folder's images and subfolders; `above` are its parent folders, by device and inode."""
     here = f"{root}/{prefix}" if prefix else str(root)
     folders, files = [], []
     try:
@@ -210,22 +210,22 @@ def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: 
                 elif is_image:
                     files.append((name, *_state(entry)))
     except OSError as error:
-        raise UserError(f"{here}: cannot be listed ({error.strerror or error}); mend or remove it") from None
+        raise UserError(f"{here}: cannot be listed ({error.strerror or error}); fix or remove it") from None
     return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files)
 
 
 def _is_folder(entry: os.DirEntry[str], is_image: bool) -> bool:
-    """Whether it leads to a folder; of a link that leads nowhere, reading it as an image tells, where it is one."""
+    """Whether the entry is a folder; a broken link with an image suffix is reported when the image is read."""
     try:
         return entry.is_dir()
     except OSError as error:
         if is_image:
             return False
-        raise UserError(f"{entry.path}: cannot be followed ({error.strerror or error}); mend or remove it") from None
+        raise UserError(f"{entry.path}: cannot be followed ({error.strerror or error}); fix or remove it") from None
 
 
 def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
-    """A file's bytes and time of change, -1 where they cannot be told, as of a link to nothing."""
+    """A file's size in bytes and modification time, -1 if unknown, as for a broken link."""
     try:
         state = file.stat()
         return state.st_size, state.st_mtime_ns
@@ -234,13 +234,13 @@ def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
 
 
 def size_of(file: Path) -> int:
-    """A file's bytes, -1 where they cannot be told."""
+    """A file's size in bytes, -1 if unknown."""
     return _state(file)[0]
 
 
 @contextlib.contextmanager
 def _progress(root: Path) -> Iterator[tqdm[None]]:
-    """A bar on terminals, once listing has taken a second."""
+    """A progress bar on terminals, after one second."""
     with tqdm(desc=f"listing {root}", unit=" files", disable=None, delay=1, leave=False) as bar:
         yield bar
 
@@ -249,15 +249,15 @@ def _progress(root: Path) -> Iterator[tqdm[None]]:
 
 
 def _cache_file(root: Path) -> Path:
-    """Where the list is kept: one file a folder and set of suffixes that count as images."""
+    """The cache file of the list: one for each folder and set of image suffixes."""
     text = "\0".join([str(FORMAT), str(root.absolute()), *sorted(image_suffixes())])
     name = hashlib.blake2b(os.fsencode(text), digest_size=DIGEST_SIZE).hexdigest()
     return cache_folder() / "index" / f"{name}.npz"
 
 
 def _write(index: FileIndex, path: Path, begin: int) -> None:
-    # A folder that changed just before it was listed may have changed again within one tick of its clock: it is kept
-    # with no time, so that the next look makes the list anew.
+    # A folder that changed just before it was listed may change again within one tick of its clock: it is stored
+    # without a time, so that the next call makes a new list.
     mtimes = np.where(index.mtimes > begin - RACY_NS, -1, index.mtimes)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(
@@ -273,7 +273,7 @@ def _write(index: FileIndex, path: Path, begin: int) -> None:
 
 
 def _read(root: Path, path: Path) -> FileIndex | None:
-    """The kept list, None where there is none or it is damaged."""
+    """The cached list, None if there is none or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             folders = tuple(os.fsdecode(name) for name in kept["folders"].tobytes().split(b"\0"))
@@ -284,7 +284,7 @@ def _read(root: Path, path: Path) -> FileIndex | None:
 
 
 def _holds(index: FileIndex) -> bool:
-    """Whether every folder is as it was listed."""
+    """Whether no folder has changed since it was listed."""
     try:
         now = [os.stat(f"{index.root}/{folder}").st_mtime_ns for folder in index.folders]
     except OSError:

@@ -1,6 +1,6 @@
-"""Content hashes: of whole arrays for manifests, of single images to find the same one twice.
+"""Content hashes: of whole arrays for manifests, of single images to find duplicates.
 
-The digests of N images are uint64 [N, 2], the two halves of 128 bits, and sort like the bytes that they are.
+The digests of N images are uint64 [N, 2], the two halves of 128 bits, and sort like their bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def bytes_digests(contents: Iterable[bytes]) -> np.ndarray:
 
 
 def content_order(digests: np.ndarray) -> np.ndarray:
-    """The indices int64 [N] that sort things by their digests [N, 2]: one order, however they are stored."""
+    """The indices int64 [N] that sort images by their digests [N, 2], independent of how they are stored."""
     return np.lexsort((digests[:, 1], digests[:, 0]))
 
 
@@ -46,7 +46,7 @@ def contained(digests: np.ndarray, among: np.ndarray) -> np.ndarray:
     first = np.sort(among[:, 0])
     place = np.searchsorted(first, digests[:, 0])
     found = first[np.minimum(place, len(first) - 1)] == digests[:, 0]
-    rows = np.flatnonzero(found)  # few, as a rule: the second half is compared for these alone
+    rows = np.flatnonzero(found)  # usually few: the second half is only compared for these
     if len(rows):
         others = set(map(tuple, among.tolist()))
         found[rows] = [tuple(pair) in others for pair in digests[rows].tolist()]

@@ -1,4 +1,4 @@
-"""Images in a file of plain bytes, read row by row: the pool's size costs no memory."""
+"""Images in a file of raw bytes, read row by row, so that a large pool needs no memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from usb_rsmatch.errors import UserError
 
 
 class StoredImages:
-    """uint8 [N, H, W, C] images that lie one after the other in a file, from an offset on.
+    """uint8 [N, H, W, C] images stored consecutively in a file, beginning at an offset.
 
     They are read by position, not through a memory map: pages of a map count as the process's memory, and random
-    sampling would soon have touched them all. The system's file cache keeps them where there is room. `stored` is an
-    image's shape in the file, H x W x C or with `channels_first` C x H x W; `rows` [N] says where each image stands,
-    None for all in order; `digests` is an npy file of uint64 [count, 2], where known those of all images of the file.
-    Pickled by path, for worker processes.
+    sampling would soon touch all of them. The system's file cache keeps them while memory is free. `stored` is the
+    shape of an image in the file, H x W x C or with `channels_first` C x H x W; `rows` [N] are the images' positions,
+    None for all in order; `digests` is an npy file of uint64 [count, 2], the digests of all images of the file, if
+    known. Pickled by path, for worker processes.
     """
 
     dtype = np.dtype(np.uint8)
@@ -57,25 +57,25 @@ class StoredImages:
         """The digests uint64 [n, 2] of the images at `indices`, None where not known."""
         if self.digests is None:
             return None
-        every = np.load(self.digests, mmap_mode="r", allow_pickle=False)  # let go of again: it would count as memory
+        every = np.load(self.digests, mmap_mode="r", allow_pickle=False)  # not kept open: it would count as memory
         return np.array(every[indices if self.rows is None else self.rows[indices]])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """The images at `indices` int64 [n] as an array uint8 [n, H, W, C].
 
-        Raises UserError where the file has become shorter or is gone.
+        Raises UserError if the file has become shorter or is missing.
         """
         rows = np.asarray(indices, dtype=np.int64)
         rows = rows if self.rows is None else self.rows[rows]
         images = np.empty((len(rows), *self.stored), dtype=np.uint8)
         size = int(np.prod(self.stored))
         flat = memoryview(images.reshape(-1).data) if len(rows) else memoryview(b"")
-        for place in np.argsort(rows, kind="stable").tolist():  # in the file's order, which disks like
+        for place in np.argsort(rows, kind="stable").tolist():  # in the file's order, which is faster
             self._read(flat[place * size : (place + 1) * size], self.offset + int(rows[place]) * size)
         return images.transpose(0, 2, 3, 1) if self.channels_first else images
 
     def fingerprint(self) -> str:
-        """A hash of the file's path, size and time of change, and of which images of it these are."""
+        """A hash of the file's path, size and modification time, and of the selected rows."""
         state = self.path.stat()
         text = f"{self.path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}\0{self.offset}\0{self.channels_first}"
         digest = hashlib.blake2b(os.fsencode(text), digest_size=16)
@@ -87,7 +87,7 @@ class StoredImages:
         try:
             if self._file is None:
                 self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  kept open for all batches
-            if hasattr(os, "preadv"):  # takes the position along, so that forked workers can share the file
+            if hasattr(os, "preadv"):  # pread has no shared position, so that forked workers can share the file
                 got = os.preadv(self._file.fileno(), [into], offset)
             else:
                 self._file.seek(offset)
@@ -95,11 +95,11 @@ class StoredImages:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error}); start again") from None
         if got != len(into):
-            raise UserError(f"{self.path}: has become shorter while in use; restore it and start again")
+            raise UserError(f"{self.path}: has become shorter during use; restore it and start again")
 
     @classmethod
     def of_npy(cls, path: Path) -> StoredImages:
-        """The images of an npy file uint8 [N, H, W, C]. Raises OSError or ValueError where it holds something else."""
+        """The images of an npy file uint8 [N, H, W, C]. Raises OSError or ValueError for other contents."""
         with open(path, "rb") as file:
             shape, fortran, dtype = read_header(file)
             if fortran or dtype != cls.dtype or len(shape) != 4:
@@ -111,9 +111,9 @@ class StoredImages:
 
 
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and dtype of the npy stream, which then stands at its first value.
+    """Shape, Fortran order flag and dtype of an npy stream, which is then positioned at its first value.
 
-    Raises ValueError where it is none.
+    Raises ValueError if it is not an npy stream.
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -121,5 +121,5 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    """The npy header of uint8 values of a shape, which are to follow in C's order."""
+    """Write the npy header for uint8 values of a shape, which must follow in C order."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -1,4 +1,4 @@
-"""Large arrays in npz files: read where they lie, or unpacked once where they are compressed."""
+"""Large arrays in npz files: read in place, or unpacked once if they are compressed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from usb_rsmatch.data.images.image_file import StoredImages, read_header, write_
 from usb_rsmatch.io import atomic_write
 
 CHUNK = 64 * 2**20  # bytes that are read at a time
-LOCAL_HEADER = struct.Struct("<26xHH")  # of a member in a zip file: the lengths of its name and its extra field
+LOCAL_HEADER = struct.Struct("<26xHH")  # offset in a zip member's header: the lengths of its name and its extra field
 
 
 def array_header(path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and dtype of an array of an npz file. Raises ValueError for no npy data."""
+    """Shape, Fortran order flag and dtype of an array in an npz file. Raises ValueError if it is not npy data."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         return read_header(stream)
 
@@ -31,9 +31,9 @@ def array_header(path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype
 def open_large(path: Path, name: str, stored: tuple[int, ...], channels_first: bool) -> StoredImages:
     """The uint8 array `name` of an npz file as images of the shape `stored`, with their digests.
 
-    The first time everything is read once, which checks the archive's own checksum; the digests go to the user's
-    cache, and if the archive is compressed the pixels too. Afterwards it opens at once, as long as the file is the same
-    by size and time. Raises zipfile.BadZipFile, OSError or ValueError for a damaged file, UserError for a full disk.
+    The first time, everything is read once, which verifies the archive's own checksum; the digests are cached, and if
+    the archive is compressed the pixels too. Later it opens immediately, as long as size and modification time are
+    equal. Raises zipfile.BadZipFile, OSError or ValueError for a damaged file, UserError for a full disk.
     """
     state = path.stat()
     text = f"{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}\0{name}"
@@ -51,14 +51,14 @@ def open_large(path: Path, name: str, stored: tuple[int, ...], channels_first: b
                 _read_once(path, member, stored, channels_first, key, in_place)
                 images = _lying(path, member, stored, channels_first, key)
     if images is None:
-        raise ValueError(f"the cache {folder} does not keep what was written")
+        raise ValueError(f"the cache {folder} does not keep its files")
     return images
 
 
 def _lying(
     path: Path, member: zipfile.ZipInfo, stored: tuple[int, ...], channels_first: bool, key: Path
 ) -> StoredImages | None:
-    """The images where they lie, None where the one reading has not been made."""
+    """The images in place, None if the first reading has not been done."""
     with contextlib.suppress(OSError, ValueError):
         digests = np.load(_digests_of(key), mmap_mode="r", allow_pickle=False)
         in_place = member.compress_type == zipfile.ZIP_STORED
@@ -72,7 +72,7 @@ def _lying(
 
 
 def _data_offset(file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Where the bytes of an uncompressed member begin (APPNOTE.TXT of PKWARE, 4.3.7)."""
+    """The offset of an uncompressed member's bytes (APPNOTE.TXT of PKWARE, 4.3.7)."""
     file.seek(member.header_offset)
     name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     return member.header_offset + LOCAL_HEADER.size + name + extra
@@ -81,7 +81,7 @@ def _data_offset(file: IO[bytes], member: zipfile.ZipInfo) -> int:
 def _read_once(
     path: Path, member: zipfile.ZipInfo, stored: tuple[int, ...], channels_first: bool, key: Path, in_place: bool
 ) -> None:
-    """Hash every image, and unpack what is compressed; the digests come last, so that they mean completeness."""
+    """Hash every image, and unpack compressed ones; the digests are written last, as the sign of completeness."""
     size = int(np.prod(stored))
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
@@ -106,14 +106,14 @@ def _read_once(
             images = np.frombuffer(data, dtype=np.uint8).reshape(count, *stored)
             digests.append(image_digests(images.transpose(0, 2, 3, 1) if channels_first else images))
             bar.update(count)
-        stream.read(1)  # past the end, where zipfile compares the checksum
+        stream.read(1)  # read to the end, where zipfile verifies the checksum
     every = np.concatenate(digests)
     _save(_order_of(_digests_of(key)), content_order(every).astype(np.int32))
     _save(_digests_of(key), every)
 
 
 def large_order(images: StoredImages) -> np.ndarray:
-    """The order of content int32 [N] of what `open_large` gave, which was found at the first reading."""
+    """The order by content int32 [N] of the images of `open_large`, computed at the first reading."""
     assert images.digests is not None
     with contextlib.suppress(OSError, ValueError):
         order = np.load(_order_of(images.digests), allow_pickle=False)

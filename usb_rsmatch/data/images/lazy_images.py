@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for, as if they were one array: the pool of what exceeds memory."""
+"""Lazily loaded images that behave like one array, for pools larger than memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Reader(Protocol):
-    """Gives images by row, uint8 [n, S, S, C]."""
+    """Reads images by row, uint8 [n, S, S, C]."""
 
     def read(self, rows: np.ndarray) -> np.ndarray: ...
 
@@ -25,9 +25,9 @@ class ArrayReader:
 
 
 class LazyImages:
-    """uint8 [N, S, S, C]: image i is row `row[i]` of reader `part[i]`, with what NumPy's indexing gives of it.
+    """uint8 [N, S, S, C]: image i is row `row[i]` of reader `part[i]`; indexing works as in NumPy.
 
-    Neither joining nor choosing reads anything, and reading costs what the images asked for cost.
+    Joining and selecting read nothing; indexing reads only the selected images.
     """
 
     dtype = np.dtype(np.uint8)
@@ -71,14 +71,14 @@ Images: TypeAlias = np.ndarray | LazyImages
 
 
 def take(images: Images, indices: np.ndarray) -> Images:
-    """The images at `indices` (int64 or bool); those that are not in memory stay unread."""
+    """The images at `indices` (int64 or bool); lazy ones stay unread."""
     return images.take(indices) if isinstance(images, LazyImages) else images[indices]
 
 
 def join(parts: Sequence[Images]) -> Images:
-    """Images one after the other: an array where all are arrays, unread where any part is.
+    """Concatenate images: an array if all parts are arrays, otherwise lazy.
 
-    Raises ValueError where they differ in size or channels.
+    Raises ValueError if they differ in size or channels.
     """
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) != 1:

@@ -1,4 +1,4 @@
-"""Changes to uint8 pixels that every image of a pool goes through: a JPEG, and small grey levels set to 0."""
+"""Changes to uint8 pixels that apply to every image of a pool: JPEG re-encoding, and small grey levels set to 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dataset: folder`: your own images in class folders, and class folders as other data sets use them."""
+"""`dataset: folder`: a real data set of your own images in class folders; also used by other data sets."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def class_folders(
 ) -> tuple[FileSource, tuple[str, ...]]:
     """Images in class folders and the classes: those given, or the folders' names in order.
 
-    Raises UserError for a missing folder, no images, and a folder that is none of the given classes.
+    Raises UserError for a missing folder, no images, and a folder that is not one of the given classes.
     """
     rows = Rows(file_index(folder(root)), Layout((pattern,)))
     rows = rows.where([parts is not None for parts in rows.parts])
     if not len(rows):
-        raise UserError(f"{root}: holds no images laid out as {pattern}; check the path")
+        raise UserError(f"{root}: contains no images with the layout {pattern}; check the path")
     found = rows.named("class")
     names = tuple(sorted({str(found[group]) for group in np.unique(rows.group)}))
     numbers = {name: i for i, name in enumerate(classes or names)}
     strange = [name for name in names if name not in numbers]
     if strange:
         raise UserError(
-            f"{root}: the folder {strange[0]!r} is none of the {len(numbers)} training classes; remove it"
+            f"{root}: the folder {strange[0]!r} is not one of the {len(numbers)} training classes; remove it"
         )
     labels = rows.labels(lambda names: np.array([numbers[str(name)] for name in names], dtype=np.int64))
     return FileSource(str(root), rows.files(), labels), tuple(numbers)
 
 
 def _shorter_side(source: FileSource) -> int:
-    """That of the first image that can be read; one that cannot be read is for `on_error` to judge later."""
+    """The shorter side of the first readable image; `on_error` decides later about unreadable ones."""
     for number, file in enumerate(source.files):
         with contextlib.suppress(UserError):
             return min(read_image(file, source.name(number)).size)

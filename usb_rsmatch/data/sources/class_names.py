@@ -1,4 +1,4 @@
-"""The class names of a source, matched to those of the real data set."""
+"""Matches the class names of a source with those of the real data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = -1
 
 
 def plain(name: str) -> str:
-    """A class name without case, spaces and punctuation: "T-shirt/top" and "t_shirt_top" are one."""
+    """A class name without case, spaces and punctuation: "T-shirt/top" and "t_shirt_top" are equal."""
     folded = unicodedata.normalize("NFC", name).casefold()
     return "".join(letter for letter in folded if letter.isalnum()) or folded
 
@@ -38,17 +38,17 @@ class ClassIndex:
         }
 
     def number(self, name: str) -> int:
-        """The class number, or -1 where the name is unknown. The user's mapping wins."""
+        """The class number, or -1 if the name is unknown. The user's mapping has priority."""
         key = plain(name)
         return self._mapped.get(key, self._numbers.get(key, UNKNOWN))
 
     def of_names(self, names: Sequence[str | None], origin: str, numeric: bool = False) -> np.ndarray:
-        """Labels int64 [N] of class names, None being unknown.
+        """Labels int64 [N] of class names; None means unknown.
 
-        With `numeric` a whole number that is no class's name, and not mapped, is a class number.
+        With `numeric`, a whole number that is neither a class name nor mapped is a class number.
 
-        Raises UserError where names are given but not one of them is a class: that is a wrong folder or a
-        missing mapping; and for a number that is out of range.
+        Raises UserError if no given name is a class (a wrong folder or a missing mapping), and for a number out of
+        range.
         """
         known = {name: self.number(name) for name in set(names) if name is not None}
         if numeric:
@@ -64,7 +64,7 @@ class ClassIndex:
         )
 
     def of_numbers(self, labels: np.ndarray, origin: str) -> np.ndarray:
-        """Labels int64 [N] of integers, the data set's own numbers unless the mapping says otherwise.
+        """Labels int64 [N] of integers, which are the data set's own numbers unless they are mapped.
 
         Raises UserError for a label that is neither mapped, nor -1, nor a class.
         """
@@ -77,7 +77,7 @@ class ClassIndex:
         return numbers[places.reshape(-1)] if len(labels) else labels
 
     def _counted(self, name: str, origin: str) -> int:
-        """The class whose number `name` spells, -1 for what is no number, or mapped to no class."""
+        """The class number that the text `name` contains, -1 if it is not a number, or is mapped to no class."""
         if not (name.isascii() and name.isdigit()) or plain(name) in self._mapped:
             return UNKNOWN
         if int(name) >= len(self.classes):
@@ -99,7 +99,7 @@ class ClassIndex:
         number = self._numbers.get(plain(str(target)), UNKNOWN) if isinstance(target, str) else UNKNOWN
         if number == UNKNOWN:
             raise UserError(
-                f"mapping: {name!r} points to {target!r}, which is no class; there are {_some(self.classes)}"
+                f"mapping: {name!r} points to {target!r}, which is not a class; the classes are {_some(self.classes)}"
             )
         return number
 
@@ -107,7 +107,7 @@ class ClassIndex:
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """A mapping file: a JSON object from a source's class names to those of the data set, or their numbers.
 
-    null stands for an unknown class. Raises UserError for a file that is missing or something else.
+    null stands for an unknown class. Raises UserError for a missing or other file.
     """
     try:
         mapping = parse_json(Path(path).read_text(encoding="utf-8"))

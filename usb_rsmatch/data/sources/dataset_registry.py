@@ -1,4 +1,4 @@
-"""The real data set that `dataset: NAME` names; its module is imported when the name is asked for."""
+"""The real data set that `dataset: NAME` names; its module is imported when the name is used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a real data set needs to be viewed.
+    """How the images of a real data set are normalised and augmented.
 
-    `mean` and `std` are those of its channels in [0, 1], `flip` whether mirror images keep their class,
-    `img_size` its native size in pixels.
+    `mean` and `std` are those of its channels in [0, 1], `flip` says whether mirroring keeps the class, `img_size` is
+    its native size in pixels.
     """
 
     name: str
@@ -38,8 +38,8 @@ class DataSpec:
 class RealData:
     """A real data set before it is split.
 
-    `unlabeled` holds further training images that may never be labelled (STL-10's), `aliases` other names of
-    the classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
+    `unlabeled` contains further training images without labels (as in STL-10), `aliases` are other names of the
+    classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
     """
 
     spec: DataSpec
@@ -55,7 +55,7 @@ class RealData:
 RealOpener = Callable[[Path], RealData]
 
 _SOURCES = "usb_rsmatch.data.sources"
-# An opener, or "module:function" that is imported when its name is first asked for.
+# An opener, or "module:function", which is imported when the name is first used.
 _DATASETS: dict[str, RealOpener | str] = {
     "digits": f"{_SOURCES}.digits:open_digits",
     "mnist5k": f"{_SOURCES}.mnist5k:open_mnist5k",
@@ -80,7 +80,7 @@ _DATASETS: dict[str, RealOpener | str] = {
 def register_dataset(name: str, opener: RealOpener) -> None:
     """Make `dataset: name` known: `opener(data_dir)` returns it. The same opener may be given again.
 
-    Raises ValueError where the name already belongs to another function.
+    Raises ValueError if the name already belongs to another function.
     """
     if imported(_DATASETS.setdefault(name, opener)) is not opener:
         raise ValueError(f"the data set name {name!r} is taken by {imported(_DATASETS[name]).__qualname__}")
@@ -99,7 +99,7 @@ def is_known_dataset(name: str) -> bool:
 def open_real(name: str, data_dir: str | Path) -> RealData:
     """The real data set `name` from `data_dir`.
 
-    Raises UserError for an unknown name, and whatever is wrong with its files.
+    Raises UserError for an unknown name and for problems with its files.
     """
     if name not in _DATASETS:
         raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
@@ -109,7 +109,7 @@ def open_real(name: str, data_dir: str | Path) -> RealData:
 def open_dataset(
     name: str, data_dir: str | Path, num_classes: int | None = None, skip_unreadable: bool = False
 ) -> RealData:
-    """The data set, its number of classes checked, without unreadable images where they are to be skipped.
+    """The data set, with a check of its number of classes, and without unreadable images if they are to be skipped.
 
     Raises UserError for missing or damaged files and another number of classes than `num_classes`.
     """

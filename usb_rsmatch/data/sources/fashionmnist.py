@@ -31,7 +31,7 @@ def open_fashionmnist(data_dir: Path) -> RealData:
     for part, pair in stems.items():
         images, labels = (read_idx(_found(find_idx(folders, stem), stem, data_dir)) for stem in pair)
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
-            raise UserError(f"fashionmnist: {pair[0]} and {pair[1]} do not belong together; copy them again")
+            raise UserError(f"fashionmnist: {pair[0]} and {pair[1]} do not match; copy them again")
         sources[part] = ArraySource("fashionmnist", images[..., None], labels)
     spec = DataSpec("fashionmnist", mean=(0.2860,), std=(0.3530,), flip=True, img_size=28)
     return RealData(spec, GARMENTS, sources["train"], sources["t10k"])

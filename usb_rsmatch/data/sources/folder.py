@@ -1,4 +1,4 @@
-"""Layouts of image folders as one table of path patterns that give class, provenance, generator and split."""
+"""Sources `folder:PATH` and other folder layouts: path patterns that define class, provenance, generator and split."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from usb_rsmatch.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """How paths under a folder are read. The first of `patterns` that matches the whole relative path counts.
+    """How paths below a folder are read. The first of `patterns` that matches the whole relative path is used.
 
     In a pattern, `{class}`, `{generator}`, `{split}` and `{provenance}` each name one folder, `{file}` the
     file, `*` is anything within a name and `**` any number of folders. `real` and `synthetic` are the
-    provenance folders' names, in any case: only the synthetic ones are read into a synthetic source, and where `real`
-    is given, a folder that is neither is an error. `split` is the split that is read. `file_class` is a regular
+    provenance folders' names, in any case: a synthetic source only reads the synthetic ones, and if `real` is given, a
+    folder that is neither is an error. `split` is the split that is read. `file_class` is a regular
     expression whose first group finds the class in the file name (without its suffix) instead.
     """
 
@@ -40,7 +40,7 @@ class Layout:
 
 LAYOUTS: dict[str, Layout] = {
     "folder": Layout(("{class}/**/{file}", "{file}")),
-    "flat": Layout(("**/{file}",)),  # folders that are no classes, such as DiffusionDB's parts
+    "flat": Layout(("**/{file}",)),  # folders that are not classes, such as DiffusionDB's parts
     "cifake": Layout(("{split}/{provenance}/{file}",), real=("REAL",), synthetic=("FAKE",)),
     "genimage": Layout(("{generator}/{split}/{provenance}/{file}",), real=("nature",), synthetic=("ai",)),
     "cnndetection": Layout(
@@ -83,22 +83,22 @@ def open_cnndetection(argument: str, request: SourceRequest) -> Source:
 
 
 def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source:
-    """The synthetic images under the folder `argument`, by Hugging Face's metadata where it has that.
+    """The synthetic images under the folder `argument`, by Hugging Face's metadata if there is any.
 
-    Option: `split`, another than the layout's. Raises UserError where nothing matches.
+    Option: `split`, instead of the layout's. Raises UserError if nothing matches.
     """
     request.reject_options(argument, "split")
     root = folder(argument)
     if (root / "images-00000.npz").is_file():
-        raise UserError(f"{root}: holds packed images; read them with the source npz:{argument}")
+        raise UserError(f"{root}: contains packed images; read them with the source npz:{argument}")
     split = str(request.options.get("split", layout.split))
     listed = read_metadata(root) if "{file}" in layout.patterns else None
     if listed is not None:
         return _by_metadata(layout, split, root, listed, request)
     rows = Rows(file_index(root), layout)
     if not len(rows):
-        raise UserError(f"{root}: holds no images; check the path")
-    holds_any = np.bincount(rows.group, minlength=len(rows.parts)) > 0  # folders of folders are listed too
+        raise UserError(f"{root}: contains no images; check the path")
+    holds_any = np.bincount(rows.group, minlength=len(rows.parts)) > 0  # the index also lists folders without images
     rows = rows.where(
         [
             used and parts is not None and _wanted(layout, split, parts, root)
@@ -107,7 +107,7 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     )
     if not len(rows):
         raise UserError(
-            f"{root}: none of its {len(rows.index)} images is a synthetic one by the patterns "
+            f"{root}: none of its {len(rows.index)} images matches the patterns of synthetic images "
             f"{', '.join(layout.patterns)}; check the path, or describe the layout in the config's `layouts:`"
         )
     told = rows.named("generator", request.generator)
@@ -123,9 +123,9 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
 
 
 class Rows:
-    """Images of an index that a layout matches, in groups of one reading: the files of a folder, where that decides.
+    """Images of an index that match a layout, in groups that share their parsed path: a folder's files, if possible.
 
-    `parts` are the groups' parts of the path by name (None: no pattern fits), `group` int [n] is each image's.
+    `parts` are the parsed path parts of each group (None: no pattern fits), `group` int [n] is the group of each image.
     """
 
     def __init__(self, index: FileIndex, layout: Layout) -> None:
@@ -141,7 +141,7 @@ class Rows:
         return len(self.chosen)
 
     def where(self, keep: Sequence[bool]) -> Rows:
-        """The images of those groups that are to be kept."""
+        """Only the images of the groups to keep."""
         rest = copy(self)
         here = np.array(keep, dtype=np.bool_)[self.group]
         rest.chosen, rest.group = self.chosen[here], self.group[here]
@@ -169,7 +169,7 @@ def _by_metadata(
     rows = [(place, match(layout, place)) for place in listed]
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
     if not kept:
-        raise UserError(f"{root}: its metadata names no synthetic image; mend or remove it")
+        raise UserError(f"{root}: its metadata lists no synthetic image; fix or remove it")
     names = [listed[place].label for place, _ in kept]
     told = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(told)))
@@ -183,7 +183,7 @@ def _by_metadata(
 
 
 def match(layout: Layout, place: str) -> dict[str, str] | None:
-    """The parts of a relative path ("class", ...) by the first pattern that fits, None where none does."""
+    """The parts of a relative path ("class", ...) by the first pattern that fits, None if none does."""
     for pattern in layout.patterns:
         found = _regex(pattern).fullmatch(place)
         if found:
@@ -196,8 +196,8 @@ def match(layout: Layout, place: str) -> dict[str, str] | None:
 
 
 def folder(path: str | Path) -> Path:
-    """`path` as an existing folder, `~` expanded; UserError where it is none."""
-    root = Path(os.path.expanduser(path))  # unlike Path's, it leaves what it does not know
+    """`path` as an existing folder, `~` expanded; UserError if it does not exist."""
+    root = Path(os.path.expanduser(path))  # unlike Path.expanduser, it does not fail for an unknown user
     if not str(path) or not os.path.isdir(root):
         raise UserError(f"{path or 'source'}: no such folder; check the path")
     return root
@@ -206,7 +206,7 @@ def folder(path: str | Path) -> Path:
 def _wanted(layout: Layout, split: str, parts: Mapping[str, str], root: Path) -> bool:
     """Whether an image belongs in a synthetic source: of the right split, and not among the real ones.
 
-    Raises UserError for a provenance that the layout does not know, which would otherwise be missed silently.
+    Raises UserError for a provenance that the layout does not know, whose images would otherwise be ignored silently.
     """
     if parts.get("split", split).casefold() != split.casefold():
         return False
@@ -268,7 +268,7 @@ def _layout(name: str, row: Any) -> Layout:
     try:
         groups = re.compile(given.get("file_class", "()")).groups
     except re.error as error:
-        raise UserError(f"layouts: {name!r}, file_class is no regular expression ({error})") from None
+        raise UserError(f"layouts: {name!r}, file_class is not a regular expression ({error})") from None
     if not groups:
         raise UserError(f"layouts: {name!r}, file_class has no group that finds the class, such as _(\\w+)$")
     return Layout(**given)

@@ -1,4 +1,4 @@
-"""Hugging Face `datasets` data sets that were saved to disk; needs the package `datasets`."""
+"""Source `hf:PATH`: Hugging Face `datasets` data sets saved to disk; needs the package `datasets`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from usb_rsmatch.errors import UserError
 
 
 def open_hf(argument: str, request: SourceRequest) -> Source:
-    """A data set saved with `save_to_disk`; of several splits the one called `split` ("train").
+    """A data set saved with `save_to_disk`; of several splits the one named `split` ("train").
 
     Its one Image column is read, with the first of the columns `LABEL_COLUMNS` as class: names by name,
     numbers by number. Raises UserError where the package is missing or the folder holds something else.
@@ -51,7 +51,7 @@ def open_hf(argument: str, request: SourceRequest) -> Source:
 
 
 def _content(entry: Mapping[str, Any] | None) -> bytes:
-    """The file of one image; empty where there is none, which reading it as an image will tell."""
+    """The bytes of one image's file; empty if there is none, which is reported when the image is read."""
     if entry is None:
         return b""
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its kin, plain or gzipped."""
+"""IDX files, the format of MNIST and similar data sets, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_idx(folders: list[Path], stem: str) -> Path | None:
 def read_idx(path: Path) -> np.ndarray:
     """The array of an IDX file of unsigned bytes: images uint8 [N, H, W], labels uint8 [N].
 
-    Raises UserError for a file that is damaged, of another type, or of another length than its header says.
+    Raises UserError for a file that is damaged, of another type, or not as long as its header says.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""`dataset: imagenet` and `tinyimagenet`, as they are unpacked."""
+"""`dataset: imagenet` and `tinyimagenet`, in the layout of their archives."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _annotated(table: Path, index: ClassIndex) -> FileSource:
     rows = [line.split("\t") for line in read_lines(table)]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(
-            f"{table}: must hold a file name and a class a line, separated by tabs; unpack it again"
+            f"{table}: must contain a file name and a class per line, separated by tabs; unpack it again"
         )
     rows.sort()
     labels = index.of_names([row[1] for row in rows], str(table))
@@ -51,17 +51,17 @@ def _annotated(table: Path, index: ClassIndex) -> FileSource:
 
 
 def read_lines(table: Path) -> list[str]:
-    """The lines of a table that comes with a data set, less empty ones. Raises UserError where it cannot be read."""
+    """The lines of a table that comes with a data set, without empty ones. Raises UserError if it cannot be read."""
     try:
         return [line for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"{table}: {error.strerror or error}; unpack it again") from None
     except UnicodeDecodeError:
-        raise UserError(f"{table}: is no text in UTF-8; unpack it again") from None
+        raise UserError(f"{table}: is not UTF-8 text; unpack it again") from None
 
 
 def _synonyms(table: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """Plain names of WordNet classes from lines "wnid name, name, ...", those that mean one class only."""
+    """Plain names of WordNet classes from lines "wnid name, name, ...", if they are unique to one class."""
     if not table.is_file():
         return {}
     numbers = {name: i for i, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Hugging Face's imagefolder: a `metadata.csv` or `metadata.jsonl` beside the images tells class and generator."""
+"""Hugging Face's imagefolder: a `metadata.csv` or `metadata.jsonl` next to the images contains class and generator."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ GENERATOR_COLUMN = "generator"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line says of its image: class name (or number, as text) and generator, None where it does not."""
+    """What a line says about its image: class name (or number, as text) and generator, None if not given."""
 
     label: str | None
     generator: str | None = None
 
 
 def read_metadata(root: Path) -> dict[str, Entry] | None:
-    """What is told of each image, by path relative to `root`; None where no metadata tells classes.
+    """The metadata entry of each image, by path relative to `root`; None if there is no metadata with classes.
 
-    The class stands in the first of the columns `LABEL_COLUMNS` that exists. Raises UserError for a file that
+    The class is in the first of the columns `LABEL_COLUMNS` that exists. Raises UserError for a file that
     is not valid, lacks `file_name`, names a missing image or one outside of `root`.
     """
     readers = {root / "metadata.csv": _csv_rows, root / "metadata.jsonl": _json_rows}
@@ -36,7 +36,7 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
     try:
         rows = readers[path](path)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None
+        raise UserError(f"{path}: cannot be read ({error}); fix or remove it") from None
     column = next((name for name in LABEL_COLUMNS if any(name in row for row in rows)), None)
     if column is None:
         return None
@@ -45,7 +45,7 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
         place = row.get(FILE_COLUMN)
         if not isinstance(place, str) or not place:
             raise UserError(
-                f"{path}: entry {number} has no {FILE_COLUMN}; Hugging Face's imagefolder asks for it"
+                f"{path}: entry {number} has no {FILE_COLUMN}; Hugging Face's imagefolder needs it"
             )
         parts = PurePosixPath(place)
         if parts.is_absolute() or ".." in parts.parts:
@@ -66,7 +66,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:  # `splitlines` would also split at what may stand inside a text
+    with open(path, encoding="utf-8") as file:  # `splitlines` would also split at characters inside a JSON text
         rows = [parse_json(line) for line in file if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("each line must be an object")

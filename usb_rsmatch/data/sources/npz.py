@@ -1,4 +1,4 @@
-"""Images in one `.npz` file, as EDM's samples come (Wang et al. 2023): arrays of images and labels."""
+"""Source `npz:FILE` and `dataset: npz`: arrays of images and labels, such as EDM's samples (Wang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def open_npz_dataset(data_dir: Path) -> RealData:
         images, labels = read_npz(data_dir / f"{part}.npz")
         if labels is None or not len(labels) or labels.max() < 0:
             raise UserError(f"{data_dir / part}.npz: a real data set needs images with labels")
-        if labels.max() >= len(labels):  # fewer than one image a class, if it were right
+        if labels.max() >= len(labels):  # there would be fewer images than classes
             raise UserError(f"{data_dir / part}.npz: label {labels.max()} is out of range; number the classes from 0")
         parts[part] = (images, labels.astype(np.int64))
     least = parts["test"][1].min()
@@ -98,7 +98,7 @@ def _packed(root: Path, request: SourceRequest) -> Source:
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:
-    """uint8 [N, H, W, C] and integer labels [N], None where the file has none; see `load_arrays`."""
+    """uint8 [N, H, W, C] and integer labels [N], None if the file has none; see `load_arrays`."""
     return load_arrays(path, IMAGE_KEYS, LABEL_KEYS)
 
 
@@ -118,9 +118,9 @@ def load_arrays(
         with open(file, "rb") as stream:
             whole = zipfile.is_zipfile(stream)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend that") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); fix that") from None
     if not whole:
-        raise UserError(f"{path}: not an npz file, or a part of one; copy or download it again")
+        raise UserError(f"{path}: not an npz file, or incomplete; copy or download it again")
     try:
         with np.load(file, allow_pickle=False) as archive:
             images = _images(path, file, archive, image_keys)
@@ -140,14 +140,14 @@ def load_arrays(
 def _images(
     path: str | Path, file: Path, archive: np.lib.npyio.NpzFile, keys: Sequence[str]
 ) -> np.ndarray | StoredImages | None:
-    """The images of the first of the keys that there is, in memory or, where they are large, on disk."""
+    """The images of the first of the keys that there is, in memory or, if they are large, on disk."""
     key = next((key for key in keys if key in archive.files), None)
     if key is None:
         return None
     shape, fortran, dtype = array_header(file, key)
     if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize <= LARGE:
         return _pixels(path, archive[key])
-    shown = _pixels(path, np.broadcast_to(np.zeros((), dtype), shape))  # raises what is wrong, and reads nothing
+    shown = _pixels(path, np.broadcast_to(np.zeros((), dtype), shape))  # checks shape and type without reading
     channels_first = len(shape) == 4 and shown.shape != shape
     return open_large(file, key, shape[1:] if len(shape) == 4 else (*shape[1:], 1), channels_first)
 
@@ -171,13 +171,13 @@ def _pixels(path: str | Path, images: np.ndarray) -> np.ndarray:
         )
     if min(images.shape[1:3]) < MIN_SIDE:
         height, width = images.shape[1:3]
-        raise UserError(f"{path}: images of {height} x {width} are too small, {MIN_SIDE} pixels a side is the least")
+        raise UserError(f"{path}: images of {height} x {width} are too small, the minimum is {MIN_SIDE} pixels per side")
     return images
 
 
 def _labels(path: str | Path, labels: np.ndarray, n: int) -> np.ndarray:
     if labels.shape not in ((n,), (n, 1)):
-        raise UserError(f"{path}: labels have shape {labels.shape}, must be one for each of the {n} images")
+        raise UserError(f"{path}: labels have shape {labels.shape}, must have one value for each of the {n} images")
     if labels.dtype.kind not in "iu":
         raise UserError(f"{path}: labels are {labels.dtype}, must be integers")
     return labels.reshape(n)

@@ -1,6 +1,6 @@
-"""`reencoded`: the negative control, further real images that only went through a JPEG of their own.
+"""Source `reencoded`: a negative control of further real images that were only re-encoded as JPEG.
 
-A detector that tells them from the others has learnt a format and no synthesis.
+A detector that separates them from the other real images has learnt a file format, not synthesis.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _QUALITY = Key("quality", "int", 75, "JPEG quality", low=1, high=100)
 def open_reencoded(argument: str, request: SourceRequest) -> Source:
     """The training images that are in no part of the pool, through a JPEG of the option `quality` (75).
 
-    Take `reencode` beside it, so that all images end with one and the same encoding. Raises UserError where a pool has
-    no real images to spare.
+    Use it with `reencode`, so that all images end with the same encoding. Raises UserError if the pool leaves no real
+    images over.
     """
     if argument:
         raise UserError(f"reencoded:{argument}: takes nothing after the colon")

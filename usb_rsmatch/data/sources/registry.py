@@ -1,4 +1,4 @@
-"""The source that a `PREFIX:ARGUMENT` names; a source's module is imported when its prefix is asked for."""
+"""The source that a `PREFIX:ARGUMENT` names; a source's module is imported when its prefix is used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from usb_rsmatch.errors import UserError
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a source is asked for, beside the text after its prefix.
+    """The request to a source, in addition to the text after its prefix.
 
-    `generator` is the name for images whose generator is not told by their path; `count` how many images the
-    pool wants of it, None for all; `options` the further keys of its entry in `synthetic:`; `layouts` the
-    user's own rows; `real` gives the real training images, uint8 [N, H, W, C] at the pool's size, and their
-    labels [N]; `spare` those of them that are in no part of the pool.
+    `generator` is the name for images whose path does not name a generator; `count` is the number of images that the
+    pool wants, None for all; `options` are further keys of the entry in `synthetic:`; `layouts` the user's own layouts;
+    `real` returns the real training images, uint8 [N, H, W, C] at the pool's size, and their labels [N]; `spare`
+    returns those of them that are in no part of the pool.
     """
 
     classes: ClassIndex
@@ -46,7 +46,7 @@ Opener = Callable[[str, SourceRequest], Source]
 
 _SOURCES = "usb_rsmatch.data.sources"
 _SYNTHESIS = "usb_rsmatch.synthesis"
-# An opener, or "module:function" that is imported when its prefix is first asked for.
+# An opener, or "module:function", which is imported when the prefix is first used.
 _OPENERS: dict[str, Opener | str] = {
     "folder": f"{_SOURCES}.folder:open_folder",
     "flat": f"{_SOURCES}.folder:open_flat",
@@ -63,7 +63,7 @@ _OPENERS: dict[str, Opener | str] = {
 
 
 def imported(target: Any) -> Any:
-    """What "module:attribute" names, imported now; anything else as it is."""
+    """Import the object that "module:attribute" names; any other value is returned unchanged."""
     if not isinstance(target, str):
         return target
     module, _, name = target.partition(":")
@@ -73,7 +73,7 @@ def imported(target: Any) -> Any:
 def register_source(prefix: str, opener: Opener) -> None:
     """Make `prefix:ARGUMENT` a source: `opener(argument, request)` returns it. The same opener may be given again.
 
-    Raises ValueError where the prefix already belongs to another function.
+    Raises ValueError if the prefix already belongs to another function.
     """
     if imported(_OPENERS.setdefault(prefix, opener)) is not opener:
         raise ValueError(f"the source prefix {prefix!r} is taken by {imported(_OPENERS[prefix]).__qualname__}")
@@ -82,7 +82,7 @@ def register_source(prefix: str, opener: Opener) -> None:
 def open_source(text: str, request: SourceRequest) -> Source:
     """The source that `PREFIX:ARGUMENT` names.
 
-    Raises UserError for an unknown prefix, and whatever the source finds wrong.
+    Raises UserError for an unknown prefix and for problems that the source finds.
     """
     prefix, _, argument = text.partition(":")
     own: Mapping[str, Opener] = {}
@@ -96,5 +96,5 @@ def open_source(text: str, request: SourceRequest) -> Source:
         raise UserError(f"unknown source {text!r}: it must start with one of {', '.join(sorted(known))}")
     source = imported(known[prefix])(argument, request)
     if len(source) == 0:
-        raise UserError(f"{text}: holds no images; check the path")
+        raise UserError(f"{text}: contains no images; check the path")
     return source

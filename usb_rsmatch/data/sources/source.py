@@ -1,4 +1,4 @@
-"""Images that are listed before they are read: in memory, in files, or two sources one after the other."""
+"""The base classes of sources: images that are listed first and read later, in memory, in files, or joined."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from usb_rsmatch.io import write_json
 
 DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
 SHOW_PROGRESS_FROM = 5000  # files
-STORED_LIMIT = 256 * 2**20  # bytes: reading what lies decoded in a file is nearly as fast as memory
+STORED_LIMIT = 256 * 2**20  # bytes: reading decoded images from a file is nearly as fast as from memory
 SKIP_LIMIT = 0.01  # share of a source's files that may be unreadable
 
 
 class Source(ABC):
     """N images that are listed in an order independent of the disk, and read on demand.
 
-    `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is
-    `in_order` has its images in the order to draw them in, balanced by itself. What a pool takes of a source is held
-    in memory up to `resident_limit` bytes, and read when it is needed beyond. `numbers` int [N] are those that messages
-    call the images by, where they are not in the order of where they come from.
+    `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is `in_order` is
+    already in a balanced drawing order. The images that a pool takes from a source are kept in memory up to
+    `resident_limit` bytes; above that they are read when they are needed. `numbers` int [N] are the numbers of the
+    images in messages, if they differ from their order.
     """
 
     resident_limit = 2 * 2**30
@@ -66,24 +66,24 @@ class Source(ABC):
         """
 
     def name(self, index: int) -> str:
-        """What a message calls one image."""
+        """The name of an image in messages."""
         return f"{self.origin}, image {index if self.numbers is None else int(self.numbers[index])}"
 
     def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
-        """The digests uint64 [n, 2] of what `load` gives, where they are known without reading; else None."""
+        """The digests uint64 [n, 2] of the images that `load` returns, if known without reading them; else None."""
         return None
 
     def file_sizes(self, indices: np.ndarray) -> np.ndarray:
-        """The bytes int64 [n] of the files that hold one image each, -1 for an image that lies otherwise."""
+        """The sizes in bytes int64 [n] of the images' files, -1 for images that are not files of their own."""
         return np.full(len(indices), -1, dtype=np.int64)
 
     def without_unreadable(self) -> Source:
-        """This source less the images that cannot be read, each listed with its reason in `skipped`."""
+        """This source without unreadable images; `skipped` lists each of them with its reason."""
         return self
 
 
 class ArraySource(Source):
-    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] where these are known, or stored in a file."""
+    """Images uint8 [N, H, W, C] in memory, with their digests [N, 2] if known, or stored in a file."""
 
     def __init__(
         self,
@@ -111,9 +111,9 @@ class ArraySource(Source):
 
 
 class FileSource(Source):
-    """Images in files (or in the bytes of files), decoded by a few threads when they are asked for."""
+    """Images in files (or in the bytes of files), decoded by a few threads when they are needed."""
 
-    resident_limit = 4 * 2**30  # decoding is dear: `usb-rsmatch pool --pack` does it once for what exceeds this
+    resident_limit = 4 * 2**30  # decoding is expensive: `usb-rsmatch pool --pack` does it once for larger pools
 
     def __init__(
         self, origin: str, files: Sequence[Path | bytes], labels: np.ndarray, *columns: Any, **options: Any
@@ -142,12 +142,12 @@ class FileSource(Source):
         return chosen
 
     def _checked_file(self) -> Path | None:
-        """Where the rows that could not be read are kept; None for few images, or such as are in no files."""
+        """The cache file for the rows of unreadable images; None for few images, or images that are not files."""
         described = self.described() if len(self) >= KEEP_FROM else None
         return None if described is None else cache_folder() / "checked" / f"{described[0]}.json"
 
     def described(self) -> tuple[str, str] | None:
-        """Fingerprint and listing of the files as `FileIndex` has them, None for images that are in no files."""
+        """Fingerprint and listing of the files as in `FileIndex`, None for images that are not files."""
         if isinstance(self.files, FileList):
             return self.files.fingerprint, self.files.listing
         files = [file for file in self.files if isinstance(file, Path)]
@@ -177,7 +177,7 @@ class FileSource(Source):
         if bad is None:
             _each(probe, len(self), f"checking {self.origin}")
             write_rows(kept, list(reasons))
-        else:  # all were looked at before, in the same state: those that could be read can
+        else:  # all files were checked before and are unchanged: only check the unreadable ones again
             _each(lambda i: probe(bad[i]), len(bad), f"checking {self.origin}")
         if len(reasons) > SKIP_LIMIT * len(self):
             first = min(reasons)
@@ -192,7 +192,7 @@ class FileSource(Source):
 
 
 class JoinedSource(Source):
-    """Two sources one after the other."""
+    """Two sources concatenated."""
 
     def __init__(self, first: Source, second: Source) -> None:
         super().__init__(first.origin, np.concatenate([first.labels, second.labels]))
@@ -219,7 +219,7 @@ class JoinedSource(Source):
 
 
 def read_rows(path: Path | None) -> list[int] | None:
-    """Row numbers that were kept, None where there are none."""
+    """Row numbers from a cache file, None if there are none."""
     if path is None:
         return None
     try:
@@ -229,15 +229,15 @@ def read_rows(path: Path | None) -> list[int] | None:
 
 
 def write_rows(path: Path | None, rows: list[int]) -> None:
-    """Keep row numbers, where there is a place for them."""
+    """Write row numbers to a cache file, if there is one."""
     if path is not None:
         with contextlib.suppress(OSError):
             write_json(path, sorted(rows))
 
 
 def _each(work: Callable[[int], None], n: int, title: str) -> None:
-    """Call `work` on 0..n-1 in threads, with a progress bar on a terminal where there are many."""
-    if n == 1:  # an item of a data set: threads would cost more than the image
+    """Call `work` on 0..n-1 in threads, with a progress bar on a terminal if there are many."""
+    if n == 1:  # a single item: threads would cost more than the image
         with quiet_bombs():
             return work(0)
     with quiet_bombs(), ThreadPoolExecutor(DECODE_THREADS) as threads:

@@ -1,4 +1,4 @@
-"""Real data sets that torchvision reads: from files on disk, downloaded only where they are missing."""
+"""Real data sets that torchvision reads from files on disk, downloaded only if they are missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A data set class of torchvision, with the options that open its parts, as USB puts them together."""
+    """A data set class of torchvision, with the options that open its parts, as USB combines them."""
 
     kind: str
     spec: DataSpec
@@ -106,8 +106,8 @@ def open_eurosat(data_dir: Path) -> RealData:
 def download(kind: str, target: Path, parts: Sequence[Options]) -> None:
     """Fetch a data set of torchvision into `target`.
 
-    It comes to a folder beside it first, so that a broken download leaves nothing behind. Raises UserError
-    where the network or the site does not allow it.
+    It is downloaded to a temporary folder first, so that a failed download leaves nothing. Raises UserError if the
+    download fails.
     """
     from torchvision import datasets
 
@@ -135,7 +135,7 @@ def download(kind: str, target: Path, parts: Sequence[Options]) -> None:
             shutil.rmtree(beside, ignore_errors=True)
         if made:
             with contextlib.suppress(OSError):
-                target.parent.rmdir()  # only where it is empty: nothing came
+                target.parent.rmdir()  # succeeds only if it is empty
 
 
 def _open_all(kind: str, roots: Sequence[Path], parts: Sequence[Options]) -> list[Any]:
@@ -160,7 +160,7 @@ def _try_open(kind: str, root: Path, parts: Sequence[Options]) -> list[Any] | No
         return None
     try:
         return [getattr(datasets, kind)(str(root), download=False, **options) for options in parts]
-    except (RuntimeError, FileNotFoundError):  # torchvision's word for missing or damaged files
+    except (RuntimeError, FileNotFoundError):  # torchvision's errors for missing or damaged files
         return None
 
 

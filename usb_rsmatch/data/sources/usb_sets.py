@@ -1,4 +1,6 @@
-"""Further real data sets of USB's configurations, laid out as USB reads them: TissueMNIST, ImageNet-127, Semi-iNat."""
+"""Further real data sets of USB's configurations, in the layouts that USB reads: TissueMNIST, ImageNet-127, Semi-
+iNat.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +69,9 @@ def _listed(table: Path) -> FileSource:
         lines = [line.rsplit(None, 1) for line in read_lines(table)]
         labels = np.array([int(line[1]) for line in lines], dtype=np.int64)
     except (ValueError, IndexError):
-        raise UserError(f"{table}: must hold a file and a class number a line; unpack it again") from None
+        raise UserError(f"{table}: must contain a file and a class number per line; unpack it again") from None
     if not len(labels) or labels.min() < 0:
-        raise UserError(f"{table}: holds no images, or a class number under 0; unpack it again")
+        raise UserError(f"{table}: contains no images, or a negative class number; unpack it again")
     return FileSource(str(table), [table.parent / line[0] for line in lines], labels)
 
 

@@ -1,1 +1,1 @@
-"""Weak and strong views of the images, and the loaders that give batches of them."""
+"""Weak and strong views of the images, and the loaders that return batches of them."""

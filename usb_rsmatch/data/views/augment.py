@@ -1,4 +1,4 @@
-"""Weak, medium and strong views of whole batches: USB's views of one image, each image with its own draws."""
+"""Weak, medium and strong views of whole batches, with random numbers of their own for each image, as in USB."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _LOW, _HIGH = np.array(list(randaugment.RANGES.values())).T
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a data set asks of its views: the pixels of reflection around an image, and whether to mirror."""
+    """The settings of a data set's views: reflection padding in pixels, and whether to mirror."""
 
     padding: int
     flip: bool
 
 
 def weak(images: Tensor, seed: int, positions: Tensor, view: int, spec: ViewSpec) -> Tensor:
-    """A crop at a random place of the reflected surroundings, mirrored or not.
+    """A random crop with reflection padding, mirrored or not.
 
-    `images` is uint8 [B, C, H, W], C 1 or 3, on any device; `positions`, int64 [B], belongs on the host,
-    where the draws are made. Gives new uint8 [B, C, H, W], each image a pure function of itself and (seed,
-    position, view). Raises UserError where the padding does not fit the image. Source: USB's transform_weak.
+    `images` is uint8 [B, C, H, W], C 1 or 3, on any device; `positions`, int64 [B], must be on the host,
+    where random numbers are drawn. Returns new uint8 [B, C, H, W], each image a pure function of itself and (seed,
+    position, view). Raises UserError if the padding does not fit the image. Source: USB's transform_weak.
     """
     return _crop(images, _draws(seed, positions, view, 3), spec)
 
@@ -45,7 +45,7 @@ def medium(images: Tensor, seed: int, positions: Tensor, view: int, spec: ViewSp
 def strong(images: Tensor, seed: int, positions: Tensor, view: int, spec: ViewSpec) -> Tensor:
     """A weak view, three RandAugment operations, and cutout.
 
-    Takes and raises what `weak` does; gives uint8 [B, 3, H, W], grey as RGB, as cutout's colour is not grey.
+    Arguments and errors as for `weak`; returns uint8 [B, 3, H, W], grey as RGB, as cutout's colour is not grey.
     Source: FixMatch (Sohn et al. 2020) in USB's form: operations drawn with replacement, uniform magnitudes.
     """
     return _augmented(images, seed, positions, view, spec, steps=3)
@@ -54,7 +54,7 @@ def strong(images: Tensor, seed: int, positions: Tensor, view: int, spec: ViewSp
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(level / 255 - mean) / std, as torchvision's ToTensor and Normalize compute it.
 
-    Takes uint8 [B, C, H, W], C 1 or 3, and three means and deviations; gives float32 [B, 3, H, W].
+    Takes uint8 [B, C, H, W], C 1 or 3, and three means and deviations; returns float32 [B, 3, H, W].
     """
     centre, scale = _constant((tuple(mean), tuple(std)), torch.float32, images.device)[:, :, None, None]
     levels = images.float().div_(255.0)
@@ -64,7 +64,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers that every batch needs: a GPU would be waited for each time that they are sent."""
+    """Constants that every batch needs: sending them each time would wait for a GPU."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -101,9 +101,9 @@ def _crop(images: Tensor, draws: np.ndarray, spec: ViewSpec) -> Tensor:
 
 
 def _cutout(images: Tensor, draws: np.ndarray) -> Tensor:
-    """Paint a square of U(0, 1/2) widths; `draws` [B, 3] are size, right, down. Gives uint8 [B, 3, H, W].
+    """Paint a square of U(0, 1/2) widths; `draws` [B, 3] are size, right, down. Returns uint8 [B, 3, H, W].
 
-    Ends are inclusive, as in Pillow; centres lie in (1, side], as USB's numpy.random.uniform(side) has them.
+    Ends are inclusive, as in Pillow; centres are in (1, side], as with USB's numpy.random.uniform(side).
     """
     height, width = images.shape[2:]
     sides = np.array([width, height])

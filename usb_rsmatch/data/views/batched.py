@@ -17,7 +17,8 @@ Steps = Callable[[], range]
 Share = tuple[int, int]  # of several processes: this one's rank, and how many there are
 WHOLE: Share = (0, 1)
 
-# What USB's data set gives each algorithm, by name (datasets/cv_datasets/datasetbase.py:96-116); the rest take DEFAULT.
+# The views that USB's data set makes for each algorithm, by name (datasets/cv_datasets/datasetbase.py:96-116); the rest
+# take DEFAULT.
 WEAK, MEDIUM, STRONG = augment.weak, augment.medium, augment.strong
 DEFAULT = {"x_ulb_w": WEAK, "x_ulb_s": STRONG}
 UNLABELED_VIEWS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
@@ -35,7 +36,7 @@ UNLABELED_VIEWS: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
 
 
 class BatchedImages:
-    """An `ImageSet` whose batches are gathered and viewed as tensors on one device."""
+    """An `ImageSet` whose batches are gathered and augmented as tensors on one device."""
 
     def __init__(self, images: ImageSet, spec: DataSpec, seed: int, crop_ratio: float, device: torch.device) -> None:
         self.set, self.spec, self.seed, self.device = images, spec, seed, device
@@ -44,7 +45,7 @@ class BatchedImages:
         self.labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
         self.is_synthetic = torch.from_numpy(np.asarray(images.is_synthetic))
         self.generator = torch.from_numpy(np.asarray(images.generator))
-        # A pool in memory is kept channels first, on the device; one that is not is read batch by batch.
+        # A pool in memory is kept channels first on the device; a lazy pool is read batch by batch.
         held = isinstance(images.images, np.ndarray) and not isinstance(images.images, np.memmap)
         self.resident = self._channels_first(images.images[:]).contiguous().to(device) if held else None
 
@@ -56,12 +57,12 @@ class BatchedImages:
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
     def gather(self, indices: np.ndarray | Tensor) -> Tensor:
-        """uint8 [n, C, H, W] on the device, which only a pool on disk makes wait for indices that are there."""
+        """uint8 [n, C, H, W] on the device, without waiting for the device, unless the pool is on disk."""
         if self.resident is not None:
             return self.resident.index_select(0, torch.as_tensor(indices).to(self.device, non_blocking=True))
         on_host = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
         images = self._channels_first(self.set.images[on_host])
-        if self.device.type == "cuda":  # a copy from pageable memory would be waited for
+        if self.device.type == "cuda":  # a copy from pageable memory would block
             images = images.contiguous().pin_memory()
         return images.to(self.device, non_blocking=True)
 
@@ -108,13 +109,13 @@ def rotate(images: Tensor, quarter: Tensor) -> Tensor:
 
 
 def positions_of(step: int, batch_size: int, share: Share = WHOLE) -> np.ndarray:
-    """Positions int64 of a step's batch; of several processes the part that `share` (rank, processes) names."""
+    """Positions int64 of a step's batch; with several processes, the part of `share` (rank, processes)."""
     rank, size = share
     return np.arange(step * batch_size + rank, (step + 1) * batch_size, size)
 
 
 class BatchedTraining:
-    """A training loader: the batches of the steps that are left of an epoch, or a process's share of each."""
+    """A training loader: the batches of an epoch's remaining steps, or a process's share of each."""
 
     def __init__(
         self,

@@ -41,12 +41,13 @@ class PilViews:
 
 
 class HybridDataset(BasicDataset):
-    """USB's data set over an `ImageSet`: same views by algorithm name, keyed draws, provenance as extra keys.
+    """USB's data set over an `ImageSet`: the same views by algorithm name, keyed random numbers, provenance as extra
+    keys.
 
-    An item is asked for by `(position, index)`, whose draws are a pure function of the position, or by `index` alone,
-    with draws from the global generators as in USB. Grey images are viewed as RGB, because USB's RandAugment cannot
-    take mode L. `is_synthetic` and `generator` travel in the batch; `process_batch` keeps them from every `train_step`
-    that does not name them, and none does.
+    The key of an item is `(position, index)`, with random numbers that are a pure function of the position, or `index`
+    alone, with random numbers from the global generators as in USB. Grey images are converted to RGB, because USB's
+    RandAugment does not support mode L. The batch also contains `is_synthetic` and `generator`; `process_batch` passes
+    them only to a `train_step` that names them, and none does.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class HybridDataset(BasicDataset):
         options: dict[str, Any] = {"transform": views.weak if train else views.plain, "is_ulb": kind == "ulb"}
         if train:
             options["strong_transform"] = views.strong
-            if "medium_transform" in inspect.signature(BasicDataset.__init__).parameters:  # USB's head only
+            if "medium_transform" in inspect.signature(BasicDataset.__init__).parameters:  # only in USB's HEAD
                 options["medium_transform"] = views.medium
         super().__init__(name, images.images, images.labels, num_classes, **options)
         self.set, self.spec, self.views, self.seed, self.kind = images, spec, views, seed, kind
@@ -79,7 +80,7 @@ class HybridDataset(BasicDataset):
     def _item(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
         if self.kind == "ulb":
-            if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel knows no medium view
+            if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel has no medium view
                 item["x_ulb_m"] = self.views.medium(self._rgb(index))
             item["is_synthetic"] = bool(self.set.is_synthetic[index])
             item["generator"] = int(self.set.generator[index])
@@ -103,7 +104,7 @@ class HybridDataset(BasicDataset):
 
 
 def build_datasets(pool: HybridPool, settings: LoaderSettings) -> dict[str, Any]:
-    """USB's `dataset_dict` over a pool, and `validation` where one was cut; the test set is `eval`, as in USB."""
+    """USB's `dataset_dict` over a pool, with `validation` if there is one; the test set is `eval`, as in USB."""
     size = pool.unlabeled.images.shape[1]
     views = PilViews(pool.spec, size, settings.crop_ratio)
     name, seed, classes = settings.algorithm, settings.seed, len(pool.classes)

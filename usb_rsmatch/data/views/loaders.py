@@ -31,9 +31,9 @@ def start_own_session(worker: int) -> None:
 
 
 class KeyedSampler(Sampler[tuple[int, int]]):
-    """`(position, index)` for each sample of the steps that are left of an epoch.
+    """`(position, index)` for each sample of an epoch's remaining steps.
 
-    Of several processes each has its `share` (rank, number of processes): every so-many-th position of a batch.
+    With several processes, each has its `share` (rank, number of processes): every R-th position of a batch.
     """
 
     def __init__(self, order: Order, batch_size: int, steps: Steps, per_epoch: int, share: Share = WHOLE) -> None:
@@ -87,7 +87,7 @@ def build_loaders(
             persistent_workers=workers > 0,
             worker_init_fn=start_own_session,
             pin_memory=pin,
-            generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
+            generator=torch.Generator(),  # its own, so that the start of an epoch does not use the global one
         )
 
     loaders: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""RandAugment's fourteen operations on uint8 batches, one drawn for each image, with Pillow's pixels."""
+"""RandAugment's fourteen operations on uint8 batches, one drawn per image, with the same pixels as Pillow."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ RANGES = {
 }
 OPS = tuple(RANGES)
 ROTATE, SHEAR_Y, SHEAR_X, TRANSLATE_X, TRANSLATE_Y = range(8, 13)
-FIXED = 1 << 16  # Pillow's integer luma and affine coordinates both count in 1/65536
+FIXED = 1 << 16  # Pillow's integer luma and affine coordinates both have units of 1/65536
 
 
 def apply(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> Tensor:
-    """A chain of operations an image: `OPS[op[i, k]]` with `magnitude[i, k]` on `images[i]`, k = 0, 1, ...
+    """A chain of operations for each image: `OPS[op[i, k]]` with `magnitude[i, k]` on `images[i]`, k = 0, 1, ...
 
     `images` is uint8 [B, C, H, W], C 1 or 3; `op` is int64 [B, K] and `magnitude` float64 [B, K] in the
-    operation's own unit, both on the host: sorting a batch by operation then never waits for a device. Gives
-    new uint8 [B, C, H, W]. One channel becomes what each channel of the same grey image as RGB would. Equal
+    operation's own unit, both on the host: sorting a batch by operation then never waits for a device.
+    Returns new uint8 [B, C, H, W]. One channel becomes what each channel of the same grey image as RGB would. Equal
     to Pillow bit for bit where Pillow's compiler does not fuse multiplication with addition (as on x86-64),
     else within one grey level.
     """
@@ -53,7 +53,7 @@ def apply(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> Tensor:
 
 
 def _apply_sorted(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
-    """One operation an image, in place, on images sorted by operation."""
+    """One operation per image, in place, on images sorted by operation."""
     ends = np.cumsum(np.bincount(op, minlength=len(OPS))).tolist()
     start = 0
     for compute, end in zip(_COMPUTE, ends[:ROTATE], strict=True):
@@ -73,7 +73,7 @@ def to(device: torch.device, values: np.ndarray) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _count(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0, 1, ..., n - 1; kept, since every call asks for the same few."""
+    """0, 1, ..., n - 1; cached, since all calls use the same few sizes."""
     return torch.arange(n, dtype=dtype, device=device)
 
 

@@ -11,7 +11,7 @@ from usb_rsmatch.keys import stands_on_a_base_rule
 
 
 def describes_pool(args: Any) -> bool:
-    """Whether the configuration asks for a pool of ours: `synthetic:` images, or a data set that we read."""
+    """Whether the configuration describes a pool of this package: `synthetic:` images, or a data set that it reads."""
     return bool(getattr(args, "synthetic", None)) or is_known_dataset(getattr(args, "dataset", ""))
 
 
