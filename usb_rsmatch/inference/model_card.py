@@ -121,7 +121,7 @@ def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str
         known = ", ".join(map(_code, pool.get("by_generator") or {})) or "the pool's"
         lines += [
             f"- The detector learnt from the pool alone ({known}): it may miss other generators.",
-            "- `synthetic` is for ranking images; it proves nothing about one image, and 0.5 is no calibrated threshold.",
+            "- `synthetic` is for ranking images; it proves nothing about one image, and 0.5 is not calibrated.",
         ]
     return lines
 

@@ -171,7 +171,7 @@ def _pixels(path: str | Path, images: np.ndarray) -> np.ndarray:
         )
     if min(images.shape[1:3]) < MIN_SIDE:
         height, width = images.shape[1:3]
-        raise UserError(f"{path}: images of {height} x {width} are too small, the minimum is {MIN_SIDE} pixels per side")
+        raise UserError(f"{path}: images of {height} x {width} are too small, under {MIN_SIDE} pixels per side")
     return images
 
 
