@@ -1,1 +1,1 @@
-"""Faults caused on purpose: killed processes, full disks, damaged files, hostile input."""
+"""Fault injection: killed processes, full disks, damaged files, malformed input."""

@@ -1,9 +1,9 @@
-"""The fault campaign: everything that befalls long runs, done to them on purpose, and hostile files for every reader.
+"""The fault campaign: fault scenarios for real runs, kills, fuzzing of every reader, and an endurance run.
 
-`python -m benchmarks.faults --out results/faults.json` takes hours in full and can be stopped at any time: what
-was done is in the file, and the same command goes on from there. `--minutes` stops it by itself, `--quick` is a
-try of a minute or two. A kill or mishap counts as passed where the run, started again, ends in the weights of the
-undisturbed one bit for bit.
+`python -m benchmarks.faults --out results/faults.json` takes hours and can be stopped at any time: the file contains
+the results so far, and the same command resumes. `--minutes` limits the time, `--quick` is a trial run of a minute or
+two. A kill or scenario passes if the run, started again, ends with the weights of the undisturbed run, bit for bit. The
+key "mishaps" of the result file keeps its name for committed files; it contains the fault scenarios.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ import numpy as np
 import torch
 
 from benchmarks.faults import scenarios
-from benchmarks.faults.endurance import soak
-from benchmarks.faults.short_runs import EVERY, VARIANTS, Yard
+from benchmarks.faults.endurance import endurance_run
+from benchmarks.faults.run_workspace import EVERY, VARIANTS, RunWorkspace
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
 from usb_rsmatch.usb import training
 
-Mishap = Callable[[Yard], str]
+Scenario = Callable[[RunWorkspace], str]
 
 KILLS_A_RUN = 8
-BATCH = 250  # fuzz cases between two looks at the clock
-SHARES = {"config": 3, "checkpoint": 4, "metadata": 4, "pool": 1}  # of the cases: a pool's take the longest
-DISK_SHARES = (0.0, 0.001, 0.005, 0.02, 0.05, 0.2, 0.5, 0.9, 0.99)  # of a checkpoint that a full disk takes
-FLUSHES = 16  # of files in any run of the yard: 3 before its steps, 10 checkpoints and a best one, 2 at its end
+BATCH = 250  # fuzz cases between two checks of the time limit
+SHARES = {"config": 3, "checkpoint": 4, "metadata": 4, "pool": 1}  # relative numbers of cases
+DISK_SHARES = (0.0, 0.001, 0.005, 0.02, 0.05, 0.2, 0.5, 0.9, 0.99)  # of a checkpoint, then it is full
+FLUSHES = 16  # file flushes in a run: 3 before its steps, 10 checkpoints and a best one, 2 at its end
 
 START: dict[str, Any] = {
     "kills": 0,
@@ -68,14 +68,14 @@ class Campaign:
             try:
                 self.values |= json.loads(out.read_text(encoding="utf-8"))
             except ValueError:
-                raise UserError(f"{out} is no result of this command: move it away, or choose another --out") from None
+                raise UserError(f"{out} is not a result of this command: move it, or choose another --out") from None
 
     def over(self, share: float) -> bool:
-        """Whether that share of the time is over: of a short campaign each part gets some."""
+        """Whether that share of the time is over, so that each part of a short campaign gets some."""
         return time.monotonic() >= self.begun + share * self.seconds
 
     def note(self, what: str, problem: str) -> None:
-        """Count what went wrong, by the first word of `problem`; nothing for ""."""
+        """Count a problem by its first word; nothing for "". """
         if not problem:
             return
         kind = problem.split(":")[0].split()[0]
@@ -101,9 +101,9 @@ class Campaign:
         write_json(self.out, self.values)
 
 
-def mishap_list(quick: bool) -> dict[str, Mishap]:
-    """Every mishap but kills by name; where a kind has many, a short campaign takes a few."""
-    kinds: dict[str, Mishap] = {}
+def scenario_list(quick: bool) -> dict[str, Scenario]:
+    """Every fault scenario except kills, by name; a quick campaign takes only a few of each kind."""
+    kinds: dict[str, Scenario] = {}
     for share in DISK_SHARES[:: 4 if quick else 1]:
         for number, which in ((0, "a checkpoint"), (2, "the third checkpoint")):
             kinds[f"disk full at {share:g} of {which}"] = partial(
@@ -132,22 +132,22 @@ def mishap_list(quick: bool) -> dict[str, Mishap]:
     return kinds
 
 
-def disturb(campaign: Campaign, yard: Yard, kills: int, quick: bool) -> None:
-    """All mishaps once, and kills up to their number."""
+def disturb(campaign: Campaign, workspace: RunWorkspace, kills: int, quick: bool) -> None:
+    """All fault scenarios once, and kills up to their number."""
     values = campaign.values
-    for name, mishap in mishap_list(quick).items():
+    for name, scenario in scenario_list(quick).items():
         if name in values["mishaps"] or campaign.over(0.4):
             continue
-        problem = mishap(yard)
+        problem = scenario(workspace)
         values["mishaps"][name] = problem or "passed"
         campaign.note(name, problem)
         print(f"{name}: {problem or 'passed'}", flush=True)
         campaign.save()
     while values["kills"] < kills and not campaign.over(0.65):
-        values["killed_runs"] += 1  # also those that were over before their first kill
+        values["killed_runs"] += 1  # also runs that ended before their first kill
         rng = np.random.default_rng(values["killed_runs"])
         variant = values["killed_runs"] % len(VARIANTS)
-        done, problem = scenarios.kill_until_done(yard, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
+        done, problem = scenarios.kill_until_done(workspace, variant, rng, min(KILLS_A_RUN, kills - values["kills"]))
         values["kills"] += done
         campaign.note(f"kill -9, variant {variant}", problem)
         print(f"{values['kills']} kills", flush=True)
@@ -155,7 +155,7 @@ def disturb(campaign: Campaign, yard: Yard, kills: int, quick: bool) -> None:
 
 
 def feed(campaign: Campaign, cases: int) -> None:
-    """Fuzz cases up to their number, of each reader its share."""
+    """Fuzz cases up to their number, distributed over the readers."""
     try:
         from benchmarks.faults import fuzzing
     except ImportError:
@@ -181,12 +181,12 @@ def feed(campaign: Campaign, cases: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes, and goes on from")
-    parser.add_argument("--kills", type=int, default=200, help="kill -9 in all (200)")
-    parser.add_argument("--fuzz", type=int, default=100_000, help="hostile inputs in all (100000)")
-    parser.add_argument("--soak-minutes", type=float, default=60.0, metavar="M", help="of training, watched (60)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after M; goes on later")
-    parser.add_argument("--quick", action="store_true", help="few of everything")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the result file, from which a campaign resumes")
+    parser.add_argument("--kills", type=int, default=200, help="number of kill -9 (200)")
+    parser.add_argument("--fuzz", type=int, default=100_000, help="number of malformed inputs (100000)")
+    parser.add_argument("--soak-minutes", type=float, default=60.0, metavar="M", help="endurance run (60)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="then stop")
+    parser.add_argument("--quick", action="store_true", help="a few of everything")
     args = parser.parse_args(argv)
     if args.quick:
         args.kills, args.fuzz, args.soak_minutes = min(args.kills, 3), min(args.fuzz, 200), min(args.soak_minutes, 0.2)
@@ -204,15 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def carry_out(campaign: Campaign, args: argparse.Namespace) -> None:
-    """What is left of the campaign, until its time is over."""
-    import usb_rsmatch.usb.mixins  # noqa: F401  the victims are forks: what is imported here they have
+    """Run the remaining parts of the campaign, until its time is over."""
+    import usb_rsmatch.usb.mixins  # noqa: F401  the child processes are forks: what is imported here they have
 
     with tempfile.TemporaryDirectory() as folder:
-        yard = Yard(Path(folder) / "yard")
-        disturb(campaign, yard, args.kills, args.quick)
+        workspace = RunWorkspace(Path(folder) / "workspace")
+        disturb(campaign, workspace, args.kills, args.quick)
         feed(campaign, args.fuzz)
         if campaign.values["soak_minutes"] < args.soak_minutes and not campaign.over(1.0):
             left = (campaign.begun + campaign.seconds - time.monotonic()) / 60
-            campaign.values |= soak(yard, min(args.soak_minutes, left))
+            campaign.values |= endurance_run(workspace, min(args.soak_minutes, left))
             campaign.note("soak", campaign.values["leak"])
             campaign.save()

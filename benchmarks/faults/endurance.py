@@ -1,4 +1,4 @@
-"""A long run watched from outside: its memory, open files and threads must not grow after the warm-up."""
+"""The endurance run: memory, open files and threads of a long training must not grow after its warm-up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.faults.short_runs import Yard
+from benchmarks.faults.run_workspace import RunWorkspace
 
-WARMUP = 0.25  # of the samples, which do not count
+WARMUP = 0.25  # share of the samples that is ignored as warm-up
 SECONDS = 1.0  # between two samples
-GROWTH = 0.05  # of the memory after the warm-up; more is a leak (our choice)
+GROWTH = 0.05  # growth relative to the memory after the warm-up; more is a leak (our choice)
 
 
 def sample(pid: int) -> tuple[float, int, int]:
@@ -23,12 +23,12 @@ def sample(pid: int) -> tuple[float, int, int]:
 
 
 def slope_per_hour(seconds: np.ndarray, values: np.ndarray) -> float:
-    """Least-squares slope of values [n] over seconds [n], an hour."""
+    """Least-squares slope of values [n] over seconds [n], per hour."""
     return float(np.polyfit(seconds, values, 1)[0] * 3600) if len(seconds) > 2 else 0.0
 
 
 def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
-    """What has grown from the first quarter of the samples [n] to the last, by medians; "" for nothing."""
+    """What has grown from the first to the last quarter of the samples [n], by medians; "" for nothing."""
     quarter = max(len(memory) // 4, 1)
     grown = []
     for name, values, share in (("MiB", memory, GROWTH), ("open files", files, 0.0), ("threads", threads, 0.0)):
@@ -38,11 +38,11 @@ def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
     return f"leak: {', '.join(grown)}" if grown else ""
 
 
-def soak(yard: Yard, minutes: float) -> dict[str, Any]:
-    """Train RSMatch, PIL loader with workers, evaluation and checkpoint every 20 steps, and watch the process."""
-    config = yard.config(
+def endurance_run(workspace: RunWorkspace, minutes: float) -> dict[str, Any]:
+    """Train RSMatch, PIL loader with workers, evaluation and checkpoint every 20 steps, and monitor the process."""
+    config = workspace.config(
         1,
-        yard.fresh(),
+        workspace.fresh(),
         num_train_iter=10**7,
         epoch=1,
         num_eval_iter=20,
@@ -50,16 +50,16 @@ def soak(yard: Yard, minutes: float) -> dict[str, Any]:
         num_workers=1,
         rs_queue_length=8,
     )
-    latest = yard.folder(config) / "latest_model.pth"
-    with yard.start(config) as victim:
-        if not victim.wait_for(latest.exists):
-            raise RuntimeError(victim.output())
+    latest = workspace.folder(config) / "latest_model.pth"
+    with workspace.start(config) as child:
+        if not child.wait_for(latest.exists):
+            raise RuntimeError(child.output())
         begun, taken = time.monotonic(), []
-        while time.monotonic() - begun < 60 * minutes and victim.poll() is None:
-            taken.append((time.monotonic() - begun, *sample(victim.pid)))
+        while time.monotonic() - begun < 60 * minutes and child.poll() is None:
+            taken.append((time.monotonic() - begun, *sample(child.pid)))
             time.sleep(SECONDS)
-        if victim.poll() is not None:
-            raise RuntimeError(victim.output())
+        if child.poll() is not None:
+            raise RuntimeError(child.output())
     seconds, memory, files, threads = np.array(taken).T
     kept = slice(int(WARMUP * len(taken)), None)
     return {

@@ -1,4 +1,4 @@
-"""Commands as forked processes, to be killed and starved: they start at once, as this one has imported everything."""
+"""Commands as forked child processes, to be killed or limited; they start fast, as everything is imported already."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-HUNG = -1000  # exit code of a victim that had to be killed because it did not end
+HUNG = -1000  # exit code of a child that was killed because it did not end
 
 
-class Victim:
+class ForkedCommand:
     """`usb-rsmatch ARGV` in a child process of its own session, its output in a file.
 
-    `prepare` runs in the child first, to set limits. As a context it ends with the child gone.
+    `prepare` runs in the child first, to set limits. As a context it ends the child at exit.
     """
 
     def __init__(self, argv: Sequence[str], log: Path, prepare: Callable[[], object] | None = None) -> None:
@@ -31,13 +31,13 @@ class Victim:
 
     @staticmethod
     def _run(argv: Sequence[str], log: Path, prepare: Callable[[], object] | None) -> None:
-        """What the child does; it never comes back."""
+        """The code of the child; it never returns."""
         code = 70
         try:
             os.setsid()
             if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive who waits for it
-            for number in (signal.SIGINT, signal.SIGTERM):  # a handler of the parent's is none of the command's
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent
+            for number in (signal.SIGINT, signal.SIGTERM):  # reset the parent's signal handlers
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(handle, 1)
@@ -55,7 +55,7 @@ class Victim:
             os._exit(code)
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while it is running."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -63,7 +63,7 @@ class Victim:
         return self.code
 
     def wait(self, seconds: float = 120.0) -> int:
-        """The exit code; a victim that takes longer is killed and gives `HUNG`."""
+        """The exit code; a child that takes longer is killed, and the code is `HUNG`."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -76,7 +76,7 @@ class Victim:
         return self.code
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 120.0) -> bool:
-        """Wait until `condition` holds; False where the victim ended or the time was over before."""
+        """Wait until `condition` is true; False if the child ended or the time was over before."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.poll() is not None or time.monotonic() > deadline:
@@ -85,15 +85,15 @@ class Victim:
         return True
 
     def send(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if the child is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def output(self) -> str:
-        """What it has written so far."""
+        """The output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def __enter__(self) -> Victim:
+    def __enter__(self) -> ForkedCommand:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Hostile input to whatever reads files: configurations, pools, checkpoints, metadata, result files.
+"""Fuzzing of everything that reads files: configurations, pools, checkpoints, metadata, result files.
 
-A reader may give a value or raise `UserError`, which is always one line. Anything else, a case of more than `SECONDS`,
-and a file outside the case's folder are findings.
+A reader may return a value or raise `UserError`, which is always one line. Anything else, a case that takes more than
+`SECONDS`, and a file written outside of the case's folder are findings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from benchmarks.faults.hostile_inputs import BOMB, GRID, NAMES, RESULT, VALUES, Runs, arrays, as_json, damaged, edited
 from usb_rsmatch.errors import UserError
 
-SECONDS = 10.0  # of the processor's time for a case; one takes milliseconds
+SECONDS = 10.0  # limit of processor time for a case; one takes milliseconds
 
 
 class _Hang(BaseException):
@@ -38,7 +38,7 @@ class _Hang(BaseException):
 
 @dataclass
 class Findings:
-    """How many cases were tried, and what was wrong with which."""
+    """The number of cases, and the problems found."""
 
     cases: int = 0
     tracebacks: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ def _in_time() -> Iterator[None]:
         raise _Hang
 
     before = signal.signal(signal.SIGPROF, over)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 10)  # again, should a callback of Python's swallow it
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 10)  # again, in case a Python callback catches it
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def _in_time() -> Iterator[None]:
 
 
 def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Configurations as mappings with any value for any key, and as YAML text, well-formed and not."""
+    """Configurations as mappings with any value for any key, and as YAML text, valid or not."""
     from usb_rsmatch.usb import config
 
     kinds = {"int": st.integers(0, 300), "float": st.floats(0, 1), "bool": st.booleans(), "str": NAMES}
@@ -99,7 +99,7 @@ def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
 
 
 def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Pools of digits with any setting, and synthetic images from damaged or hostile npz files."""
+    """Pools of digits with any setting, and synthetic images from damaged or malformed npz files."""
     from usb_rsmatch.data.pool.pool import HybridPool
 
     rng, file = np.random.default_rng(0), io.BytesIO()
@@ -138,12 +138,12 @@ def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
         synthetic = [{"source": source.replace("{}", str(path)), "generator": generator}]
         return HybridPool.from_config(SimpleNamespace(**{**args, "synthetic": synthetic, **changed}))
 
-    # flow sources would train a generator: their names are read, their keys are not fuzzed here.
+    # flow sources would train a generator: only their names are fuzzed here, not their keys.
     return st.tuples(files, changes, sources.filter(lambda text: not text.startswith("flow:")), NAMES), read
 
 
 def checkpoint_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Checkpoints that are damaged, compressed, hold code, or claim what is not there."""
+    """Checkpoints that are damaged, compressed, contain code, or claim data that does not exist."""
     from usb_rsmatch.usb import checkpoint
 
     content: dict[str, Any] = {"model": {"weight": torch.arange(12.0)}, "it": 3, checkpoint.KEY: {"it": 3, "hooks": {}}}
@@ -161,7 +161,7 @@ def checkpoint_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[An
     def signed(changes: dict[str, Any]) -> bytes:
         file, content = io.BytesIO(), {"model": {}, **changes}
         if isinstance(content.get(checkpoint.KEY), dict) and bomb not in content.values():
-            with contextlib.suppress(Exception):  # of what is no state of a run
+            with contextlib.suppress(Exception):  # of content that is not the state of a run
                 content[checkpoint.KEY]["digest"] = checkpoint.digest(content)
         torch.save(content, file)
         return file.getvalue()
@@ -218,9 +218,9 @@ READERS = {"config": config_cases, "pool": pool_cases, "checkpoint": checkpoint_
 
 
 def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
-    """Try `cases` inputs on a reader of `READERS`; `number` seeds them."""
+    """Run `cases` inputs through a reader of `READERS`; `number` is their seed."""
     findings, root = Findings(), Path(tempfile.mkdtemp(prefix="fuzz-"))
-    before, folder = Path.cwd(), root / "between" / "inside"  # so that two steps upwards still are ours
+    before, folder = Path.cwd(), root / "between" / "inside"  # so that "../.." stays inside our folder
     folder.mkdir(parents=True)
     os.chdir(folder)
     try:
@@ -234,7 +234,7 @@ def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
             except _Hang:
                 findings.hangs.append(f"{reader}: {case!r:.500}")
             except (UserError, OSError):
-                pass  # a name that no file system takes is an OSError, which the command tells in one line as it is
+                pass  # a name that no file system accepts: an OSError, which the command reports in one line
             except Exception as error:
                 findings.tracebacks.append(f"{reader}: {type(error).__name__}: {str(error)[:200]} from {case!r:.500}")
             beside = (*root.iterdir(), *folder.parent.iterdir())

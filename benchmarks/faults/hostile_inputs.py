@@ -1,4 +1,4 @@
-"""Hostile values and files, as hypothesis draws them."""
+"""Malformed values and files, as hypothesis strategies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)
 )
-RESULT: dict[str, Any] = {  # a whole `result.json`
+RESULT: dict[str, Any] = {  # a complete `result.json`
     **{"algorithm": "rsmatch", "dataset": "digits", "seed": 0, "num_labels": 20, "iterations": 8},
     "pool": {"real": 6, "synthetic": 4, "by_generator": {"flow": 4}},
     "accuracy": {"last": 0.5, "best": 0.6, "best_iteration": 4, "validation": None},
@@ -21,7 +21,7 @@ RESULT: dict[str, Any] = {  # a whole `result.json`
     "time": {"train_seconds": 1.5, "images_per_second": 9.0},
     **{"peak_memory_mib": 4.0, "versions": {"usb_rsmatch": "0"}, "config_sha256": "0" * 64, "device": "cpu"},
 }
-GRID: dict[str, Any] = {  # a whole `grid.json`, but that its runs are a list
+GRID: dict[str, Any] = {  # a complete `grid.json`
     **{"name": "g", "baseline": "a", "varied": ["lr"]},
     "runs": [{"folder": "r", "arm": "a", "axes": {"lr": 1}, "config_sha256": "0" * 64}],
 }
@@ -65,7 +65,7 @@ VALUES = st.recursive(
 
 @st.composite
 def damaged(draw: Any, whole: bytes) -> bytes:
-    """A file with bytes changed, cut out, repeated or cut off."""
+    """A file with bytes changed, removed, repeated, or truncated."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         where = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -83,7 +83,7 @@ def damaged(draw: Any, whole: bytes) -> bytes:
 
 @st.composite
 def edited(draw: Any, whole: dict[str, Any]) -> bytes:
-    """JSON of which one value, at any depth, is another or is not there."""
+    """JSON in which one value, at any depth, is changed or missing."""
     content = place = json.loads(json.dumps(whole))
     while True:
         key = draw(st.sampled_from(sorted(place)))
@@ -98,12 +98,12 @@ def edited(draw: Any, whole: dict[str, Any]) -> bytes:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON of any value, what has no such form as text."""
+    """JSON of any value; values without a JSON form become text."""
     return json.dumps(value, default=str).encode()
 
 
 class Runs:
-    """Unpickled, it leaves a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -1,6 +1,6 @@
-"""What befalls a run, done to real processes: kills, full disks, lost data, dead workers; and what must hold after it.
+"""Fault scenarios for real processes: kills, full disks, lost data, dead workers, and the checks after each.
 
-Each mishap gives "" where the run ended as the undisturbed one did, or in words what went wrong.
+Each scenario returns "" if the run ended like the undisturbed one, otherwise a description of the problem.
 """
 
 from __future__ import annotations
@@ -19,46 +19,48 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.faults.forked_commands import Victim
-from benchmarks.faults.short_runs import EVERY, VARIANTS, Yard, refused
+from benchmarks.faults.forked_commands import ForkedCommand
+from benchmarks.faults.run_workspace import EVERY, VARIANTS, RunWorkspace, refused
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import checkpoint
 
 # kill -9 ------------------------------------------------------------------------------------------------------------
 
 
-def kill_until_done(yard: Yard, variant: int, rng: np.random.Generator, most: int) -> tuple[int, str]:
-    """One run, killed at up to `most` random moments, half of them while a checkpoint is written; then left to end."""
-    seconds, config = yard.whole(variant)[1], yard.config(variant, yard.fresh())
-    folder, kills = yard.folder(config), 0
+def kill_until_done(workspace: RunWorkspace, variant: int, rng: np.random.Generator, most: int) -> tuple[int, str]:
+    """One run, killed at up to `most` random moments, half of them while a checkpoint is written; then run to its
+    end.
+    """
+    seconds, config = workspace.reference(variant)[1], workspace.config(variant, workspace.fresh())
+    folder, kills = workspace.folder(config), 0
     while kills < most:
-        with yard.start(config) as victim:
-            victim.wait_for(lambda: False, float(rng.uniform(0.02, 0.9) * seconds))
+        with workspace.start(config) as child:
+            child.wait_for(lambda: False, float(rng.uniform(0.02, 0.9) * seconds))
             if rng.random() < 0.5:
-                victim.wait_for(lambda: any(folder.glob(".*_model.pth.*.tmp")), seconds)
+                child.wait_for(lambda: any(folder.glob(".*_model.pth.*.tmp")), seconds)
                 time.sleep(float(rng.uniform(0, 0.004)))
-            if victim.poll() is not None:
-                if victim.code != 0:
-                    return kills, f"lost: exit code {victim.code}: {victim.output()[-300:]}"
+            if child.poll() is not None:
+                if child.code != 0:
+                    return kills, f"lost: exit code {child.code}: {child.output()[-300:]}"
                 break
-            victim.send(signal.SIGKILL)
-            victim.wait()
+            child.send(signal.SIGKILL)
+            child.wait()
             kills += 1
-    return kills, yard.ends_as_whole(variant, config)
+    return kills, workspace.resumes_exactly(variant, config)
 
 
 # disks and folders --------------------------------------------------------------------------------------------------
 
 
-def full_disk(yard: Yard, variant: int, share: float, number: int = 0) -> str:
-    """A file may only grow to a share of a checkpoint: the write that crosses it fails, as on a full disk.
+def full_disk(workspace: RunWorkspace, variant: int, share: float, number: int = 0) -> str:
+    """A file may only grow to a share of a checkpoint: the write that exceeds it fails, as on a full disk.
 
-    From the run's start, or once `number` of its latest checkpoints are whole.
+    From the run's start, or after `number` complete checkpoints.
     """
-    yard.whole(variant)
-    config = yard.config(variant, yard.fresh())
-    size = (yard.root / "runs" / f"whole{variant % len(VARIANTS)}" / "latest_model.pth").stat().st_size
-    limit = max(4096, int(share * size))  # the victim's words want some room too
+    workspace.reference(variant)
+    config = workspace.config(variant, workspace.fresh())
+    size = (workspace.root / "runs" / f"whole{variant % len(VARIANTS)}" / "latest_model.pth").stat().st_size
+    limit = max(4096, int(share * size))  # the child's output needs some space too
 
     def fill() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -75,47 +77,47 @@ def full_disk(yard: Yard, variant: int, share: float, number: int = 0) -> str:
 
         checkpoint.write = counted
 
-    with yard.start(config, fill_later if number else fill) as victim:
-        problem = refused(victim, (1, 2))
-    told = f"going on after step {EVERY * number} of" if number else ""
-    return (problem and f"at {limit} bytes: {problem}") or yard.ends_as_whole(variant, config, told)
+    with workspace.start(config, fill_later if number else fill) as child:
+        problem = refused(child, (1, 2))
+    expected = f"resuming after step {EVERY * number} of" if number else ""
+    return (problem and f"at {limit} bytes: {problem}") or workspace.resumes_exactly(variant, config, expected)
 
 
-def write_fails(yard: Yard, variant: int, number: int) -> str:
-    """The write system's n-th flush to disk, of a file, reports that there is no space."""
-    config = yard.config(variant, yard.fresh())
+def write_fails(workspace: RunWorkspace, variant: int, number: int) -> str:
+    """The n-th flush of a file to disk fails: no space left."""
+    config = workspace.config(variant, workspace.fresh())
 
     def prepare() -> None:
         real, calls = os.fsync, [0]
 
         def fsync(handle: int) -> None:
-            calls[0] += not stat.S_ISDIR(os.fstat(handle).st_mode)  # a folder's may fail: not every system has it
+            calls[0] += not stat.S_ISDIR(os.fstat(handle).st_mode)  # not every system can flush folders
             if calls[0] == number:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             real(handle)
 
         os.fsync = fsync  # type: ignore[assignment]
 
-    with yard.start(config, prepare) as victim:
-        problem = refused(victim, (1, 2))
-    return problem or yard.ends_as_whole(variant, config)
+    with workspace.start(config, prepare) as child:
+        problem = refused(child, (1, 2))
+    return problem or workspace.resumes_exactly(variant, config)
 
 
-def read_only_folder(yard: Yard, variant: int) -> str:
-    """A run finds its folder read-only; a root process first gives up the right to write anywhere."""
-    config = yard.config(variant, yard.fresh())
-    folder = yard.folder(config)
+def read_only_folder(workspace: RunWorkspace, variant: int) -> str:
+    """A run finds its folder read-only; a root process first gives up its right to write anywhere."""
+    config = workspace.config(variant, workspace.fresh())
+    folder = workspace.folder(config)
     folder.mkdir(parents=True)
     folder.chmod(0o555)
 
-    with yard.start(config, obey_modes) as victim:
-        problem = refused(victim, (2,))
+    with workspace.start(config, obey_modes) as child:
+        problem = refused(child, (2,))
     folder.chmod(0o755)
-    return problem or yard.ends_as_whole(variant, config)
+    return problem or workspace.resumes_exactly(variant, config)
 
 
 def obey_modes() -> None:
-    """Drop root's right to pass over the modes of files (CAP_DAC_OVERRIDE), where this process is root's on Linux."""
+    """Drop root's right to ignore file modes (CAP_DAC_OVERRIDE), if this process is root on Linux."""
     if sys.platform != "linux" or os.getuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -129,14 +131,16 @@ def obey_modes() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def damaged_checkpoint(yard: Yard, variant: int, rng: np.random.Generator, cut: bool) -> str:
-    """The latest checkpoint of a killed run loses its end or has a bit flipped: the run goes on from the one before."""
-    config = yard.config(variant, yard.fresh())
-    latest = yard.folder(config) / "latest_model.pth"
-    with yard.start(config) as victim:
-        if not victim.wait_for(lambda: latest.with_name("previous_model.pth").exists()):
-            return f"no second checkpoint: {victim.output()[-300:]}"
-        victim.send(signal.SIGKILL)
+def damaged_checkpoint(workspace: RunWorkspace, variant: int, rng: np.random.Generator, cut: bool) -> str:
+    """The latest checkpoint of a killed run is truncated or has a flipped bit: the run resumes from the previous
+    one.
+    """
+    config = workspace.config(variant, workspace.fresh())
+    latest = workspace.folder(config) / "latest_model.pth"
+    with workspace.start(config) as child:
+        if not child.wait_for(lambda: latest.with_name("previous_model.pth").exists()):
+            return f"no second checkpoint: {child.output()[-300:]}"
+        child.send(signal.SIGKILL)
     content = bytearray(latest.read_bytes())
     if cut:
         del content[int(rng.integers(len(content))) :]
@@ -147,76 +151,80 @@ def damaged_checkpoint(yard: Yard, variant: int, rng: np.random.Generator, cut: 
     try:
         checkpoint.read(latest)
     except UserError:
-        return yard.ends_as_whole(variant, config, told="going on from the checkpoint before it")
-    return yard.ends_as_whole(variant, config)  # a byte of padding: nothing is damaged
+        return workspace.resumes_exactly(variant, config, expected="resuming from the previous checkpoint")
+    return workspace.resumes_exactly(variant, config)  # a padding byte: nothing is damaged
 
 
-# data, workers, numbers, company ------------------------------------------------------------------------------------
+# data, workers, diverging losses, a second process -------------------------------------------------------------------
 
 
-def data_lost(yard: Yard, variant: int, cut: bool) -> str:
-    """The synthetic images' file goes while a run trains, which is then killed: told, and exact once they are back."""
-    mine = yard.root / "mine.npz"
-    shutil.copy(yard.root / "blends.npz", mine)
-    config = yard.config(variant, yard.fresh(), synthetic=[{"source": f"npz:{mine}", "generator": "blend"}])
-    latest = yard.folder(config) / "latest_model.pth"
-    with yard.start(config) as victim:
-        victim.wait_for(latest.exists)
+def data_lost(workspace: RunWorkspace, variant: int, cut: bool) -> str:
+    """The synthetic images' file is removed during a run, which is then killed: reported, and exact once it is
+    restored.
+    """
+    mine = workspace.root / "mine.npz"
+    shutil.copy(workspace.root / "blends.npz", mine)
+    config = workspace.config(variant, workspace.fresh(), synthetic=[{"source": f"npz:{mine}", "generator": "blend"}])
+    latest = workspace.folder(config) / "latest_model.pth"
+    with workspace.start(config) as child:
+        child.wait_for(latest.exists)
         if cut:
             os.truncate(mine, mine.stat().st_size // 2)
         else:
             mine.unlink()
-        victim.wait_for(lambda: latest.with_name("previous_model.pth").exists())
-        victim.send(signal.SIGKILL)
-    with yard.start(config) as victim:
-        problem = refused(victim, (2,))
-    shutil.copy(yard.root / "blends.npz", mine)
-    return problem or yard.ends_as_whole(variant, config)
+        child.wait_for(lambda: latest.with_name("previous_model.pth").exists())
+        child.send(signal.SIGKILL)
+    with workspace.start(config) as child:
+        problem = refused(child, (2,))
+    shutil.copy(workspace.root / "blends.npz", mine)
+    return problem or workspace.resumes_exactly(variant, config)
 
 
-def dead_worker(yard: Yard, number: int) -> str:
+def dead_worker(workspace: RunWorkspace, number: int) -> str:
     """A worker process of the loader is killed."""
-    config = yard.config(1, yard.fresh(), num_workers=1)
-    with yard.start(config) as victim:
-        victim.wait_for((yard.folder(config) / "latest_model.pth").exists)
+    config = workspace.config(1, workspace.fresh(), num_workers=1)
+    with workspace.start(config) as child:
+        child.wait_for((workspace.folder(config) / "latest_model.pth").exists)
         try:
-            children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text().split()
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         except OSError:
-            return f"ended before: {victim.output()[-300:]}"
+            return f"ended before: {child.output()[-300:]}"
         os.kill(int(children[number % len(children)]), signal.SIGKILL)
-        problem = refused(victim, (1,))
-    return problem or yard.ends_as_whole(1, {**config, "num_workers": 0})
+        problem = refused(child, (1,))
+    return problem or workspace.resumes_exactly(1, {**config, "num_workers": 0})
 
 
-def signalled(yard: Yard, variant: int, number: int) -> str:
-    """SIGTERM or SIGINT after the first checkpoint: exit code 130, saved after that step, and exact when it goes on."""
-    config = yard.config(variant, yard.fresh())
-    with yard.start(config) as victim:
-        victim.wait_for((yard.folder(config) / "latest_model.pth").exists)
-        victim.send(number)
-        problem = refused(victim, (130,))
-        content, _ = checkpoint.read_latest(yard.folder(config))
-        if not problem and (content is None or f"stopped after step {content['it']} of" not in victim.output()):
-            problem = f"lost: not saved where it stopped: {victim.output()[-300:]}"
-    return problem or yard.ends_as_whole(variant, config)
+def signalled(workspace: RunWorkspace, variant: int, number: int) -> str:
+    """SIGTERM or SIGINT after the first checkpoint: exit code 130, saved after that step, and exact after resuming."""
+    config = workspace.config(variant, workspace.fresh())
+    with workspace.start(config) as child:
+        child.wait_for((workspace.folder(config) / "latest_model.pth").exists)
+        child.send(number)
+        problem = refused(child, (130,))
+        content, _ = checkpoint.read_latest(workspace.folder(config))
+        if not problem and (content is None or f"stopped after step {content['it']} of" not in child.output()):
+            problem = f"lost: not saved where it stopped: {child.output()[-300:]}"
+    return problem or workspace.resumes_exactly(variant, config)
 
 
-def diverged(yard: Yard, variant: int) -> str:
-    """A learning rate without measure: the run stops with a diagnosis, and no checkpoint holds a NaN."""
-    config = yard.config(variant, yard.fresh(), lr=1e12)
-    with yard.start(config) as victim:
-        problem = refused(victim, (1,))
-        if not problem and "lower lr" not in victim.output():
-            problem = f"no diagnosis: {victim.output()[-300:]}"
-    content, _ = checkpoint.read_latest(yard.folder(config))
+def diverged(workspace: RunWorkspace, variant: int) -> str:
+    """A huge learning rate: the run stops with a diagnosis, and no checkpoint contains a NaN."""
+    config = workspace.config(variant, workspace.fresh(), lr=1e12)
+    with workspace.start(config) as child:
+        problem = refused(child, (1,))
+        if not problem and "lower lr" not in child.output():
+            problem = f"no diagnosis: {child.output()[-300:]}"
+    content, _ = checkpoint.read_latest(workspace.folder(config))
     if content is not None and not all(bool(t.isfinite().all()) for t in content["model"].values()):
-        problem = "silent: a checkpoint holds weights that are no numbers"
+        problem = "silent: a checkpoint contains weights that are not finite"
     return problem
 
 
-def spoiled(yard: Yard, variant: int, step: int) -> str:
-    """A weight is no number any more after `step` steps, as by a broken device: told, and exact from before it."""
-    config = yard.config(variant, yard.fresh())
+def spoiled(workspace: RunWorkspace, variant: int, step: int) -> str:
+    """A weight becomes NaN after `step` steps, as on a broken device: reported, and exact from the previous
+    checkpoint.
+    """
+    config = workspace.config(variant, workspace.fresh())
 
     def prepare() -> None:
         from usb_rsmatch.usb.weight_update import UpdateHook
@@ -230,24 +238,25 @@ def spoiled(yard: Yard, variant: int, step: int) -> str:
 
         UpdateHook.after_train_step = spoil  # type: ignore[method-assign]
 
-    with yard.start(config, prepare) as victim:
-        problem = refused(victim, (1,))
-        if not problem and "the checkpoint before it is kept" not in victim.output():
-            problem = f"no diagnosis: {victim.output()[-300:]}"
+    with workspace.start(config, prepare) as child:
+        problem = refused(child, (1,))
+        if not problem and "previous checkpoint is kept" not in child.output():
+            problem = f"no diagnosis: {child.output()[-300:]}"
     before = (step - 1) // EVERY * EVERY
-    return problem or yard.ends_as_whole(variant, config, told=f"going on after step {before} of")
+    return problem or workspace.resumes_exactly(variant, config, expected=f"resuming after step {before} of")
 
 
-def two_in_one_folder(yard: Yard, variant: int) -> str:
-    """A second process is told that the folder is taken, and the first ends as if alone."""
-    config = yard.config(variant, yard.fresh())
-    with yard.start(config) as first:
-        first.wait_for((yard.folder(config) / "config.yaml").exists)
-        second = Victim(["train", "--c", str(yard.root / f"{config['save_name']}.yaml")], yard.root / "second.log")
+def two_in_one_folder(workspace: RunWorkspace, variant: int) -> str:
+    """A second process is refused with a message, and the first one is not disturbed."""
+    config = workspace.config(variant, workspace.fresh())
+    with workspace.start(config) as first:
+        first.wait_for((workspace.folder(config) / "config.yaml").exists)
+        arguments = ["train", "--c", str(workspace.root / f"{config['save_name']}.yaml")]
+    second = ForkedCommand(arguments, workspace.root / "second.log")
         with second:
             problem = refused(second, (2,))
-        (yard.root / "second.log").unlink()
+        (workspace.root / "second.log").unlink()
         code = first.wait()
     if problem or code:
         return problem or f"lost: exit code {code}: {first.output()[-300:]}"
-    return "" if yard.digest(config) == yard.whole(variant)[0] else "silent: another state in the end"
+    return "" if workspace.digest(config) == workspace.reference(variant)[0] else "silent: another final state"

@@ -11,41 +11,41 @@ import pytest
 import torch
 
 from benchmarks.faults import campaign, endurance, fuzzing, hostile_inputs, scenarios
-from benchmarks.faults.short_runs import STEPS, Yard
+from benchmarks.faults.run_workspace import STEPS, RunWorkspace
 from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb import checkpoint, config, hooks, training
 
 
 @pytest.fixture(scope="module")
-def yard(tmp_path_factory: pytest.TempPathFactory) -> Yard:
-    return Yard(tmp_path_factory.mktemp("yard"))
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> RunWorkspace:
+    return RunWorkspace(tmp_path_factory.mktemp("workspace"))
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(yard: Yard) -> None:
-    kills, problem = scenarios.kill_until_done(yard, 0, np.random.default_rng(1), 3)
+def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(workspace: RunWorkspace) -> None:
+    kills, problem = scenarios.kill_until_done(workspace, 0, np.random.default_rng(1), 3)
     assert kills > 0 and problem == ""
 
 
-def test_a_full_disk_is_told_and_costs_no_run(yard: Yard) -> None:
-    assert scenarios.full_disk(yard, 0, 0.5) == ""
-    assert scenarios.full_disk(yard, 0, 0.5, number=2) == ""
+def test_a_full_disk_is_told_and_costs_no_run(workspace: RunWorkspace) -> None:
+    assert scenarios.full_disk(workspace, 0, 0.5) == ""
+    assert scenarios.full_disk(workspace, 0, 0.5, number=2) == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(campaign.mishap_list(quick=False)))
-def test_every_mishap(name: str, yard: Yard) -> None:
-    assert campaign.mishap_list(quick=False)[name](yard) == ""
+@pytest.mark.parametrize("name", sorted(campaign.scenario_list(quick=False)))
+def test_every_mishap(name: str, workspace: RunWorkspace) -> None:
+    assert campaign.scenario_list(quick=False)[name](workspace) == ""
 
 
-def test_what_ends_otherwise_is_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_otherwise_is_found(workspace: RunWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee is no rubber stamp: a run of another seed is not the undisturbed one."""
-    problem = yard.ends_as_whole(0, yard.config(0, yard.fresh(), seed=1))
+    problem = workspace.resumes_exactly(0, workspace.config(0, workspace.fresh(), seed=1))
     assert problem == "silent: another state in the end"
-    config = yard.config(0, yard.fresh(), num_labels=15)
-    assert yard.ends_as_whole(0, config).startswith("lost: exit code 2")
+    config = workspace.config(0, workspace.fresh(), num_labels=15)
+    assert workspace.resumes_exactly(0, config).startswith("lost: exit code 2")
 
 
-def test_defects_are_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defects_are_found(workspace: RunWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generators left as they are, a damaged file that is taken, a stop and a broken weight that are not minded."""
 
     def careless(path: Path) -> Any:
@@ -60,13 +60,13 @@ def test_defects_are_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
             super().after_train_step(algorithm)
 
-    def found(place: Any, name: str, value: Any, mishap: str) -> str:
-        with monkeypatch.context() as patch:  # the victims are forks, which have the defect too
+    def found(place: Any, name: str, value: Any, scenario: str) -> str:
+        with monkeypatch.context() as patch:  # the child processes are forks, which have the defect too
             patch.setattr(place, name, value)
-            return campaign.mishap_list(quick=False)[mishap](yard)
+            return campaign.scenario_list(quick=False)[scenario](workspace)
 
     for variant in (0, 5):
-        yard.whole(variant)
+        workspace.reference(variant)
     assert found(checkpoint, "set_random_state", lambda state: None, "SIGTERM, variant 5").startswith("silent")
     assert found(checkpoint, "read", careless, "checkpoint flipped, variant 0").startswith("silent")
     assert found(checkpoint, "write", in_place, "disk full at 0.5 of the third checkpoint") != ""
@@ -125,7 +125,7 @@ def test_bombs_of_yaml_are_refused_at_once(text: str, tmp_path: Path) -> None:
 def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "faults.json"
     monkeypatch.setattr(
-        campaign, "mishap_list", lambda quick: {"nothing": lambda yard: "", "loss": lambda yard: "silent: x"}
+        campaign, "scenario_list", lambda quick: {"nothing": lambda _: "", "loss": lambda _: "silent: x"}
     )
     command = ["--out", str(out), "--kills", "0", "--soak-minutes", "0", "--fuzz"]
     assert campaign.main([*command, "12"]) == 1
@@ -144,14 +144,14 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
     assert campaign.main([*command, "24"]) == 2
 
 
-def test_a_soak_samples_a_training_process(yard: Yard) -> None:
-    measured = endurance.soak(yard, 0.05)
+def test_a_soak_samples_a_training_process(workspace: RunWorkspace) -> None:
+    measured = endurance.endurance_run(workspace, 0.05)
     assert measured["open_files"]["most"] >= 3 and measured["memory_mib"]["end"] > 50
     slope = endurance.slope_per_hour(np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
     assert slope == pytest.approx(3600)
 
 
-def test_a_checkpoint_of_the_yard_is_read(yard: Yard) -> None:
-    yard.whole(0)
-    folder = yard.folder(yard.config(0, "whole0"))
+def test_a_checkpoint_of_the_yard_is_read(workspace: RunWorkspace) -> None:
+    workspace.reference(0)
+    folder = workspace.folder(workspace.config(0, "whole0"))
     assert checkpoint.read(folder / "latest_model.pth")["it"] == STEPS

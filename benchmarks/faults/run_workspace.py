@@ -1,4 +1,4 @@
-"""A yard of short runs that are disturbed, and what each of them must end as."""
+"""A workspace of short runs: starts them, knows the result of the undisturbed run, and compares disturbed ones."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.faults.forked_commands import HUNG, Victim
+from benchmarks.faults.forked_commands import HUNG, ForkedCommand
 from usb_rsmatch.usb import checkpoint
 
-STEPS, EVERY = 40, 4  # of a run, and between its checkpoints
-# What is trained: loaders, fast step, and the algorithms whose state is the most (queues, thresholds, banks).
+STEPS, EVERY = 40, 4  # steps of a run, and between its checkpoints
+# The variants: both loaders, the fast step, and the algorithms with the most state (queues, thresholds, banks).
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"algorithm": "rsmatch", "rs_warmup": 0.1},
     {"algorithm": "rsmatch", "rs_warmup": 0.1, "rs_loader": "pil"},
     {"algorithm": "flexmatch", "thresh_warmup": True},
     {"algorithm": "rsmatch", "rs_base": "softmatch", "rs_fast": True},
     {"algorithm": "comatch"},
-    {"algorithm": "mixmatch"},  # draws from the global generators
+    {"algorithm": "mixmatch"},  # uses the global random generators
 )
 
 
 @dataclass
-class Yard:
-    """A folder in which runs of some seconds are disturbed, and how each of them ends when it is not."""
+class RunWorkspace:
+    """A folder for runs of a few seconds that are disturbed, with the results of undisturbed reference runs."""
 
     root: Path
     started: int = 0
-    _whole: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _reference: dict[int, tuple[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -59,15 +59,15 @@ class Yard:
         }
 
     def fresh(self) -> str:
-        """A name that no run had yet."""
+        """A new run name."""
         self.started += 1
         return f"run{self.started}"
 
     def folder(self, config: dict[str, Any]) -> Path:
         return Path(config["save_dir"]) / config["save_name"]
 
-    def start(self, config: dict[str, Any], prepare: Callable[[], object] = lambda: None) -> Victim:
-        """`usb-rsmatch train` with that configuration; its output is beside the run folders."""
+    def start(self, config: dict[str, Any], prepare: Callable[[], object] = lambda: None) -> ForkedCommand:
+        """`usb-rsmatch train` with that configuration; its output file is outside of the run folders."""
 
         def act() -> None:
             torch.set_num_threads(1)
@@ -76,51 +76,51 @@ class Yard:
 
         path = self.root / f"{config['save_name']}.yaml"
         path.write_text(yaml.safe_dump(config))
-        return Victim(["train", "--c", str(path)], path.with_suffix(".log"), act)
+        return ForkedCommand(["train", "--c", str(path)], path.with_suffix(".log"), act)
 
-    def whole(self, variant: int) -> tuple[str, float]:
-        """Digest of all that the undisturbed run ends with, and its seconds."""
+    def reference(self, variant: int) -> tuple[str, float]:
+        """The digest of the undisturbed run's final state, and its seconds."""
         variant %= len(VARIANTS)
-        if variant not in self._whole:
+        if variant not in self._reference:
             config, begun = self.config(variant, f"whole{variant}"), time.monotonic()
-            with self.start(config) as victim:
-                if victim.wait() != 0:
-                    raise RuntimeError(victim.output())
-            self._whole[variant] = self.digest(config), time.monotonic() - begun
-        return self._whole[variant]
+            with self.start(config) as child:
+                if child.wait() != 0:
+                    raise RuntimeError(child.output())
+            self._reference[variant] = self.digest(config), time.monotonic() - begun
+        return self._reference[variant]
 
     def digest(self, config: dict[str, Any]) -> str:
-        """Of weights, optimiser, position, best, and the state of hooks and generators: all but the seconds it took."""
+        """The digest of weights, optimiser, position, best accuracy, hooks and random generators, without the times."""
         content = checkpoint.read(self.folder(config) / "latest_model.pth")
         del content[checkpoint.KEY]["hooks"]["TimerHook"]
         return checkpoint.digest(content)
 
-    def ends_as_whole(self, variant: int, config: dict[str, Any], told: str = "") -> str:
-        """Start the run again and let it end: "" where it ends as the undisturbed one."""
-        with self.start(config) as victim:
-            code = victim.wait()
-            output = victim.output()
+    def resumes_exactly(self, variant: int, config: dict[str, Any], expected: str = "") -> str:
+        """Start the run again until it ends: "" if it ends like the undisturbed one."""
+        with self.start(config) as child:
+            code = child.wait()
+            output = child.output()
         if code != 0:
             return f"lost: exit code {code} when started again: {output[-300:]}"
         if "Traceback" in output:
             return f"traceback: {output[-300:]}"
-        if told and told not in output:
-            return f"untold: {told!r} is not in {output[-300:]!r}"
-        if self.digest(config) != self.whole(variant)[0]:
-            return "silent: another state in the end"
+        if expected and expected not in output:
+            return f"unreported: {expected!r} is not in {output[-300:]!r}"
+        if self.digest(config) != self.reference(variant)[0]:
+            return "silent: another final state"
         left = [path.name for path in self.folder(config).glob(".*") if path.name != ".lock"]
         shutil.rmtree(self.folder(config))
         return f"left behind: {left}" if left else ""
 
 
-def refused(victim: Victim, codes: tuple[int, ...], seconds: float = 120.0) -> str:
-    """ "" where a victim ends with one of the exit codes and one line that tells why."""
-    code = victim.wait(seconds)
-    lines = victim.output().splitlines()
+def refused(child: ForkedCommand, codes: tuple[int, ...], seconds: float = 120.0) -> str:
+    """ "" if a child ends with one of the exit codes and one line with the reason."""
+    code = child.wait(seconds)
+    lines = child.output().splitlines()
     if code == HUNG:
         return "hang"
-    if "Traceback" in victim.output():
-        return f"traceback: {victim.output()[-500:]}"
+    if "Traceback" in child.output():
+        return f"traceback: {child.output()[-500:]}"
     if code not in codes or not lines or not lines[-1].startswith("usb-rsmatch: "):
-        return f"exit code {code}: {victim.output()[-300:]}"
+        return f"exit code {code}: {child.output()[-300:]}"
     return ""
