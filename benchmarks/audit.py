@@ -1,12 +1,12 @@
-"""What an audit's share is worth: pools of known share, from generators made here, and two controls without any.
+"""Accuracy of the audit: pools with a known share of synthetic images, and two controls without any.
 
 python -m benchmarks.audit --out results/audit.json
 
-Every pool holds real images of a data set that the trusted folder does not hold, and generated ones; provenance is used
-to measure, nowhere else. `auroc` is of provenance by the audit's score, `supervised` that of the same networks trained
-with true provenance on as many images: what no audit can tell, it cannot count. Controls: a pool of real images alone
-(share 0), and the same real images as PNG against re-encoded as JPEG files, where the AUROC between trusted and audited
-images must be near 0.5. Pools marked `cleared` have values under 8 of 255 set to 0 on both sides.
+Every pool contains real images of a data set that are not in the trusted folder, and generated ones; provenance is only
+used to measure. `auroc` is that of the audit's score, `supervised` that of the same networks trained with true
+provenance on equally many images, an upper bound. Controls: a pool of real images only (share 0), and real PNG files
+against real images re-encoded as JPEG, for which the AUROC between trusted and audited images must be near 0.5. Pools
+marked `cleared` have values under 8 of 255 set to 0 on both sides.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from usb_rsmatch.synthesis.flow import FlowSettings, make_images
 from usb_rsmatch.usb import training
 
 SHARES = (0.0, 0.05, 0.2, 0.5, 0.8)
-GOAL = 0.05  # between share and estimate
-CLEARED = 8  # values under it become 0 where a setting is cleared
+GOAL = 0.05  # largest accepted difference between share and estimate
+CLEARED = 8  # values below it become 0 in cleared settings
 SUPERVISED_STEPS = 600
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Pools of one generator: `sampler` are FlowSettings laid over the recommended ones; sizes are images."""
+    """Pools of one generator: `sampler` are FlowSettings that replace the recommended ones; sizes are images."""
 
     name: str
     dataset: str
@@ -69,7 +69,7 @@ QUICK = (Setting("digits, 3 steps", "digits", {"steps": 30, "sampler_steps": 3, 
 
 
 def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> dict[str, Any]:
-    """All pools and the control of every setting whose data set is at hand."""
+    """All pools and the control of every setting whose data set is available."""
     pools: list[dict[str, Any]] = []
     control: dict[str, Any] | None = None
     skipped: dict[str, str] = {}
@@ -78,7 +78,7 @@ def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> di
             real, generated = _images(setting, data_dir)
         except UserError as error:
             skipped[setting.name] = str(error)
-            say(f"left out: {setting.name}: {error}")
+            say(f"skipped: {setting.name}: {error}")
             continue
         ceiling = supervised(real, generated, setting)
         for share in setting.shares:
@@ -89,7 +89,7 @@ def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> di
             control = reencoded_control(real, setting)
             say(f"control, real against re-encoded real: {control}")
     if not pools:
-        raise UserError(f"no data set is at hand: {'; '.join(skipped.values())}")
+        raise UserError(f"no data set is available: {'; '.join(skipped.values())}")
     near = [abs(p["estimate"] - p["share"]) <= GOAL for p in pools]
     covered = [p["low"] <= p["share"] <= p["high"] for p in pools]
     return {
@@ -128,7 +128,7 @@ def one_pool(setting: Setting, real: np.ndarray, generated: np.ndarray, share: f
 
 
 def reencoded_control(real: np.ndarray, setting: Setting) -> dict[str, Any]:
-    """Real images as PNG files against other real ones as JPEG files of quality 90: nothing there is synthetic."""
+    """Real images as PNG files against other real ones as JPEG files of quality 90: no image is synthetic."""
     order = generator(0, "bench control").permutation(len(real))
     half = min(len(order) // 2, setting.trusted)
     with tempfile.TemporaryDirectory() as name:
@@ -165,7 +165,7 @@ def between(audit: Audit) -> float:
 
 
 def supervised(real: np.ndarray, generated: np.ndarray, setting: Setting) -> float:
-    """AUROC on held-out images of the audit's network, trained with true provenance on half of what a pool may hold."""
+    """AUROC on held-out images of the audit's network, trained with true provenance on half of the largest pool."""
     seed = derive(0, "bench supervised", setting.name)
     rng, half = generator(seed, "rows"), min(setting.pool, len(real), len(generated)) // 2
     sides = [images[rng.permutation(len(images))[: 2 * half]] for images in (real, generated)]
@@ -213,7 +213,7 @@ def _listed(images: np.ndarray, name: str) -> ImageList:
 
 
 def line(pool: Mapping[str, Any]) -> str:
-    """One pool in words."""
+    """One line about a pool."""
     found = "-" if pool["auroc"] is None else f"{pool['auroc']:.3f}"
     return (
         f"{pool['generator']:18s} seed {pool['seed']}  share {pool['share']:4.0%}  estimate {pool['estimate']:6.1%} "
@@ -224,10 +224,10 @@ def line(pool: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="folder of the data sets")
     parser.add_argument("--only", default=None, metavar="TEXT", help="only settings whose name has this text")
-    parser.add_argument("--quick", action="store_true", help="a try with tiny pools: its numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="trial run with tiny pools: its numbers are meaningless")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = QUICK if args.quick else [s for s in SETTINGS if args.only is None or args.only in s.name]

@@ -1,6 +1,7 @@
-"""What millions of images cost, measured on noise: `python -m benchmarks.data --out results/data.json`.
+"""Time and memory of pools with millions of images, measured on noise: `python -m benchmarks.data --out
+results/data.json`.
 
-It needs 6 GiB of disk for files that it makes, times, and removes again.
+It needs 6 GiB of disk space for temporary files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from usb_rsmatch.io import write_json
 
 REAL = 500  # real images, of which the pools have all; the rest are synthetic
 CHUNK = 50_000  # images that are made and written at a time
-SETTLE_S = 2.5  # a list of files is kept once their folders have been left alone for two seconds
+SETTLE_S = 2.5  # a list of files is cached once its folders are unchanged for two seconds
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ FULL = Scale(1_300_000, 1000, 1_000_000, 1000, 3, 2000, 9, 10)
 QUICK = Scale(12_000, 10, 100_000, 1000, 1, 20, 2, 2)
 
 
-# what is made ------------------------------------------------------------------------------------------------------
+# test data ---------------------------------------------------------------------------------------------------------
 
 
 def make_files(root: Path, count: int, folders: int) -> None:
@@ -84,7 +85,7 @@ def make_npz(path: Path, count: int, seed: int) -> None:
             np.save(stream, np.sort(rng.integers(10, size=count)))
 
 
-# what is timed: each in a process of its own, whose memory is its own too -------------------------------------------
+# measurements, each in a process of its own -------------------------------------------------------------------------
 
 
 def list_files(root: Path) -> dict[str, float]:
@@ -204,12 +205,12 @@ def _prepare(threads: int) -> None:
 
 
 def apart(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
-    """What a function gives in a fresh process."""
+    """The result of a function in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (threads,)) as process:
         return process.submit(function, *arguments).result()
 
 
-# the whole -----------------------------------------------------------------------------------------------------------
+# all of it -----------------------------------------------------------------------------------------------------------
 
 
 def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -259,10 +260,10 @@ def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--folder", default=None, metavar="DIR", help="where the files are made; default: the system's")
     parser.add_argument("--threads", type=int, default=1, help="default: one")
-    parser.add_argument("--quick", action="store_true", help="a try with few files: its numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="trial run with few files: its numbers are meaningless")
     args = parser.parse_args(argv)
     scale = QUICK if args.quick else FULL
     cache = os.environ.get("USB_RSMATCH_CACHE")

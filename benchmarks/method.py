@@ -1,9 +1,9 @@
-"""What synthetic images cost and give, and what the detector finds, from the runs of the grids under config/method.
+"""Figures of the method: cost and benefit of synthetic images, and detection, from the runs of config/method's grids.
 
 usb-rsmatch compare --c method/ways
 python -m benchmarks.method --keep saved_models/ways --out results/method.json
 
-`--keep` copies the results of a comparison, as many as there are, to the folder that the figures are made from.
+`--keep` copies the existing results of a comparison to the folder from which the figures are made.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def keep(comparison: str, folder: str | Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--keep", nargs="+", default=[], metavar="FOLDER", help="finished comparisons to take in")
     parser.add_argument("--kept", default=KEPT, metavar="FOLDER", help="where kept results lie")
     args = parser.parse_args(argv)

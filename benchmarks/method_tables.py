@@ -1,4 +1,4 @@
-"""What the grids of config/method and their figures are called, and the tables that docs and README show of them."""
+"""Titles of config/method's grids and figures, and their tables for README and docs."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def speed_table(results: dict[str, Any]) -> str:
 
 
 def faults_table(results: dict[str, Any]) -> str:
-    """The README's table of what is broken on purpose: promise, how it is tested, what was last measured."""
+    """The README's table of fault injection: promise, test, last result."""
     done = results["mishaps"]
     passed = sum(outcome == "passed" for outcome in done.values())
     fuzzed = ", ".join(f"{count:,} {name}" for name, count in results["fuzzed"].items())
@@ -195,13 +195,13 @@ def faults_table(results: dict[str, Any]) -> str:
             f"{results['kills']} kills: {results['lost']} lost, {results['silent_wrong']} silently wrong",
         ),
         row(
-            "so does one that is starved or stopped",
+            "so does a run that lacks resources or is stopped",
             "disk full at each write, read-only folder, lost data, dead workers, damaged checkpoints, signals, NaN, "
             "two runs in one folder",
-            f"{passed} of {len(done)} mishaps passed",
+            f"{passed} of {len(done)} scenarios passed",
         ),
         row(
-            "hostile files are refused in one line",
+            "malformed files are refused in one line",
             "fuzzed readers of configurations, checkpoints, metadata and pools",
             f"{results['fuzz_cases']:,} cases ({fuzzed}): {results['tracebacks']} tracebacks, "
             f"{results['hangs']} hangs, {results['writes_outside']} writes outside",

@@ -1,4 +1,4 @@
-"""How long a report over many runs takes, and how much memory: 1,000 runs under 30 seconds and one GiB.
+"""Time and memory of a report over many runs; the goal for 1,000 runs is 30 seconds and one GiB.
 
 Two short runs are trained on embedded digits (FixMatch, RSMatch); their files, with other accuracies, make the folders
 of a grid of 4 arms, 10 numbers of labels and 25 seeds, which fresh processes report.
@@ -133,8 +133,8 @@ def measure(labels: int, seeds: int, rounds: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reporting", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
-    parser.add_argument("--quick", action="store_true", help="a try with 24 runs: its numbers mean nothing")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
+    parser.add_argument("--quick", action="store_true", help="trial run with 24 runs: its numbers are meaningless")
     args = parser.parse_args(argv)
     result = measure(2, 3, 1) if args.quick else measure(LABELS, SEEDS, 3)
     words = ["python", "-m", "benchmarks.reporting", *(sys.argv[1:] if argv is None else argv)]

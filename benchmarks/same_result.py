@@ -1,4 +1,4 @@
-"""Whether the fast path ends where the exact one does, from the runs of fashionmnist/same_result.
+"""Compares the accuracy of the fast path with that of the exact path, from the runs of fashionmnist/same_result.
 
 usb-rsmatch compare --c fashionmnist/same_result
 python -m benchmarks.same_result saved_models/same_result --out results/same_result.json
@@ -106,7 +106,7 @@ def table(summary: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.same_result", description=__doc__)
     parser.add_argument("folder", help="the comparison's folder: saved_models/same_result")
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     args = parser.parse_args(argv)
     try:
         summary = summarise(args.folder)

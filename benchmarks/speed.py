@@ -1,4 +1,4 @@
-"""How fast, against stock USB in the same process: `python -m benchmarks.speed --out results/speed.json`."""
+"""Speed compared with stock USB in the same process: `python -m benchmarks.speed --out results/speed.json`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from usb_rsmatch.io import write_json
 from usb_rsmatch.usb import registration, training
 from usb_rsmatch.usb.hooks import read_metrics
 
-registration.register()  # the modules below name semilearn's registries, which are to know ours
+registration.register()  # must run before the imports below: they use semilearn's registries
 
 from benchmarks import speed_workloads  # noqa: E402
 from benchmarks.timing import ratios, spread, take_turns, timed  # noqa: E402
@@ -255,16 +255,16 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default: two")
-    parser.add_argument("--quick", action="store_true", help="a try with tiny batches: its numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="trial run with tiny batches: its numbers are meaningless")
     args = parser.parse_args(argv)
     result = measure(QUICK if args.quick else FULL, args.threads)
     words = ["python", "-m", "benchmarks.speed", *(sys.argv[1:] if argv is None else argv)]
     write_json(args.out, result | {"command": shlex.join(words), "quick": args.quick})
     print(table(result))
     if args.quick:
-        print("a quick try: batches are tiny, so these numbers say nothing about the goals")
+        print("trial run with tiny batches: these numbers say nothing about the goals")
     return 0
 
 

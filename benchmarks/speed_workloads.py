@@ -1,4 +1,4 @@
-"""What the speed benchmark runs: stock USB and ours on the same images, in the two sizes that the goals name."""
+"""The workloads of the speed benchmark: stock USB and ours on the same images, in two sizes."""
 
 from __future__ import annotations
 

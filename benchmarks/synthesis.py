@@ -1,4 +1,4 @@
-"""How fast and how good the flow engine is: `python -m benchmarks.synthesis --out results/synthesis.json`."""
+"""Speed and image quality of the flow engine: `python -m benchmarks.synthesis --out results/synthesis.json`."""
 
 from __future__ import annotations
 
@@ -117,10 +117,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.synthesis", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="where Fashion-MNIST is")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default: two")
-    parser.add_argument("--quick", action="store_true", help="a try on digits: its numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="trial run on digits: its numbers are meaningless")
     args = parser.parse_args(argv)
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     result: dict[str, Any] = {"flow": flow(QUICK if args.quick else FULL, args.data_dir, args.threads)}

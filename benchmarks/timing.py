@@ -1,4 +1,4 @@
-"""Timing by the rules: all sides in one process, taking turns after a warm-up, told as median, minimum and maximum."""
+"""Timing of alternatives in one process, alternating after a warm-up, with median, minimum and maximum."""
 
 from __future__ import annotations
 

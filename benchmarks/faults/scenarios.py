@@ -252,7 +252,7 @@ def two_in_one_folder(workspace: RunWorkspace, variant: int) -> str:
     with workspace.start(config) as first:
         first.wait_for((workspace.folder(config) / "config.yaml").exists)
         arguments = ["train", "--c", str(workspace.root / f"{config['save_name']}.yaml")]
-    second = ForkedCommand(arguments, workspace.root / "second.log")
+        second = ForkedCommand(arguments, workspace.root / "second.log")
         with second:
             problem = refused(second, (2,))
         (workspace.root / "second.log").unlink()
