@@ -1,1 +1,1 @@
-"""Synthetic images made on the spot: a small generator, its figures of quality, its cache."""
+"""Image generators: a small flow model, a VAE and a GAN, diffusion pipelines, and the command `synthesize`."""

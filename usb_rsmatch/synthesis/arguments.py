@@ -1,4 +1,4 @@
-"""The flags of `usb-rsmatch synthesize`, without anything heavy, so that `--help` stays quick."""
+"""The flags of `usb-rsmatch synthesize`, without heavy imports, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -19,47 +19,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every flag of the command to its parser."""
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--engine", required=True, choices=["flow", "diffusers"], help="train a small generator, or take a pipeline")
+    add(
+        "--engine",
+        required=True,
+        choices=["flow", "diffusers"],
+        help="train a small flow model, or use a diffusion pipeline",
+    )
     add("--out", required=True, metavar="DIR", help="a new folder, or one of the same run")
-    add("--count", type=int, metavar="N", help="images in all, shared out equally among the classes")
+    add("--count", type=int, metavar="N", help="total number of images, divided equally among the classes")
     add("--per-class", type=int, metavar="N", help="images of each class, instead of --count")
-    add("--dataset", metavar="NAME", help="real data set that gives classes, size and colour; flow trains on it")
-    add("--data-dir", default="./data", metavar="DIR", help="where the real data set is; default: ./data")
-    add("--classes", nargs="+", metavar="CLASS", help="only these, or a file with one a line; also without --dataset")
-    add("--size", metavar="PX", help="side, resized as the pool's; default: the data set's; full: as made")
-    add("--seed", type=int, default=0, help="of the run; every image has one of its own, by class and number")
-    add("--batch-size", type=int, metavar="N", help="images made at once; part of the run; default: flow 128, else 8")
+    add(
+        "--dataset",
+        metavar="NAME",
+        help="real data set that defines classes, size and colour; the flow engine trains on it",
+    )
+    add("--data-dir", default="./data", metavar="DIR", help="folder of the real data set; default: ./data")
+    add(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="only these classes, or a file with one per line; also without --dataset",
+    )
+    add(
+        "--size",
+        metavar="PX",
+        help="side in pixels, resized like a pool's images; default: the data set's; full: not resized",
+    )
+    add("--seed", type=int, default=0, help="seed of the run; every image has a seed of its own, by class and number")
+    add("--batch-size", type=int, metavar="N", help="batch size; part of the run's identity; default: flow 128, else 8")
     add("--steps", type=int, metavar="N", help="from noise to image")
     add("--guidance", type=float, metavar="W", help="classifier-free guidance")
-    add("--name", metavar="GENERATOR", help="what pools call the generator; default: from the preset or model")
-    add("--format", choices=["png", "npz"], default="png", help="an imagefolder, or arrays, 1,000 images a file")
-    add("--shard", metavar="I/N", help="only every N-th batch, from the I-th (1-based)")
-    add("--report", action="store_true", help="figures of quality, by a classifier trained here on the real images")
+    add("--name", metavar="GENERATOR", help="the generator's name in pools; default: from the preset or model")
+    add(
+        "--format",
+        choices=["png", "npz"],
+        default="png",
+        help="an imagefolder, or npz arrays with 1,000 images per file",
+    )
+    add("--shard", metavar="I/N", help="only every N-th batch, beginning with the I-th (1-based)")
+    add("--report", action="store_true", help="measure image quality by a classifier trained on the real images")
     add("--device", default="auto", metavar="auto|cpu|cuda")
-    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="numbers to compute in")
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="data type for computation")
 
     add = parser.add_argument_group("engine flow: a small class-conditional generator, 8 to 64 px").add_argument
     add("--part", metavar="PART", help="train (default), train[:50%%], train[100:600] or labeled:N")
-    add("--cache", metavar="DIR", help="where the trained generator is kept; default: USB_RSMATCH_CACHE or the user's")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="cache folder of the trained generator; default: USB_RSMATCH_CACHE or the user's cache",
+    )
     add("--train-steps", type=int, metavar="N", help="training steps")
-    add("--train-batch-size", type=int, metavar="N", help="images in a training step")
+    add("--train-batch-size", type=int, metavar="N", help="images per training step")
     add("--width", type=int, metavar="N", help="channels on the finest grid")
     add("--lr", type=float, help="peak learning rate")
-    add("--ema", type=float, help="decay of the averaged weights in a step")
+    add("--ema", type=float, help="decay of the averaged weights per step")
     add("--p-uncond", type=float, metavar="P", help="share of training images whose class is hidden, for guidance")
-    add("--solver", choices=["heun", "euler"], help="two evaluations of the network a step, or one")
-    add("--weights", choices=["ema", "early"], help="the final averaged weights, or those after a fifth of training")
+    add("--solver", choices=["heun", "euler"], help="two network evaluations per step, or one")
+    add(
+        "--weights", choices=["ema", "early"], help="the final averaged weights, or those after a fifth of the training"
+    )
 
     add = parser.add_argument_group("engine diffusers: a text-to-image pipeline (extra: synthesis)").add_argument
-    add("--preset", choices=["sd14", "sdxl-lightning"], help="model, UNet, scheduler, steps, guidance: its authors'")
+    add(
+        "--preset", choices=["sd14", "sdxl-lightning"], help="model, UNet, scheduler, steps and guidance of its authors"
+    )
     add("--model", metavar="NAME|DIR", help="a pipeline on the Hugging Face hub, or a local folder")
     add("--revision", metavar="REV", help="of the model on the hub: a branch, tag or commit")
     add("--unet", metavar="FILE", help="weights for the pipeline's UNet, .safetensors; default: the preset's")
-    add("--resolution", type=int, metavar="PX", help="at which the pipeline works; default: its own")
+    add("--resolution", type=int, metavar="PX", help="size at which the pipeline works; default: its own")
     add("--negative-prompt", metavar="TEXT")
     add("--prompt", action="append", metavar="TEMPLATE", help="may be repeated; {name} and {definition} of the class")
-    add("--prompts", metavar="FILE", help="one template a line, or .json: a list of prompts for each class")
-    add("--names", metavar="FILE.json", help="what prompts call a class; WordNet ids are known without it")
+    add("--prompts", metavar="FILE", help="one template per line, or .json: a list of prompts for each class")
+    add("--names", metavar="FILE.json", help="names of classes in prompts; WordNet ids are known without it")
     add("--t5", metavar="NAME|DIR", help="a T5 that turns a class name into sentences, on the hub or local")
-    add("--t5-input", default="{name}", metavar="TEMPLATE", help="what the T5 is given; default: {name}")
-    add("--sentences", type=int, default=20, metavar="N", help="sentences of the T5 a class; default: 20")
+    add("--t5-input", default="{name}", metavar="TEMPLATE", help="the T5's input; default: {name}")
+    add("--sentences", type=int, default=20, metavar="N", help="sentences of the T5 per class; default: 20")

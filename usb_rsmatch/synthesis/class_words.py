@@ -1,4 +1,4 @@
-"""What prompts call a class: its own name, the user's words, or WordNet's for ids such as n02084071."""
+"""The names of classes in prompts: the class's own name, the user's words, or WordNet's for ids such as n02084071."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Words:
-    """A class in words: what it is called, and what that means ("" where nobody says)."""
+    """A class in words: its name, and its definition ("" if there is none)."""
 
     name: str
     definition: str = ""
 
 
 def class_words(classes: Sequence[str], names: str | Path | None = None) -> dict[str, Words]:
-    """Words for each class. `names` is a JSON object from classes to words, which come first.
+    """Words for each class. `names` is a JSON object from classes to words, which has priority.
 
     WordNet ids are looked up in the tables that timm ships (21,844 synsets: those of ImageNet-21k, thus all of
-    ImageNet's and TinyImageNet's). Raises UserError for a file that is no such object and for unknown ids.
+    ImageNet's and TinyImageNet's). Raises UserError for a file with other contents and for unknown ids.
     """
     given = {} if names is None else read_names(names, classes)
     ids = [name for name in classes if WORDNET_ID.fullmatch(name) and name not in given]
@@ -46,13 +46,13 @@ def class_words(classes: Sequence[str], names: str | Path | None = None) -> dict
 
 
 def read_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
-    """A JSON object from some of the classes to words. Raises UserError where it is something else."""
+    """A JSON object from some of the classes to words. Raises UserError for other contents."""
     content = read_object(path, '{"n02123045": "tabby cat"}')
     known = {plain(name): name for name in classes}
     named = {}
     for key, words in content.items():
         if plain(str(key)) not in known:
-            raise UserError(f"{path}: {key!r} is no class{nearest(str(key), classes)}")
+            raise UserError(f"{path}: {key!r} is not a class{nearest(str(key), classes)}")
         if not isinstance(words, str) or not words.strip():
             raise UserError(f"{path}: the words for {key!r} must be a text, got {words!r}")
         named[known[plain(str(key))]] = words.strip()
@@ -60,7 +60,7 @@ def read_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
 
 
 def read_object(path: str | Path, example: str) -> Mapping[str, object]:
-    """The JSON object in a file. Raises UserError, showing an example, where it holds something else."""
+    """The JSON object in a file. Raises UserError with an example for other contents."""
     try:
         content = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,10 +75,10 @@ def read_object(path: str | Path, example: str) -> Mapping[str, object]:
 def choose_classes(
     wanted: Sequence[str] | None, classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """All classes, and the numbers of those that are wanted (None: all of them).
+    """All classes, and the numbers of the wanted ones (None: all of them).
 
-    `wanted` are names, or one file with a name a line. Without a data set's `classes` the names are the classes.
-    Raises UserError for an unknown class, naming the nearest one, and for one that comes twice.
+    `wanted` are names, or one file with a name per line. Without a data set's `classes` the names are the classes.
+    Raises UserError for an unknown class, naming the nearest one, and for a duplicate.
     """
     if wanted is None:
         if classes is None:
@@ -89,21 +89,21 @@ def choose_classes(
         lines = path.read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]
         if not names:
-            raise UserError(f"{path}: holds no class names")
+            raise UserError(f"{path}: contains no class names")
     everything = tuple(names if classes is None else classes)
     index = ClassIndex(everything)
     chosen = [everything.index(name) if name in everything else index.number(name) for name in names]
     if UNKNOWN in chosen:
         name = names[chosen.index(UNKNOWN)]
-        raise UserError(f"--classes: {name!r} is no class{nearest(name, everything)}")
+        raise UserError(f"--classes: {name!r} is not a class{nearest(name, everything)}")
     if len(set(chosen)) < len(chosen):
         twice = next(name for place, name in enumerate(names) if chosen[place] in chosen[:place])
-        raise UserError(f"--classes: {twice!r} comes twice; remove one")
+        raise UserError(f"--classes: {twice!r} is given twice; remove one")
     return everything, tuple(chosen)
 
 
 def nearest(name: str, classes: Sequence[str]) -> str:
-    """The end of a message about an unknown class: what was meant, or what there is."""
+    """The end of a message about an unknown class: the most similar class, or the known ones."""
     close = get_close_matches(plain(name), [plain(known) for known in classes], n=1)
     if close:
         meant = next(known for known in classes if plain(known) == close[0])

@@ -1,4 +1,4 @@
-"""`usb-rsmatch synthesize`: flags to an engine and a plan, then batch after batch into the output folder."""
+"""`usb-rsmatch synthesize`: from flags to an engine and a plan, then batch by batch to the output folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from usb_rsmatch.version import __version__
 
 FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
 FLOW_SIZES = (8, 64)  # px
-REPORT_IMAGES = 10_000  # of the generated ones at most; the classifier's figures hardly move beyond
+REPORT_IMAGES = 10_000  # largest number of generated images; more hardly change the classifier's figures
 FLOW_FLAGS = {
     "train_steps": "steps",
     "train_batch_size": "batch_size",
@@ -51,15 +51,15 @@ ONLY_FLOW = ("part", "cache", *(flag for flag in FLOW_FLAGS if flag not in ("ste
 
 
 def run(args: argparse.Namespace) -> str:
-    """Do what the flags of `arguments.py` say; returns the line that tells what is there now.
+    """Run the command with the flags of `arguments.py`; returns a line about the result.
 
-    Raises UserError for flags, data and models that do not fit, and Interrupted after a request to stop: the same
-    command then goes on.
+    Raises UserError for flags, data and models that do not fit, and Interrupted after a request to stop; the
+    same command then resumes.
     """
     foreign = ONLY_DIFFUSERS if args.engine == "flow" else ONLY_FLOW
     if strange := [name for name in foreign if getattr(args, name) is not None]:
         flag = "--" + strange[0].replace("_", "-")
-        raise UserError(f"{flag} does not go with --engine {args.engine}; leave it out")
+        raise UserError(f"{flag} cannot be combined with --engine {args.engine}; remove it")
     for name in ("count", "per_class", "batch_size", "steps", "resolution"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> str:
     real = open_real(args.dataset, args.data_dir) if args.dataset else None
     classes, chosen = choose_classes(args.classes, real.classes if real else None)
     if args.report and real is None:
-        raise UserError("--report needs real images to judge by: give --dataset NAME")
+        raise UserError("--report needs real images for comparison: give --dataset NAME")
     count = _count(args, len(chosen))
     size = _size(args, real)
     channels = real.spec.channels if real else 3
@@ -104,18 +104,18 @@ def run(args: argparse.Namespace) -> str:
             made = fill(output, engine, groups, stop)
             return _close(args, output, real, made, stop)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped with {_progress(output)}; the same command goes on") from None
+        raise Interrupted(f"stopped with {_progress(output)}; the same command resumes") from None
     except OSError as error:
         full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # None: of Pillow's encoders
-        remedy = "make room there" if full else "make it writable (or choose another --out)"
+        remedy = "free space there" if full else "make it writable (or choose another --out)"
         why = f"{error.strerror or error}, with {_progress(output)}"
-        raise UserError(f"{output.folder}: {why}; {remedy}, then the same command goes on") from error
+        raise UserError(f"{output.folder}: {why}; {remedy}, then the same command resumes") from error
 
 
 def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> int:
-    """Make the batches of some groups that are not done yet; returns the number of images made.
+    """Make the missing batches of some groups; returns the number of images made.
 
-    Raises UserError where memory does not suffice, saying which batch size does.
+    Raises UserError if there is not enough memory, with a batch size that fits.
     """
     plan = output.plan
     todo = {group: [batch for batch in plan.batches_of(group) if not output.is_done(batch)] for group in groups}
@@ -143,7 +143,7 @@ def _make(engine: Engine, items: Sequence[Item]) -> list[Any]:
         if not is_out_of_memory(error):
             raise
     size = len(items)
-    while size > 1:  # outside of the handler, which would keep the failed call's tensors alive
+    while size > 1:  # outside of the handler, which would keep the tensors of the failed call in memory
         size //= 2
         if _fits(engine, items[:size]):
             raise UserError(f"out of memory with {len(items)} images at once; {size} fit: give --batch-size {size}")
@@ -165,7 +165,7 @@ def _fits(engine: Engine, items: Sequence[Item]) -> bool:
 
 
 def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int, stop: Stop) -> str:
-    """Finish the folder where everything is there, and say so."""
+    """Finish the folder if everything is done; returns a line about the result."""
     output.refresh()
     if not output.complete():
         return f"shard {args.shard}: {made} images made, {_progress(output)} are in {output.folder}"
@@ -178,7 +178,7 @@ def _close(args: argparse.Namespace, output: Output, real: RealData | None, made
     with stop.held():
         write_card(output, quality, "npz" if args.format == "npz" else "folder")
     kept = len(output.kept())
-    flagged = f", {output.plan.count - kept} left out by the safety checker" if kept < output.plan.count else ""
+    flagged = f", {output.plan.count - kept} removed by the safety checker" if kept < output.plan.count else ""
     figures = f"\n{_figures(quality)}" if quality and args.report else ""
     return f"{output.folder}: {kept} images by {output.generator}{flagged}{'' if made else ', already done'}{figures}"
 
@@ -193,7 +193,7 @@ def _figures(quality: Mapping[str, float | None]) -> str:
 
 
 def report(output: Output, real: RealData, seed: int, device: str) -> None:
-    """Measure the output's quality against the real training images and leave it in `quality.json`."""
+    """Measure the output's quality against the real training images and write it to `quality.json`."""
     from usb_rsmatch.synthesis.quality import measure
 
     if (output.folder / "quality.json").is_file():
@@ -205,7 +205,7 @@ def report(output: Output, real: RealData, seed: int, device: str) -> None:
     images = np.stack([fit(picture, side, channels) for picture in pictures])
     labels = np.array([item.label for item in items], dtype=np.int64)
     real_images, real_labels = part_images(real, "train", seed, side)
-    print("judging the images by a classifier of the real ones", file=sys.stderr)
+    print("evaluating the images by a classifier of the real ones", file=sys.stderr)
     figures = measure(real_images, real_labels, images, labels, len(real.classes), device=device)
     write_json(output.folder / "quality.json", {k: None if v != v else v for k, v in asdict(figures).items()})
 
@@ -215,7 +215,7 @@ def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, bat
     from usb_rsmatch.synthesis.settings import FlowSettings
 
     if real is None:
-        raise UserError("--engine flow learns from real images: give --dataset NAME")
+        raise UserError("--engine flow trains on real images: give --dataset NAME")
     if args.dtype == "float16":
         raise UserError("--dtype float16: the generator trains in float32 or bfloat16")
     side = size or real.spec.img_size
@@ -261,7 +261,7 @@ def _count(args: argparse.Namespace, classes: int) -> int:
 
 
 def _size(args: argparse.Namespace, real: RealData | None) -> int | None:
-    """The side that is asked for, else the data set's; None for images as they are made."""
+    """The requested side, else the data set's; None for images that are not resized."""
     if args.size == "full" and args.engine == "flow":
         raise UserError("--size full goes with --engine diffusers; give a side in pixels")
     if args.size == "full" or (args.size is None and real is None):

@@ -15,13 +15,13 @@ from usb_rsmatch.io import atomic_write
 from usb_rsmatch.synthesis.output import Output
 from usb_rsmatch.synthesis.plan import Item
 
-SHEET = ".card/contact_sheet.png"  # hidden, lest a reader of the folder takes it for an image of the set
+SHEET = ".card/contact_sheet.png"  # hidden, so that readers of the folder do not treat it as an image of the set
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_TILE = 20, 8, 64
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def write_card(output: Output, quality: Mapping[str, float | None] | None, source: str) -> None:
-    """Write `README.md` and the contact sheet of a complete output, the same whenever that is done.
+    """Write `README.md` and the contact sheet of a complete output; equal outputs give equal files.
 
     `source` is the kind of source that reads the folder, "folder" or "npz".
     """
@@ -36,7 +36,7 @@ def write_card(output: Output, quality: Mapping[str, float | None] | None, sourc
 
 
 def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | None] | None, source: str) -> str:
-    """The card as Markdown, with the head that the Hugging Face hub reads."""
+    """The card as Markdown with Hugging Face's metadata header."""
     run, plan = output.run, output.plan
     head = {
         "pretty_name": f"{output.generator}, {run.get('dataset') or 'own classes'}",
@@ -62,7 +62,7 @@ def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | Non
     ]
     if flagged:
         lines.append(
-            f"The pipeline's safety checker hit {flagged:,} more images. They are left out; `flagged.jsonl` lists them."
+            f"The pipeline's safety checker hit {flagged:,} more images. `flagged.jsonl` lists them."
         )
     elif run["engine"] == "diffusers" and not run["settings"]["safety_checker"]:
         lines.append("This pipeline has no safety checker: nothing was filtered.")
@@ -79,7 +79,7 @@ def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | Non
 
 
 def quality_table(quality: Mapping[str, float | None]) -> str:
-    """The figures of `Quality` beside those of real images, as a Markdown table with what they mean."""
+    """The figures of `Quality` and those of real images, as a Markdown table with explanations."""
     pairs = (
         ("Frechet distance of this classifier's features", "classifier_frechet", "real_classifier_frechet"),
         ("accuracy of the classifier on the intended class", "class_accuracy", "real_class_accuracy"),
@@ -89,7 +89,7 @@ def quality_table(quality: Mapping[str, float | None]) -> str:
     return (
         _table(("", "these images", "held-out real ones"), rows)
         + "\n\nBy a small classifier trained on three quarters of the real images. Its Frechet distance, a share of "
-        "the real features' variance, compares generators of one data set with one another; it is no Inception FID."
+        "the real features' variance, compares generators of one data set; it is not an Inception FID."
     )
 
 
@@ -111,7 +111,7 @@ def contact_sheet(output: Output, kept: Sequence[Item]) -> Image.Image:
 
 
 def read_quality(folder: Path) -> Any:
-    """The figures that `--report` left in a folder, None without them."""
+    """The figures that `--report` wrote to a folder, None if there are none."""
     import json
 
     path = folder / "quality.json"
@@ -119,12 +119,12 @@ def read_quality(folder: Path) -> Any:
 
 
 def figure(value: float | None) -> str:
-    """Three digits, or a dash for a figure that there is none of."""
+    """A figure with three digits, or a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:
-    """Small images by whole pixels, so that single ones can be seen; large ones smoothed."""
+    """Small images by whole pixels, so that single pixels stay visible; large ones are smoothed."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     small = max(picture.size) <= SHEET_TILE
     return picture.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)

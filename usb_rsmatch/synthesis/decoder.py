@@ -1,7 +1,7 @@
-"""Two more families of synthetic images: one class-conditional decoder, trained as a VAE or as a GAN.
+"""A class-conditional VAE and GAN: one small decoder, trained in two ways.
 
-They stand beside the flow as fixtures of experiments: a VAE's images are blurred and near the mean of their class, a
-GAN's are sharp and now and then wrong, and both come from an architecture that shares nothing with the flow's U-Net.
+They complement the flow in experiments: a VAE's images are blurred and near the mean of their class, a GAN's are sharp
+and sometimes wrong, and their architecture has nothing in common with the flow's U-Net.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from usb_rsmatch.io import atomic_write
 from usb_rsmatch.synthesis.grey_levels import Levels
 from usb_rsmatch.synthesis.training import Progress, check_images
 
-FORMAT = 1  # raise it when the same settings begin to give other images
-LATENT = 32  # numbers that an image is made from, beside its class
+FORMAT = 1  # increase it when the same settings start to give other images
+LATENT = 32  # dimension of the latent vector
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class DecoderSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("vae", "gan"):
-            raise UserError(f"decoder kind={self.kind!r} cannot be: take vae or gan")
+            raise UserError(f"decoder kind={self.kind!r} is invalid: take vae or gan")
         for name in ("steps", "batch_size", "width", "lr"):
             if getattr(self, name) <= 0:
-                raise UserError(f"decoder setting {name}={getattr(self, name)!r} cannot be: it must be above 0")
+                raise UserError(f"decoder setting {name}={getattr(self, name)!r} is invalid: it must be above 0")
 
 
 class Decoder(nn.Module):
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image and class to `outputs` numbers: a VAE's mean and log-variance, or a GAN's verdict."""
+    """Image and class to `outputs` numbers: a VAE's mean and log-variance, or a GAN discriminator's output."""
 
     def __init__(self, channels: int, num_classes: int, width: int, outputs: int, lipschitz: bool) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ def make_decoder_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`count` generated images, uint8 [count, H, W, C], and their classes in turn, int64 [count].
 
-    Trains on real images (uint8 [N, H, W, C], int64 [N]) with one thread's worth of work, or takes the decoder from the
-    cache. Raises UserError for images that do not fit, and where the cache cannot be written or read.
+    Trains on real images (uint8 [N, H, W, C], int64 [N]) with one thread's worth of work, or loads the decoder from
+    the cache. Raises UserError for unsuitable images, and if the cache cannot be written or read.
     """
     check_images(real_images, real_labels, num_classes)
     shape = (real_images.shape[1], real_images.shape[2], real_images.shape[3])

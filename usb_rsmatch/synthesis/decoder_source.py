@@ -1,4 +1,4 @@
-"""`vae` and `gan`: synthetic images of two further families, made on the spot from the real training images."""
+"""Sources `vae` and `gan`: synthetic images of a small VAE or GAN, trained on the real training images when needed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def open_gan(argument: str, request: SourceRequest) -> Source:
 
 
 def _open(kind: str, argument: str, request: SourceRequest) -> Source:
-    """As many images as the pool wants, from a decoder that is trained once and kept.
+    """As many images as the pool wants, from a decoder that is trained once and cached.
 
-    Options: `cache`, the folder to keep it in (otherwise the user's cache), `seed` of the decoder (0, not the run's)
-    and the fields of `DecoderSettings`. Raises UserError where no count says how many to make.
+    Options: `cache`, its cache folder (otherwise the user's), `seed` of the decoder (0, not the run's)
+    and the fields of `DecoderSettings`. Raises UserError if no count is given.
     """
-    from usb_rsmatch.synthesis.decoder import DecoderSettings, make_decoder_images  # torch, where it is asked for
+    from usb_rsmatch.synthesis.decoder import DecoderSettings, make_decoder_images  # late: imports torch
 
     known = [field.name for field in fields(DecoderSettings) if field.name != "kind"]
     if argument:
@@ -33,7 +33,7 @@ def _open(kind: str, argument: str, request: SourceRequest) -> Source:
     request.reject_options(kind, "cache", "seed", *known)
     if request.count is None or request.real is None:
         raise UserError(
-            f"{kind}: say how many images to make, by the source's `count`, synthetic_count or synthetic_ratio"
+            f"{kind}: give the number of images, by the source's `count`, synthetic_count or synthetic_ratio"
         )
     images, labels = request.real()
     options = {name: value for name, value in request.options.items() if name in known}

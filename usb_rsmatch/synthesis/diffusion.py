@@ -26,13 +26,13 @@ from usb_rsmatch.synthesis.settings import pick_device
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model as its authors run it. `unets` are files "repository:file" by number of steps."""
+    """A published model with its authors' settings. `unets` are files "repository:file" by number of steps."""
 
     model: str
     steps: int
     guidance: float
     unets: Mapping[int, str] = field(default_factory=dict)
-    scheduler: str | None = None  # None: the one that comes with the model
+    scheduler: str | None = None  # None: the model's own
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,7 +53,7 @@ PRESETS: Mapping[str, Preset] = {
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """What the user asked for; None is the preset's value, and without a preset the pipeline's own."""
+    """The user's settings; None means the preset's value, or without a preset the pipeline's own."""
 
     preset: str | None = None
     model: str | None = None
@@ -68,11 +68,11 @@ class DiffusionSettings:
 
 
 class DiffusionEngine:
-    """A pipeline and its prompts. Images come as `size` x `size` with `channels`, or as made where `size` is None.
+    """A pipeline and its prompts. Images are `size` x `size` with `channels`, or not resized if `size` is None.
 
     The n-th image of a class starts from noise of a generator of its own, seeded by (seed, class, n), on the CPU
-    whatever the device. The safety checker of a pipeline that has one stays on.
-    Raises UserError where packages or models are missing, and for settings that the pipeline does not take.
+    on any device. A pipeline's safety checker stays on.
+    Raises UserError if packages or models are missing, and for settings that the pipeline does not support.
     """
 
     def __init__(self, asked: DiffusionSettings, prompts: Prompts, size: int | None, channels: int, seed: int) -> None:
@@ -146,7 +146,7 @@ class DiffusionEngine:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             try:
                 output = self.pipeline(prompt=prompts, generator=generators, output_type="pil", **call)
-            except ValueError as error:  # the pipeline's own check of what it is given, such as a side of 33 px
+            except ValueError as error:  # the pipeline's own check of its arguments, such as a side of 33 px
                 raise UserError(f"{type(self.pipeline).__name__} refuses its settings: {shortly(error)}") from error
         hits = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
         return [
@@ -177,7 +177,7 @@ class DiffusionEngine:
         given = next((value for value in values if value is not None), None)
         if parameter not in self._takes:
             if given is not None:
-                raise UserError(f"{flag}: {type(self.pipeline).__name__} takes no {parameter}; leave it out")
+                raise UserError(f"{flag}: {type(self.pipeline).__name__} has no parameter {parameter}; remove it")
             return None
         default = self._takes[parameter].default
         return given if given is not None or default is inspect.Parameter.empty else default
@@ -191,7 +191,7 @@ class DiffusionEngine:
         ]
         if "prompt" not in self._takes or "generator" not in self._takes or set(needed) - {"prompt"}:
             kind = type(self.pipeline).__name__
-            raise UserError(f"{name}: {kind} is no text-to-image pipeline; give another --model")
+            raise UserError(f"{name}: {kind} is not a text-to-image pipeline; give another --model")
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -219,7 +219,7 @@ def _pipeline_folder(
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise UserError(f"{name}: has no model_index.json, so it is no pipeline saved by diffusers; check the path")
+            raise UserError(f"{name}: has no model_index.json, so it is not a saved pipeline; check the path")
         return folder, fingerprint(folder)
     options: dict[str, Any] = {} if own_unet else {"unet": True}  # a UNet of one's own is not downloaded in vain
     variants = ["fp16", None] if dtype == torch.float16 else [None]
@@ -227,7 +227,7 @@ def _pipeline_folder(
         try:
             path = diffusers.DiffusionPipeline.download(name, revision=asked.revision, variant=variant, **options)
             return Path(path), Path(path).name
-        except Exception as error:  # of the hub, of the network, of a name that cannot be one
+        except Exception as error:  # errors of the hub, of the network, or about the name
             if variant is None:
                 raise not_there(name, "--model", error) from None
     raise AssertionError("unreachable")
@@ -247,10 +247,10 @@ def _load(
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             str(folder), torch_dtype=dtype, variant=variant, local_files_only=True, **options
         ).to(device)
-    except Exception as error:  # of a missing or damaged file, in any of three packages' words
+    except Exception as error:  # three packages raise various errors for missing or damaged files
         if is_out_of_memory(error):
             raise too_large(name) from None
-        raise UserError(f"{name}: is no complete pipeline ({shortly(error)}); copy or download it again") from None
+        raise UserError(f"{name}: is not a complete pipeline ({shortly(error)}); copy or download it again") from None
     return pipeline, revision
 
 
@@ -266,7 +266,7 @@ def _unet_file(unet: str) -> Path:
 
     try:
         return Path(hf_hub_download(repository, file))
-    except Exception as error:  # of the hub, of the network, of a name that cannot be one
+    except Exception as error:  # errors of the hub, of the network, or about the name
         raise not_there(unet, "--unet", error) from None
 
 
@@ -282,7 +282,7 @@ def _unet(diffusers: Any, folder: Path, name: str, file: Path, dtype: torch.dtyp
             config = Path(hf_hub_download(name, "unet/config.json", revision=folder.name))
         network = diffusers.UNet2DConditionModel.from_config(json.loads(config.read_text(encoding="utf-8")))
         network.load_state_dict(load_file(file))
-    except Exception as error:  # a damaged file, of another network, or no safetensors at all
+    except Exception as error:  # a damaged file, one of another network, or not safetensors
         if is_out_of_memory(error):
             raise too_large(name) from None
         reason = shortly(error)

@@ -1,4 +1,4 @@
-"""What an engine is to the command: settings that name its images, and a function from items to images."""
+"""The interface of an engine: settings that identify its images, and a function from plan items to images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from usb_rsmatch.synthesis.plan import Item
 
 @dataclass(frozen=True)
 class Made:
-    """An image uint8 [H, W, C] and what its line of `metadata.jsonl` says beside file, class and generator.
+    """An image uint8 [H, W, C] and the further fields of its line in `metadata.jsonl`.
 
-    `flagged` images were hit by the pipeline's safety checker, which blackens them: they are recorded, not kept.
+    `flagged` images were detected by the pipeline's safety checker, which blackens them: they are recorded, not kept.
     """
 
     image: np.ndarray
@@ -25,26 +25,28 @@ class Made:
 
 
 class Engine(Protocol):
-    """Makes images. `generator` is the name for pools, `settings` all that the bytes depend on, in plain values."""
+    """Makes images. `generator` is the name in pools, `settings` everything that determines the bytes, as plain
+    values.
+    """
 
     generator: str
     settings: Mapping[str, Any]
 
     def prepare(self) -> None:
-        """Whatever takes long before the first image: called once, and only where images are to be made."""
+        """Expensive preparation before the first image; called once, and only if images have to be made."""
 
     def make(self, items: Sequence[Item]) -> list[Made]:
         """The images of one batch of the plan."""
 
     def attempt(self, items: Sequence[Item]) -> None:
-        """Make as many images as these as a batch of their own, for whether memory suffices."""
+        """Make a batch of this size, to find out whether there is enough memory."""
 
     def texts(self) -> Mapping[str, str]:
         """Further files of the run by name, such as its prompts."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the GPU or of the machine, did not suffice."""
+    """Whether an error means that the memory of the GPU or of the machine was exhausted."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")

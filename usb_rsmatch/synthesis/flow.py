@@ -1,4 +1,4 @@
-"""The small generator's front door: real images in, generated images out, kept in a cache."""
+"""The flow generator as a function: real images in, generated images out, cached."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ def make_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`count` generated images, uint8 [count, H, W, C], and their classes in turn, int64 [count].
 
-    Trains on the real images (uint8 [N, H, W, C], int64 [N]), or takes model and images from the cache; a
-    larger count goes on where a smaller one ended. Processes that ask for the same model wait for one
-    another.
-    Raises UserError for images that do not fit, and where the cache cannot be written or read.
+    Trains on the real images (uint8 [N, H, W, C], int64 [N]), or loads model and images from the cache; a
+    larger count continues a smaller one. Processes that need the same model wait for each other.
+    Raises UserError for unsuitable images, and if the cache cannot be written or read.
     """
     check_images(real_images, real_labels, num_classes)
     folder = cache_folder(cache_dir)
@@ -54,7 +53,7 @@ def make_images(
             model = train_flow(
                 real_images, real_labels, num_classes, settings, seed, progress, checkpoint, device=device
             )
-            # Kept every eighth of the way, so that a run that is stopped does not begin again.
+            # Saved eight times, so that a stopped run need not start again.
             for stop in _stations(len(images), count, BATCH * max(8, math.ceil(count / (8 * BATCH)))):
                 more = sample(
                     model,
@@ -76,7 +75,7 @@ def make_images(
 
 
 def _stations(done: int, total: int, stride: int) -> list[int]:
-    """Where to stop on the way from `done` to `total`: at multiples of `stride`, and at the end."""
+    """The points from `done` to `total` at which to save: multiples of `stride`, and the end."""
     return [*range(done - done % stride + stride, total, stride), total]
 
 

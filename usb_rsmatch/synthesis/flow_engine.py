@@ -22,8 +22,8 @@ from usb_rsmatch.synthesis.training import FlowModel, check_images, fingerprint,
 class FlowEngine:
     """A generator of the real images (uint8 [N, H, W, C], classes int64 [N]), trained when it is first needed.
 
-    Its checkpoint is kept in the cache by a fingerprint of images and settings: a run that was stopped in training
-    goes on there, and runs that need the same generator share it.
+    Its checkpoint is cached by a fingerprint of images and settings: a run that was stopped during training resumes,
+    and runs that need the same generator share it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FlowEngine:
         }
 
     def train(self) -> FlowModel:
-        """The trained generator, from its checkpoint where there is one."""
+        """The trained generator, from its checkpoint if there is one."""
         folder = cache_folder(self.cache)
         bar: Progress | None = None
 

@@ -1,4 +1,4 @@
-"""Synthetic images made on the spot by a small generator that is trained on the real training images."""
+"""Source `flow`: synthetic images of a small flow model, trained on the real training images when needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from usb_rsmatch.errors import UserError
 
 
 def open_flow(argument: str, request: SourceRequest) -> Source:
-    """`flow`: as many images as the pool wants, made once and kept with their model.
+    """`flow`: as many images as the pool wants, made once and cached with their model.
 
-    Options: `cache`, the folder to keep them in (otherwise the user's cache), `seed` of the generator (0, not
+    Options: `cache`, their cache folder (otherwise the user's), `seed` of the generator (0, not
     the run's: all runs of a grid share its images) and the fields of `FlowSettings`. Raises UserError where
     no count says how many to make.
     """
-    from usb_rsmatch.synthesis.flow import FlowSettings, make_images  # torch, and only where it is asked for
+    from usb_rsmatch.synthesis.flow import FlowSettings, make_images  # late: imports torch
 
     known = [field.name for field in fields(FlowSettings)]
     if argument:
@@ -26,7 +26,7 @@ def open_flow(argument: str, request: SourceRequest) -> Source:
     request.reject_options("flow", "cache", "seed", *known)
     if request.count is None or request.real is None:
         raise UserError(
-            "flow: say how many images to make, by the source's `count`, synthetic_count or synthetic_ratio"
+            "flow: give the number of images, by the source's `count`, synthetic_count or synthetic_ratio"
         )
     images, labels = request.real()
     options = {name: value for name, value in request.options.items() if name in known}

@@ -1,4 +1,4 @@
-"""Rounding generated images to the values that real ones take, lest a detector reads the number format."""
+"""Rounds generated images to the pixel values of real ones, so that a detector cannot use the quantisation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ ZERO_FLOOR = 4  # generated values below this become 0 on such a background
 
 @dataclass(frozen=True)
 class Levels:
-    """The pixel values in use in a set of real images, ascending, and the floor under which all is 0.
+    """The pixel values in use in a set of real images, ascending, and the floor below which values become 0.
 
-    A background of exact zeros leaves a network as 0 give or take a few, and would give every generated image
-    away. So where real images have such a background, values under a small floor become 0: garments of
-    Fashion-MNIST then come out with about as many zeros as real ones have. Real images also hold 1 or 2 % of
-    values of 1 to 3, and the generated ones none: who compares detectors should clear small values (under 8)
-    on both sides.
+    A network reproduces a background of exact zeros only approximately, which would reveal every generated image. So if
+    real images have such a background, values under a small floor become 0: generated Fashion-MNIST images then have
+    about as many zeros as real ones. Real images also contain 1 or 2 % of values of 1 to 3, and the generated ones
+    none: to compare detectors, clear small values (under 8) on both sides.
     """
 
     values: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub or on disk: a local folder, which revision it is, one line where there is none."""
+"""Finds models on disk or on the Hugging Face hub: their local folder and revision, or a one-line error."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from usb_rsmatch.errors import UserError
 
-ENDS = 1 << 20  # bytes of a file's beginning and end that stand for the rest
+ENDS = 1 << 20  # bytes of a file's beginning and end that are hashed
 WHAT_A_TEXT_MODEL_NEEDS = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
 def missing_extra(what: str, error: ImportError) -> UserError:
-    """What to say where a package of the extra is not installed."""
+    """The error for a missing package of the extra."""
     return UserError(f"{what} needs packages that are not installed ({error}): pip install 'usb-rsmatch[synthesis]'")
 
 
 def model_name(name: str) -> str:
-    """What records call a model: its name on the hub, or that of the folder or file, wherever it lies."""
+    """A model's name in records: its name on the hub, or that of its folder or file."""
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 
@@ -37,25 +37,25 @@ def local_folder(name: str, flag: str) -> tuple[Path, str]:
     with quiet():
         try:
             path = Path(snapshot_download(name, allow_patterns=WHAT_A_TEXT_MODEL_NEEDS))
-            if not list(path.glob("*.safetensors")):  # older models have torch's own files alone
+            if not list(path.glob("*.safetensors")):  # older models only have torch's own files
                 snapshot_download(name, revision=path.name, allow_patterns=["pytorch_model*.bin"])
-        except Exception as error:  # of the hub, of the network, of a name that cannot be one
+        except Exception as error:  # errors of the hub, of the network, or about the name
             raise not_there(name, flag, error) from None
     return path, path.name
 
 
 def not_there(name: str, flag: str, error: BaseException) -> UserError:
-    """What to say where a model is neither on disk nor to be had from the hub."""
+    """The error for a model that is neither on disk nor available from the hub."""
     reason = shortly(error)
     return UserError(
-        f"{flag} {name}: is neither here nor in the Hugging Face cache, and the hub does not give it ({reason}); "
+        f"{flag} {name}: is not a local path, not in the Hugging Face cache, and the hub refuses it ({reason}); "
         f"copy the model to this machine and give {flag} its path"
     )
 
 
 def too_large(name: str) -> UserError:
-    """What to say where a model does not even fit into memory."""
-    return UserError(f"{name}: out of memory in loading it: give --dtype bfloat16 or float16, or another --device")
+    """The error for a model that does not fit into memory."""
+    return UserError(f"{name}: out of memory while loading it: give --dtype bfloat16 or float16, or another --device")
 
 
 def shortly(error: BaseException) -> str:
@@ -80,9 +80,7 @@ def fingerprint(path: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what diffusers, transformers and the hub tell in passing out of the user's own lines; not errors.
-
-    Downloads keep their bars: they can be of many gigabytes.
+    """Silence notes of diffusers, transformers and the hub, except errors and the progress bars of downloads.
     """
     for package in ("diffusers", "transformers"):
         with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""The output folder: images and their records, whole batches at a time, of one run and no other."""
+"""The output folder of one run: images and their records, written in whole batches."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Row = dict[str, Any]  # a line of metadata.jsonl
 
 
 class Output:
-    """A folder that fills up batch by batch. `run` is all that names the run, in plain values for JSON.
+    """A folder that is filled batch by batch. `run` identifies the run, as plain values for JSON.
 
-    Nothing is written before the first batch is there, so that a run that cannot begin leaves no trace. Raises
-    UserError where the folder belongs to another run, or to something else.
+    Nothing is written before the first batch is done, so that a failed start leaves nothing. Raises UserError if the
+    folder belongs to another run, or contains something else.
     """
 
     def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any], generator: str) -> None:
@@ -43,11 +43,11 @@ class Output:
     # which batches are done -----------------------------------------------------------------------------------------
 
     def is_done(self, batch: int) -> bool:
-        """Whether every image of a batch is recorded and there."""
+        """Whether every image of a batch is recorded and exists."""
         return all(self._has(batch, item, self.rows.get(item.file)) for item in self.plan.items(batch))
 
     def refresh(self) -> None:
-        """Read again what other shards have recorded."""
+        """Read the records of other shards again."""
         self.rows = self._known_rows()
 
     def complete(self) -> bool:
@@ -57,7 +57,7 @@ class Output:
     # writing ----------------------------------------------------------------------------------------------------------
 
     def save(self, batch: int, items: Sequence[Item], made: Sequence[Made], texts: Mapping[str, str]) -> None:
-        """Keep a batch: the images first, then its record, so that what is recorded is there."""
+        """Write a batch: first the images, then its record, so that recorded images exist."""
         self._begin(texts)
         self._save_images(batch, items, made)
         rows = [self._row(item, image) for item, image in zip(items, made, strict=True)]
@@ -65,7 +65,7 @@ class Output:
         self.rows.update({row["file_name"]: row for row in rows})
 
     def finish(self) -> None:
-        """Write `metadata.jsonl` (and `flagged.jsonl`), when all is done; the records of batches then go."""
+        """Write `metadata.jsonl` (and `flagged.jsonl`), when all is done; the records of batches are then removed."""
         with locked(self.folder / LOCK):
             rows = [self.rows[item.file] for batch in range(len(self.plan)) for item in self.plan.items(batch)]
             flagged = [row for row in rows if row["flagged"]]
@@ -84,7 +84,7 @@ class Output:
         """Called when all batches of a group are done."""
 
     def write_once(self, name: str, text: str) -> None:
-        """Write a further file of the run, unless it is there with this very text."""
+        """Write a further file of the run, unless it exists with this text."""
         path = self.folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -92,7 +92,7 @@ class Output:
     # reading ----------------------------------------------------------------------------------------------------------
 
     def kept(self) -> list[Item]:
-        """The images that are there, in the plan's order, those that were flagged left out."""
+        """The existing images in the plan's order, without flagged ones."""
         items = (item for batch in range(len(self.plan)) for item in self.plan.items(batch))
         return [item for item in items if item.file in self.rows and not self.rows[item.file]["flagged"]]
 
@@ -109,7 +109,7 @@ class Output:
         if not record.is_file():
             inside = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
             if strange := [path.name for path in inside if path.name != LOCK and not is_leftover(path)]:
-                raise UserError(f"{self.folder} holds other files ({strange[0]}): choose another --out")
+                raise UserError(f"{self.folder} contains other files ({strange[0]}): choose another --out")
             return
         try:
             there = _flat(parse_json(record.read_text(encoding="utf-8")))
@@ -120,7 +120,7 @@ class Output:
         for key in [*ours, *there]:
             if there.get(key) != ours.get(key):
                 differ = f"its {key} is {_short(there.get(key))}, not {_short(ours.get(key))}"
-                raise UserError(f"{self.folder} holds another run: {differ}; choose another --out, or its settings")
+                raise UserError(f"{self.folder} contains another run: {differ}; choose another --out, or its settings")
         changed = [name for name, version in self.run["versions"].items() if versions.get(name) != version]
         if changed:
             was, now = versions.get(changed[0]), self.run["versions"][changed[0]]
@@ -134,7 +134,7 @@ class Output:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK):
-            self._check()  # another shard may have begun meanwhile
+            self._check()  # another shard may have started in the meantime
             if not (self.folder / RUN).is_file():
                 write_json(self.folder / RUN, self.run)
             for name, text in texts.items():
@@ -142,7 +142,7 @@ class Output:
         self._begun = True
 
     def _remove_leftovers(self) -> None:
-        """Remove what writers that were killed left, but nothing of one that may be writing now."""
+        """Remove incomplete files of killed writers, but not of one that may be writing now."""
         for path in self.folder.rglob(".*.tmp"):
             with contextlib.suppress(OSError):
                 if is_leftover(path) and path.stat().st_mtime < self._opened:

@@ -1,4 +1,4 @@
-"""Output packed as arrays: `images-00000.npz`, ..., of about a thousand images each, with their labels."""
+"""Output as npz arrays: `images-00000.npz`, ..., of about a thousand images each, with their labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ IMAGES_A_FILE = 1024
 class PackedOutput(Output):
     """A file for each group of batches, with `images` uint8 [N, H, W, C] and `labels` int64 [N].
 
-    A batch waits as a file of its own until its group is complete. A line of `metadata.jsonl` says by `shard` and
-    `index` where its image stands, and by `image` what its file would be called, instead of `file_name`.
+    A batch is stored as a file of its own until its group is complete. A line of `metadata.jsonl` has the position of
+    its image as `shard` and `index`, and the name of its file in an imagefolder as `image`, instead of `file_name`.
     """
 
     def close_group(self, group: int) -> None:
@@ -45,7 +45,7 @@ class PackedOutput(Output):
         return found
 
     def _places(self) -> Iterable[tuple[str, tuple[str, int]]]:
-        """Where each image that was kept stands, by the name that it would have as a file."""
+        """The position of each kept image, by the name that it would have as a file."""
         for group in range(self.plan.groups):
             items = [item for batch in self.plan.batches_of(group) for item in self.plan.items(batch)]
             kept = [item for item in items if item.file in self.rows and not self.rows[item.file]["flagged"]]

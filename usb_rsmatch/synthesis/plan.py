@@ -1,4 +1,4 @@
-"""Which image is made when: classes in turn, images numbered within their class, batches of one fixed grid."""
+"""The plan of a run: classes alternate, images are numbered within their class, batches have a fixed size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 
 @dataclass(frozen=True)
 class Item:
-    """One image of the plan: its class, by name and number, and which one of its class it is."""
+    """One image of the plan: its class, by name and number, and its number within the class."""
 
     name: str
     label: int
@@ -26,10 +26,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """`count` images of the classes numbered `chosen` among `classes`, in turn, `batch` at a time.
+    """`count` images of the classes numbered `chosen` among `classes`, alternating, in batches of `batch`.
 
-    Batches go in groups of `group`, which is what a shard I/N shares out. Nothing here depends on what is done
-    already, so every batch holds the same images however a run is cut.
+    Batches form groups of `group`, which are distributed over shards I/N. The plan does not depend on what is done
+    already, so every batch contains the same images, however a run is interrupted.
     """
 
     classes: tuple[str, ...]
@@ -78,7 +78,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=8)
 def folder_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A folder for each class: its name as far as all file systems take it, and never the same one twice.
+    """A folder for each class: its name as far as all file systems allow it, without duplicates.
 
     Case is folded for the comparison, because some file systems do not tell "cat" from "Cat".
     """

@@ -1,4 +1,4 @@
-"""Class names turned into prompts: by templates, by the user's own list, or by a T5 that writes sentences."""
+"""Prompts from class names: by templates, by the user's own list, or by a T5 that writes sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Prompts = Mapping[str, Sequence[str]]  # by class
 
 
 def prompt_of(prompts: Prompts, name: str, ordinal: int) -> str:
-    """The prompt of a class's n-th image: its prompts in turn."""
+    """The prompt of a class's n-th image: its prompts are used cyclically."""
     return prompts[name][ordinal % len(prompts[name])]
 
 
@@ -48,9 +48,9 @@ def from_templates(templates: Sequence[str], words: Mapping[str, Words]) -> dict
 
 
 def from_file(path: str, words: Mapping[str, Words]) -> dict[str, list[str]]:
-    """Templates, one a line, or from a `.json` file a list of prompts (or one) for each class.
+    """Templates, one per line, or from a `.json` file a list of prompts (or one) for each class.
 
-    Raises UserError for a file that is missing or something else, and for a class without prompts.
+    Raises UserError for a missing or other file, and for a class without prompts.
     """
     if not path.endswith(".json"):
         try:
@@ -63,7 +63,7 @@ def from_file(path: str, words: Mapping[str, Words]) -> dict[str, list[str]]:
     prompts: dict[str, list[str]] = {}
     for key, value in content.items():
         if plain(str(key)) not in known:
-            raise UserError(f"{path}: {key!r} is none of the classes to make{nearest(str(key), list(words))}")
+            raise UserError(f"{path}: {key!r} is not one of the classes to make{nearest(str(key), list(words))}")
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise UserError(f"{path}: {key!r} needs a list of prompts, got {value!r}")

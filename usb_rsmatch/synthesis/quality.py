@@ -1,4 +1,4 @@
-"""How good generated images are, as seen by a small classifier trained here on the real ones."""
+"""Image quality of generated images, measured by a small classifier trained on the real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images out of a trained flow: whole batches of a fixed grid, each image from noise of its own."""
+"""Samples images from a trained flow, in batches of a fixed size, each image from noise of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a generator is trained and sampled, and on what: settings, device, number format."""
+"""Settings of the flow generator's training and sampling: hyper-parameters, device, data type."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class FlowSettings:
     """
 
     steps: int = _option(1000, "train", "training steps")
-    batch_size: int = _option(64, "train", "images in a training step")
+    batch_size: int = _option(64, "train", "images per training step")
     width: int = _option(32, "train", "channels on the finest grid")
     lr: float = _option(3e-3, "train", "peak learning rate of AdamW: 5 % warm-up, then straight down to 0")
-    ema: float = _option(0.995, "train", "decay of the averaged weights in a step, reached gradually")
+    ema: float = _option(0.995, "train", "decay of the averaged weights per step, reached gradually")
     p_uncond: float = _option(0.1, "train", "share of training images whose class is hidden, for guidance")
     early: float = _option(0.2, "train", "share of training after which the 'early' weights are kept")
     bf16: bool | None = _option(None, "train", "compute in bfloat16; None: where the processor has it")

@@ -1,4 +1,4 @@
-"""A request to stop (Ctrl-C, SIGTERM): at once while images are made, after the write while one is under way."""
+"""Stop requests (Ctrl-C, SIGTERM) of image generation: immediate, but never in the middle of a write."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 
 class Stop:
-    """While it is entered, both signals raise KeyboardInterrupt, but not inside `held`, whose end then raises it.
+    """As a context, both signals raise KeyboardInterrupt, except inside `held`, which raises it at its end.
 
-    A second signal raises at once. Outside of the main thread, where Python takes no signals, it does nothing.
+    A second signal raises immediately. It does nothing outside of the main thread, where Python receives no signals.
+    Training runs have `usb/stop_signals.py`, which stops between two steps instead.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Stop:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What is written inside is whole or not begun."""
+        """A context whose writes are not interrupted."""
         self._held = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Training of the flow-matching generator: exact to resume, because a step's draws are keyed by the step."""
+"""Training of the flow-matching generator; resuming is exact, because random numbers are keyed by the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real images that a generator learns from, or a classifier judges by: a named part of the training set."""
+"""The real images for training a generator or a quality classifier: a named part of the training set."""
 
 from __future__ import annotations
 
