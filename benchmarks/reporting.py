@@ -104,9 +104,9 @@ def report_once(folder: Path, out: Path) -> tuple[int, dict[str, float]]:
     """Runs reported by a fresh process, with its seconds, CPU seconds and peak memory (where the system tells it)."""
     begin = time.perf_counter()
     words = [sys.executable, "-c", REPORT, str(folder), str(out)]
-    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
-    values = {"seconds": time.perf_counter() - begin, "cpu_seconds": float(told[1])}
-    return int(told[0]), values | ({"peak_memory_mib": float(told[2])} if len(told) > 2 else {})
+    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    values = {"seconds": time.perf_counter() - begin, "cpu_seconds": float(output[1])}
+    return int(output[0]), values | ({"peak_memory_mib": float(output[2])} if len(output) > 2 else {})
 
 
 def measure(labels: int, seeds: int, rounds: int) -> dict[str, Any]:
@@ -115,11 +115,11 @@ def measure(labels: int, seeds: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         grid = lay_out(folder / "grids", train_two(folder), labels, seeds)
-        told = [report_once(grid, folder / f"report{number}") for number in range(rounds)]
+        output = [report_once(grid, folder / f"report{number}") for number in range(rounds)]
         size = sum(path.stat().st_size for path in (folder / "report0").iterdir())
-    values: dict[str, Any] = {key: spread([each[key] for _, each in told], 2) for key in told[0][1]}
+    values: dict[str, Any] = {key: spread([each[key] for _, each in output], 2) for key in output[0][1]}
     return values | {
-        "runs": told[0][0],
+        "runs": output[0][0],
         "rounds": rounds,
         "report_mib": round(size / 2**20, 2),
         "goals": GOALS,

@@ -91,8 +91,8 @@ def table(summary: Mapping[str, Any]) -> str:
     for row in summary["rows"]:
         exact, fast = (f"{row[side]['mean']:.1f} ± {row[side]['std']:.1f}" for side in SIDES)
         difference = row["difference"]
-        told = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
-        lines.append(f"| {row['algorithm']} | {exact} | {fast} | {told} | {len(row['seeds'])} |")
+        shown = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+        lines.append(f"| {row['algorithm']} | {exact} | {fast} | {shown} | {len(row['seeds'])} |")
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines += [
         "",

@@ -27,7 +27,7 @@ def command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=ONE_THREAD, **options)
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+def run_cli(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Exit code, output and error lines of a command in this process."""
     code = main(list(words))
     out, err = capsys.readouterr()
@@ -112,7 +112,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = told(capsys, *words)
+    code, out, err = run_cli(capsys, *words)
     assert code == 2
     assert err.startswith("usb-rsmatch: ") and message in err and len(err.splitlines()) == 1
     assert out == "" and list(tmp_path.iterdir()) == []
@@ -120,14 +120,14 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 def test_a_folder_that_cannot_be_written_is_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config.parent / "file").touch()
-    code, _, err = told(capsys, "train", "--c", str(config), "--save_dir", str(config.parent / "file"))
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--save_dir", str(config.parent / "file"))
     assert code == 2 and str(config.parent / "file") in err and len(err.splitlines()) == 1
 
 
 def test_words_stay_the_words_that_were_typed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """YAML would read 007 as seven and 1_0 as ten."""
     keys = ("--save_name", "007", "--num-labels=10", "--lb_imb_ratio", "1", "--lr", "1e-3", "--num_train_iter", "2")
-    assert told(capsys, "train", "--c", str(config), *keys)[0] == 0
+    assert run_cli(capsys, "train", "--c", str(config), *keys)[0] == 0
     saved = yaml.safe_load((config.parent / "runs" / "007" / "config.yaml").read_text())
     assert (saved["save_name"], saved["num_labels"], saved["lr"]) == ("007", 10, 0.001)
 
@@ -138,23 +138,23 @@ def test_words_stay_the_words_that_were_typed(config: Path, capsys: pytest.Captu
 def test_a_run_is_done_once_and_refused_under_another_configuration(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = told(capsys, "train", "--c", str(config), "--clip", "1")
+    code, out, err = run_cli(capsys, "train", "--c", str(config), "--clip", "1")
     assert code == 0 and out.splitlines()[-1].startswith("accuracy ")
     assert err == "note: clip has no effect: USB reads clip_grad\n"
     folder = config.parent / "runs" / "run"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    code, out, err = told(capsys, "train", "--c", str(config), "--device", "cpu")
+    code, out, err = run_cli(capsys, "train", "--c", str(config), "--device", "cpu")
     assert code == 0 and "is done: accuracy" in err
-    code, _, err = told(capsys, "train", "--c", str(config), "--lr", "0.5")
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--lr", "0.5")
     assert code == 2 and "holds a run with lr: 0.03, not 0.5" in err
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_a_run_that_is_out_of_time_goes_on(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = told(capsys, "train", "--c", str(config), "--max-minutes", "0")
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--max-minutes", "0")
     assert code == 130 and err.splitlines()[-1] == "usb-rsmatch: stopped after step 1 of 12; saved"
-    code, _, err = told(capsys, "train", "--c", str(config))
-    assert code == 0 and "going on after step 1 of 12" in err
+    code, _, err = run_cli(capsys, "train", "--c", str(config))
+    assert code == 0 and "resuming after step 1 of 12" in err
 
 
 def test_a_run_that_fails_is_exit_code_1(
@@ -171,7 +171,7 @@ def test_a_run_that_fails_is_exit_code_1(
         "        return {'logits': torch.zeros(len(x), 10)}\n"
         "semilearn.nets.my_net = lambda **options: Net(1, 1)\n"
     )
-    code, _, err = told(capsys, "train", "--c", str(config), "--plugins", "[my_failing_net]", "--net", "my_net")
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--plugins", "[my_failing_net]", "--net", "my_net")
     assert code == 1
     assert err.splitlines()[-1] == "usb-rsmatch: run: ValueError: too many dreams"
 
@@ -187,7 +187,7 @@ def test_a_network_that_cannot_be_built_is_told_before_anything_is_written(
         "semilearn.nets.narrow_net = narrow_net\n"
     )
     keys = ("--plugins", "[my_narrow_net]", "--net", "narrow_net", "--use_tensorboard", "true")
-    code, _, err = told(capsys, "train", "--c", str(config), *keys)
+    code, _, err = run_cli(capsys, "train", "--c", str(config), *keys)
     expected = "fixmatch with narrow_net on digits cannot be set up: ValueError: images of 8 px are too small"
     assert code == 2 and err == f"usb-rsmatch: {expected}\n"
     assert not (config.parent / "runs").exists()
@@ -228,15 +228,15 @@ def test_a_signal_saves_and_leaves(number: signal.Signals, config: Path) -> None
 
 def test_pool_tells_and_writes_what_a_configuration_holds(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_file = config.parent / "manifest.json"
-    code, out, _ = told(capsys, "pool", "--c", str(config), "--out", str(out_file), "--check-shortcuts")
+    code, out, _ = run_cli(capsys, "pool", "--c", str(config), "--out", str(out_file), "--check-shortcuts")
     assert code == 0 and "blend" in out
     manifest = json.loads(out_file.read_text())
     assert manifest["pool"] == {"real": 200, "synthetic": 200, "by_generator": {"blend": 200}}
     assert out_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     written = out_file.read_bytes()
-    code, _, err = told(capsys, "pool", "--c", str(config), "--out", str(out_file))
+    code, _, err = run_cli(capsys, "pool", "--c", str(config), "--out", str(out_file))
     assert code == 2 and "nothing is overwritten" in err and out_file.read_bytes() == written
-    code, out, _ = told(capsys, "pool", "--c", str(config), "--synthetic_count", "0", "--check-shortcuts")
+    code, out, _ = run_cli(capsys, "pool", "--c", str(config), "--synthetic_count", "0", "--check-shortcuts")
     assert code == 0 and "of one provenance only" in out
 
 
@@ -252,7 +252,7 @@ def test_pool_packs_image_files_into_the_cache_and_gives_the_same_pool(
     keys = {"dataset": "folder", "data_dir": str(tmp_path), "num_labels": 4}
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(keys))
     told_of = [
-        told(capsys, "pool", "--c", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / f"{name}.json"), *flags)
+        run_cli(capsys, "pool", "--c", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / f"{name}.json"), *flags)
         for name, flags in (("plain", ()), ("packed", ("--pack",)), ("again", ()))
     ]
     assert [code for code, _, _ in told_of] == [0, 0, 0]
@@ -270,21 +270,21 @@ def test_compare_goes_on_where_it_stopped_and_reports(config: Path, capsys: pyte
     grid.write_text(yaml.safe_dump({"name": "two", "base": str(config), "arms": arms, "axes": {"seed": [0]}}))
     compare = ("compare", "--c", str(grid), "--save_dir", str(config.parent / "runs"))
 
-    code, out, _ = told(capsys, *compare, "--dry-run")
+    code, out, _ = run_cli(capsys, *compare, "--dry-run")
     assert code == 0 and out.count("to do") == 2 and not (config.parent / "runs").exists()
-    code, out, _ = told(capsys, *compare, "--shard", "1/2")
+    code, out, _ = run_cli(capsys, *compare, "--shard", "1/2")
     assert code == 0 and out.count("done ") == 1
-    code, out, _ = told(capsys, *compare)
+    code, out, _ = run_cli(capsys, *compare)
     assert code == 0 and out.count("  already") == 1 and "FixMatch" in out and "RSMatch" in out
     folder = config.parent / "runs" / "two"
     assert len(list(folder.rglob("result.json"))) == 2
     assert (folder / "report" / "report.md").exists()
-    code, out, _ = told(capsys, *compare)
+    code, out, _ = run_cli(capsys, *compare)
     assert code == 0 and out.count("  already") == 2
-    code, _, err = told(capsys, *compare, "--save_name", "mine")
+    code, _, err = run_cli(capsys, *compare, "--save_name", "mine")
     assert code == 2 and "--save_name" in err
 
-    code, out, _ = told(capsys, "report", str(folder), "--out", str(config.parent / "again"))
+    code, out, _ = run_cli(capsys, "report", str(folder), "--out", str(config.parent / "again"))
     assert code == 0
     names = {Path(line).name for line in out.splitlines()}
     assert {"report.md", "index.html", "results.csv", "accuracy.png"} <= names

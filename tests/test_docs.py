@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from documents import blocks, write_files_of
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -26,25 +27,6 @@ from usb_rsmatch.usb.shipped_configs import find_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "patches" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = ("train", "compare", "report", "pool", "eval", "predict", "synthesize", "audit", "export", "doctor")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
-
-
-def write_files_of(page: Path, folder: Path) -> list[Path]:
-    """The files that a page's blocks name in their first line, `# my_module.py`, in parts one after the other."""
-    parts: dict[str, list[str]] = {}
-    for body in blocks(page, "python") + blocks(page, "yaml"):
-        first, _, rest = body.partition("\n")
-        if first.startswith("# ") and first.endswith((".py", ".yaml")):
-            parts.setdefault(first[2:], []).append(rest)
-    for name, bodies in parts.items():
-        (folder / name).write_text("\n".join(bodies), encoding="utf-8")
-    return [folder / name for name in parts]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path, tmp_path: Path) -> None:
     for body in blocks(page, "python"):
@@ -59,35 +41,6 @@ def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path, 
             assert len(plan(grid)) == 3 * 3 * 2 * 3 - 3 * 2  # three axes and arms, less what is left out
         elif "plugins" not in content:  # the others run below, with their plugin
             assert resolve(content)[1] == []
-
-
-def test_a_module_of_ones_own_brings_every_kind_of_part(tmp_path: Path) -> None:
-    """The whole of docs/extending.md, in a fresh process as a reader would start it."""
-    written = write_files_of(ROOT / "docs" / "extending.md", tmp_path)
-    assert sorted(path.name for path in written) == ["my_config.yaml", "my_module.py", "ramp.yaml"]
-    digits = load_digits()
-    for label in range(10):
-        folder = tmp_path / "images" / "mirror" / str(label)
-        folder.mkdir(parents=True)
-        for number, image in enumerate(digits.images[digits.target == label][:3]):
-            Image.fromarray(np.round(255 - image * 255 / 16).astype(np.uint8)).save(folder / f"{number}.png")
-    code = "import sys; from usb_rsmatch import cli; sys.exit(max(cli.main(['train', '--c', c]) for c in sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "my_config.yaml", "ramp.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    runs = {json.loads(path.read_text())["algorithm"]: path for path in tmp_path.rglob("result.json")}
-    assert runs.keys() == {"rsmatch", "rampmatch"}
-    result = json.loads(runs["rsmatch"].read_text())
-    assert result["pool"]["by_generator"].keys() == {"noise", "mirror"}
-    assert result["pool"]["by_generator"]["mirror"] == 30
-    assert set(result["detection"]["by_generator"]) == {"noise", "mirror"}
-    assert yaml.safe_load((runs["rampmatch"].parent / "config.yaml").read_text())["ramp"] == 0.5
 
 
 @pytest.mark.slow

@@ -80,9 +80,9 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     if size() == 1:
         return flag
-    told = torch.tensor(float(flag))
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    flags = torch.tensor(float(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
 
 
 def all_gather_objects(value: T) -> list[T]:

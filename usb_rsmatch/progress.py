@@ -14,7 +14,7 @@ class Progress:
 
     def __init__(self, total: int, title: str, unit: str = "image", done: int = 0) -> None:
         self.total, self.title, self.unit, self.begun, self.done = total, title, unit, done, done
-        self.started = self.told = time.monotonic()
+        self.started = self.reported = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -28,8 +28,8 @@ class Progress:
         self.done += n
         if self.bar is not None:
             self.bar.update(n)
-        elif time.monotonic() - self.told >= EVERY:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.reported >= EVERY:
+            self.reported = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:

@@ -40,7 +40,7 @@ def test_every_mishap(name: str, workspace: RunWorkspace) -> None:
 def test_what_ends_otherwise_is_found(workspace: RunWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee is no rubber stamp: a run of another seed is not the undisturbed one."""
     problem = workspace.resumes_exactly(0, workspace.config(0, workspace.fresh(), seed=1))
-    assert problem == "silent: another state in the end"
+    assert problem == "silent: another final state"
     config = workspace.config(0, workspace.fresh(), num_labels=15)
     assert workspace.resumes_exactly(0, config).startswith("lost: exit code 2")
 

@@ -84,7 +84,7 @@ def test_places_that_are_not_there(place: str) -> None:
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         open_images([tmp_path])
 
 

@@ -104,7 +104,7 @@ def test_loading_changes_no_file(finished: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_folders_that_are_no_runs(finished: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load_run(tmp_path)
     (tmp_path / "run").mkdir()
     shutil.copy(finished["rsmatch"] / "config.yaml", tmp_path / "run")

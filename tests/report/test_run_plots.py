@@ -54,7 +54,7 @@ def test_the_setting_with_most_analyses_is_shown(insight: Insight) -> None:
     assert insight.seeds == {"FixMatch": [0, 1], "<RSMatch>": [0, 1]} and insight.indices["<RSMatch>"] == 1
     assert list(insight.detecting) == ["<RSMatch>"] and insight.generators == ["flow", "blur"]
     assert insight.provenance == ["real", "flow", "blur"]
-    assert insight.explain() == ["Pictures of single runs are of num_labels=40."]
+    assert insight.explain() == ["Plots of single runs show num_labels=40."]
 
 
 def test_of_many_arms_the_baseline_and_those_with_a_detector_are_shown(

@@ -150,7 +150,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) ->
             process.kill()
     assert process.returncode == 130
     told = err.splitlines()[-1]
-    assert told.startswith("usb-rsmatch: stopped with ") and "of 900 images; the same command goes on" in told
+    assert told.startswith("usb-rsmatch: stopped with ") and "of 900 images; the same command resumes" in told
     done = int(told.split()[3])
     assert 0 < done < 900 and done % 30 == 0
     assert not list((tmp_path / "stopped").rglob("*.tmp"))
@@ -295,7 +295,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(whole: Path, tmp_path: Path, ca
     capsys.readouterr()
     with files_of_at_most(30):
         told = refused(capsys, words(out, cache))
-    assert "38 of 70 images" in told and "the same command goes on" in told
+    assert "38 of 70 images" in told and "the same command resumes" in told
     assert not list(out.rglob("*.tmp"))
     assert main(words(out, cache)) == 0
     assert tree(out) == tree(whole)

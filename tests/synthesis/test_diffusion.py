@@ -120,7 +120,7 @@ def test_hits_of_the_safety_checker_are_recorded_and_left_out(
     assert main(words(strict, tmp_path / "out", "--count", "24")) == 0
     flagged, kept = lines(tmp_path / "out" / "flagged.jsonl"), lines(tmp_path / "out" / "metadata.jsonl")
     assert 0 < len(flagged) < 24 and len(flagged) + len(kept) == 24
-    assert f"{len(flagged)} left out by the safety checker" in capsys.readouterr().out
+    assert f"{len(flagged)} removed by the safety checker" in capsys.readouterr().out
     assert f"hit {len(flagged)} more images" in (tmp_path / "out" / "README.md").read_text()
     assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("[!.]*/*.png")} == {
         row["file_name"] for row in kept
@@ -265,7 +265,7 @@ def test_a_model_too_large_for_memory_is_named(
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "to", full)
     assert main(words(sd_folder, tmp_path / "out")) == 2
-    assert "tiny-sd: out of memory in loading it: give --dtype" in capsys.readouterr().err
+    assert "tiny-sd: out of memory while loading it: give --dtype" in capsys.readouterr().err
 
 
 def test_weights_of_another_unet_are_refused(sd_folder: Path, sdxl_folder: Path) -> None:

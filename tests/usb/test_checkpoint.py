@@ -149,7 +149,7 @@ def test_lists_of_one_list_again_and_again_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "latest_model.pth")
-    with pytest.raises(UserError, match="it is no file"):
+    with pytest.raises(UserError, match="it is not a regular file"):
         checkpoint.read(tmp_path / "latest_model.pth")
 
 
@@ -222,7 +222,7 @@ def test_damage_falls_back_once_and_then_stops(tmp_path: Path) -> None:
     (tmp_path / "latest_model.pth").write_bytes(b"PK damaged")
     before, note = checkpoint.read_latest(tmp_path)
     assert before is not None and before["it"] == 1
-    assert note is not None and "going on from the checkpoint before it" in note
+    assert note is not None and "resuming from the previous checkpoint" in note
     (tmp_path / "previous_model.pth").write_bytes(b"")
     with pytest.raises(UserError, match="no whole checkpoint is left"):
         checkpoint.read_latest(tmp_path)
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_usb_itself_goes_on_with_a_note(name: str, tiny: dict[st
     told: list[str] = []
     begun = {**config, "save_name": "ours", "num_train_iter": 16, "num_eval_iter": 16, "start_from": str(path)}
     assert train(begun, note=told.append)["iterations"] == 16
-    assert any("a checkpoint of USB itself" in line for line in told) and told[-1].startswith("going on after step 1")
+    assert any("a checkpoint of USB itself" in line for line in told) and told[-1].startswith("resuming after step 1")
     for changes, message in (
         ({"num_train_iter": 12, "num_eval_iter": 6}, "raise num_train_iter"),
         ({"net": "small_wrn_16_1"}, "does not fit the configuration"),

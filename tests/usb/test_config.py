@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import config
-from usb_rsmatch.usb.config import DEAD, KEYS, NOT_IDENTITY, config_hash, identity, resolve
+from usb_rsmatch.usb.config import DEAD, FORMER_PLUGINS, KEYS, NOT_IDENTITY, config_hash, identity, resolve
 
 
 def refused(given: Any, overrides: dict[str, Any] | None = None) -> str:
@@ -110,9 +110,9 @@ def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> 
         ("plugins", "my_module", "a list"),
         ("rs_detector", "oracles", "csqueue, pu, supervised, oracle, random, none or scores:FILE.csv"),
         ("data_dir", object(), "holds a object"),
-        ("save_name", "a\ud800", "half characters"),
-        ("synthetic", [{"source": "npz:\ud800"}], "half characters"),
-        ("synthetic", [{"source": "npz:a.npz", "generator": "\udcff"}], "half characters"),
+        ("save_name", "a\ud800", "lone surrogates"),
+        ("synthetic", [{"source": "npz:\ud800"}], "lone surrogates"),
+        ("synthetic", [{"source": "npz:a.npz", "generator": "\udcff"}], "lone surrogates"),
     ],
 )
 def test_wrong_values_are_refused_by_the_key_s_name(key: str, value: Any, message: str) -> None:
@@ -215,8 +215,8 @@ def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("lr: " + "[" * 5000, "is not valid YAML"),
         ("lr: " + "[" * 100 + "]" * 100, "50 deep"),
         ("lr: " + "9" * 5000, "is not valid YAML"),
-        ("just words\n", "holds no mapping"),
-        ("- lr\n- seed\n", "holds no mapping"),
+        ("just words\n", "contains no mapping"),
+        ("- lr\n- seed\n", "contains no mapping"),
         ("? [lr]\n: 1\n", "not valid YAML"),
         ("layouts: &a [*a]\n", "50 deep"),
     ],
@@ -321,3 +321,11 @@ def test_default_names_tell_runs_apart() -> None:
     ]
     names = [config.default_save_name(resolved(**change)) for change in changes]
     assert len(set(names)) == len(names)
+
+
+def test_a_former_plugin_name_still_works_with_one_note() -> None:
+    former, present = next(iter(FORMER_PLUGINS.items()))
+    args, notes = resolve({"dataset": "digits", "plugins": [former], "algorithm": "rsmatch_half_weight"})
+    assert [note for note in notes if former in note and present in note]
+    assert args.plugins == [former]  # the identity of a run that was started under that name
+    assert resolve({"dataset": "digits", "plugins": [present], "algorithm": "rsmatch_half_weight"})[1] == []

@@ -210,7 +210,7 @@ def test_a_step_without_a_loss_can_be_left_out(
 
 def test_a_run_whose_every_step_would_be_left_out_stops(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usb_rsmatch.usb.weight_update.MOST_SKIPPED", 3)
-    with pytest.raises(RunFailed, match=r"the loss is (nan|inf) .*3 steps left out in a row"):
+    with pytest.raises(RunFailed, match=r"the loss is (nan|inf) .*3 consecutive steps skipped"):
         train({**tiny, "rs_on_nan": "skip", "lr": 1e30}, note=silent)
 
 
@@ -233,7 +233,7 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "build", poisoned)
-        with pytest.raises(RunFailed, match=f"the weights are no numbers after step {at}; .*lower lr"):
+        with pytest.raises(RunFailed, match=f"the weights are not finite after step {at}; .*lower lr"):
             train(tiny, note=silent)
     content, note = checkpoint.read_latest(Path(tiny["save_dir"]) / "run")
     assert note is None and (content is None if at == 6 else content is not None and content["it"] == 6)

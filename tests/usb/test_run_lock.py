@@ -108,5 +108,5 @@ def test_a_run_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: 
         train(tiny, note=lambda line: None)
     manifest = Path(tiny["save_dir"]) / "run" / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
-    with pytest.raises(UserError, match=r"manifest.json is cut off"):
+    with pytest.raises(UserError, match=r"manifest.json is incomplete"):
         train(tiny, note=lambda line: None)

@@ -207,7 +207,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tiny: dict[str, Any], m
     latest.write_bytes(content)
     notes: list[str] = []
     result = train(tiny, note=notes.append)
-    assert any("going on from the checkpoint before it" in line for line in notes)
+    assert any("resuming from the previous checkpoint" in line for line in notes)
     assert any("after step 6 of 12" in line for line in notes)
     assert result["accuracy"] == whole["accuracy"]
     assert checkpoint.read(latest.with_name("previous_model.pth"))["it"] == 6, "not the damaged one"

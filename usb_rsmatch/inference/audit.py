@@ -247,8 +247,8 @@ def _shared(real: ImageList, images: ImageList) -> list[str]:
 def _warn(differ: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:
     if not differ:
         return []
-    told = ", ".join(f"{name} {cues[name]:.2f}" for name in differ)
-    line = f"the folders' files differ in their format (AUROC: {told})"
+    shown = ", ".join(f"{name} {cues[name]:.2f}" for name in differ)
+    line = f"the folders' files differ in their format (AUROC: {shown})"
     if quality is not None:
         return [f"{line}; both sides are re-encoded as JPEG {quality}, so that the format alone does not decide"]
     return [f"{line}; the detector may detect that instead of synthesis"]

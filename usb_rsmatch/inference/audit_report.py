@@ -31,7 +31,7 @@ def write_report(audit: Audit, out: Path) -> None:
     write_text(targets(out)[1], gallery(audit))
 
 
-def told(audit: Audit) -> str:
+def summary_text(audit: Audit) -> str:
     """The result in words."""
     share = audit.share
     count = int(np.isfinite(audit.score).sum())

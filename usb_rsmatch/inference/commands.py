@@ -85,16 +85,16 @@ def _load_run(args: argparse.Namespace, device: str | None) -> Any:
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.csv_files import refuse_existing
-    from usb_rsmatch.inference.evaluate import evaluate, told
-    from usb_rsmatch.inference.predict import told as told_unreadable
+    from usb_rsmatch.inference.evaluate import evaluate, metrics_text
+    from usb_rsmatch.inference.predict import unreadable_lines
     from usb_rsmatch.io import write_json
 
     if args.out:
         refuse_existing(Path(args.out))
     run = _load_run(args, args.device)
     evaluation = evaluate(run, args.data, args.batch_size)
-    print(told(evaluation))
-    for line in told_unreadable(dict(evaluation.unreadable)):
+    print(metrics_text(evaluation))
+    for line in unreadable_lines(dict(evaluation.unreadable)):
         print(line, file=sys.stderr)
     if args.out:
         write_json(args.out, evaluation.as_dict())
@@ -104,13 +104,13 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.csv_files import refuse_existing
     from usb_rsmatch.inference.input_images import open_images
-    from usb_rsmatch.inference.predict import predict, told
+    from usb_rsmatch.inference.predict import predict, unreadable_lines
 
     out = Path(args.out)
     refuse_existing(out)
     images = open_images(args.images)
     predicted = predict(_load_run(args, args.device), images, out, args.batch_size)
-    for line in told(predicted.unreadable):
+    for line in unreadable_lines(predicted.unreadable):
         print(line, file=sys.stderr)
     print(f"{predicted.written} images: {out}")
     return 0
@@ -122,7 +122,7 @@ def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.inference.audit import audit_with_detector, audit_with_real, audit_with_run, jpeg_quality
     from usb_rsmatch.inference.detector_file import load_detector, save_detector
     from usb_rsmatch.inference.input_images import open_images
-    from usb_rsmatch.inference.predict import told as told_unreadable
+    from usb_rsmatch.inference.predict import unreadable_lines
 
     out, page, saved_at = audit_report.targets(Path(args.out))
     refuse_existing(out, page, *([saved_at] if args.real else []))
@@ -136,9 +136,9 @@ def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     else:
         audit = audit_with_run(_load_run(args, args.device), images, args.batch_size)
     audit_report.write_report(audit, out)
-    for line in (*(f"warning: {line}" for line in audit.warnings), *told_unreadable(audit.unreadable)):
+    for line in (*(f"warning: {line}" for line in audit.warnings), *unreadable_lines(audit.unreadable)):
         print(line, file=sys.stderr)
-    print(audit_report.told(audit))
+    print(audit_report.summary_text(audit))
     print("\n".join(str(path) for path in (out, page, *([saved_at] if args.real else []))))
     return 0
 

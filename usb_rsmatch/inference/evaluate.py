@@ -116,7 +116,7 @@ def _measure(
     return Evaluation(classification_metrics(scores, targets), recall, len(labels), unknown, dict(unreadable))
 
 
-def told(evaluation: Evaluation) -> str:
+def metrics_text(evaluation: Evaluation) -> str:
     """The metrics as lines, and each class's recall."""
     lines = [f"{'images':14s} {evaluation.count}"]
     lines += [f"{name:14s} {value:.4f}" for name, value in evaluation.metrics.items()]

@@ -47,7 +47,7 @@ def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Pr
     return Predicted(len(images) - len(unreadable), unreadable)
 
 
-def told(unreadable: dict[str, str], most: int = 10) -> list[str]:
+def unreadable_lines(unreadable: dict[str, str], most: int = 10) -> list[str]:
     """Lines about unreadable files: the first few by name, and how many there are."""
     lines = [f"cannot be read: {name} ({reason})" for name, reason in list(unreadable.items())[:most]]
     if len(unreadable) > most:

@@ -240,9 +240,9 @@ def _diffusers(
     if len(ways) > 1:
         raise UserError(f"--{ways[0]} and --{ways[1]} are both given; keep one of them")
     words = class_words([classes[c] for c in chosen], args.names)
-    told: Mapping[str, str] = {}
+    settings: Mapping[str, str] = {}
     if args.t5:
-        made, told = prompts.from_t5(args.t5, args.t5_input, args.sentences, words, args.seed)
+        made, settings = prompts.from_t5(args.t5, args.t5_input, args.sentences, words, args.seed)
     elif args.prompts:
         made = prompts.from_file(args.prompts, words)
     else:
@@ -250,7 +250,7 @@ def _diffusers(
     names = (*PIPELINE_FLAGS, "steps", "guidance", "device", "dtype")
     asked = DiffusionSettings(**{name: getattr(args, name) for name in names})
     engine = DiffusionEngine(asked, made, size, channels, args.seed)
-    engine.settings = {**engine.settings, **told}
+    engine.settings = {**engine.settings, **settings}
     return engine
 
 

@@ -89,6 +89,10 @@ NOT_IDENTITY = frozenset(
 )
 
 
+# Former names of this package's modules that configurations may name as plugins.
+FORMER_PLUGINS = {"usb_rsmatch.algorithms.ways": "usb_rsmatch.algorithms.rsmatch_variants"}
+
+
 def import_semilearn() -> None:
     """Import semilearn, which registers its algorithms and ours, without its deprecation warnings."""
     import warnings
@@ -146,8 +150,10 @@ def resolve(
     notes = [f"{key} has no effect: {DEAD[key]}" for key in given if key in DEAD]
     given = {key: value for key, value in given.items() if key not in DEAD}
 
-    for module in convert(KEYS["plugins"], given.get("plugins", []), where):
-        import_plugin(str(module))
+    for module in map(str, convert(KEYS["plugins"], given.get("plugins", []), where)):
+        if module in FORMER_PLUGINS:
+            notes.append(f"plugin {module} is deprecated: its name is {FORMER_PLUGINS[module]} now")
+        import_plugin(FORMER_PLUGINS.get(module, module))
     algorithm = convert(KEYS["algorithm"], given.get("algorithm", "fixmatch"), where)
     imbalanced = convert(KEYS["imb_algorithm"], given.get("imb_algorithm"), where)
     layered = stands_on_a_base_rule(algorithm)

@@ -166,7 +166,7 @@ def test_a_layout_that_matches_nothing_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no such folder"):
             open_source(f"folder:{argument}", request())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         open_source(f"folder:{tmp_path / 'empty'}", request())
 
 

@@ -110,9 +110,9 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
             f"{root}: none of its {len(rows.index)} images matches the patterns of synthetic images "
             f"{', '.join(layout.patterns)}; check the path, or describe the layout in the config's `layouts:`"
         )
-    told = rows.named("generator", request.generator)
-    generators = tuple(sorted({str(told[group]) for group in np.unique(rows.group)}))
-    numbers = np.array([generators.index(name) if name in generators else -1 for name in told], dtype=np.int16)
+    names = rows.named("generator", request.generator)
+    generators = tuple(sorted({str(names[group]) for group in np.unique(rows.group)}))
+    numbers = np.array([generators.index(name) if name in generators else -1 for name in names], dtype=np.int16)
     return FileSource(
         origin=str(root),
         files=rows.files(),
@@ -171,14 +171,14 @@ def _by_metadata(
     if not kept:
         raise UserError(f"{root}: its metadata lists no synthetic image; fix or remove it")
     names = [listed[place].label for place, _ in kept]
-    told = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
-    generators = tuple(sorted(set(told)))
+    generator_names = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
+    generators = tuple(sorted(set(generator_names)))
     return FileSource(
         origin=str(root),
         files=[root / place for place, _ in kept],
         labels=request.classes.of_names(names, str(root), numeric=True),
         generators=generators,
-        generator=np.array([generators.index(name) for name in told], dtype=np.int16),
+        generator=np.array([generators.index(name) for name in generator_names], dtype=np.int16),
     )
 
 
