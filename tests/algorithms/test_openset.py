@@ -71,8 +71,8 @@ def test_one_pass_or_several_differ_in_batch_statistics_alone(
         algorithm.model.eval()
 
     together = first_step(in_evaluation, algorithm=algorithm, use_cat=True)
-    apart = first_step(in_evaluation, algorithm=algorithm, use_cat=False)
-    torch.testing.assert_close(together.out_dict["loss"], apart.out_dict["loss"])
+    second = first_step(in_evaluation, algorithm=algorithm, use_cat=False)
+    torch.testing.assert_close(together.out_dict["loss"], second.out_dict["loss"])
 
 
 def test_second_weak_views_follow_the_step_and_differ_from_the_first(first_step: Callable[..., Any]) -> None:

@@ -93,9 +93,9 @@ def test_step_equals_the_equations(to: str, norm: str, tiny: dict[str, Any]) -> 
     network = reference.model.train()
     inputs, n, u = torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]), len(batch["x_lb"]), len(s)
     if norm == "split":  # real and synthetic images as two batches
-        apart = torch.cat([torch.zeros(n), s, s]).bool()
+        second = torch.cat([torch.zeros(n), s, s]).bool()
         logits, feat = torch.empty(len(inputs), 10), torch.empty(len(inputs), network.num_features)
-        for part in (~apart, apart):
+        for part in (~second, second):
             output = network(inputs[part])
             logits[part], feat[part] = output["logits"], output["feat"]
     else:

@@ -23,9 +23,9 @@ def images(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def split(norm: nn.BatchNorm2d, apart: Tensor | None) -> nn.BatchNorm2d:
+def split(norm: nn.BatchNorm2d, second: Tensor | None) -> nn.BatchNorm2d:
     group, own = Group(), copy.deepcopy(norm)
-    group.apart = apart
+    group.second = second
     use_split_batchnorm(own, group)
     return own
 
@@ -39,13 +39,13 @@ def test_as_two_batches_through_two_norms(who: list[bool], seed: int) -> None:
     nn.init.uniform_(norm.weight)
     nn.init.uniform_(norm.bias)
     real, synthetic = copy.deepcopy(norm), copy.deepcopy(norm)
-    apart = torch.tensor(who)
+    second = torch.tensor(who)
     expected = torch.empty_like(reference_x)
-    if (~apart).any():
-        expected[~apart] = real(reference_x[~apart])
-    if apart.any():
-        expected[apart] = synthetic(reference_x[apart])
-    one = split(norm, apart.double())
+    if (~second).any():
+        expected[~second] = real(reference_x[~second])
+    if second.any():
+        expected[second] = synthetic(reference_x[second])
+    one = split(norm, second.double())
     got = one(x)
     torch.testing.assert_close(got, expected)
 
@@ -68,17 +68,17 @@ def test_in_order_on_a_cpu_as_in_one_pass(who: list[bool], seed: int) -> None:
     """What a CPU does and what a GPU does agree: outputs, gradients and running statistics."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()).double()
-    x, apart = images(seed, len(who), 3, 4, 4), torch.tensor(who).double()
+    x, second = images(seed, len(who), 3, 4, 4), torch.tensor(who).double()
     weights = images(seed + 1, len(who), 4, 4, 4)
     sides = []
     for device in ("cpu", "gpu"):
         own, group = copy.deepcopy(network), Group()
         use_split_batchnorm(own, group)
         if device == "cpu":
-            with group.through(x, apart) as (batch, places):
+            with group.through(x, second) as (batch, places):
                 out = own(batch)[places]
         else:
-            group.apart = apart
+            group.second = second
             out = own(x)
         (out * weights).sum().backward()
         sides.append([out, *(p.grad for p in own.parameters()), own[1].running_mean, own[1].running_var])
@@ -89,10 +89,10 @@ def test_in_order_on_a_cpu_as_in_one_pass(who: list[bool], seed: int) -> None:
 
 def test_gradient_by_differences() -> None:
     x, weight, bias = images(0, 4, 2, 3, 3), images(1, 2), images(2, 2)
-    apart = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    second = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
 
     def output(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return MaskedSplitNorm.apply(x, weight, bias, apart, 1e-3)[0]
+        return MaskedSplitNorm.apply(x, weight, bias, second, 1e-3)[0]
 
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     assert torch.autograd.gradcheck(output, inputs)
@@ -140,7 +140,7 @@ def test_without_a_group_and_in_evaluation_it_is_batchnorm_bit_for_bit() -> None
     x, norm = images(0, 6, 3, 4, 4).float(), nn.BatchNorm2d(3)
     one = split(norm, None)
     assert torch.equal(one(x), norm(x)) and torch.equal(one.running_var, norm.running_var)
-    one.group.apart = torch.tensor([0.0, 1, 1, 0, 0, 1])
+    one.group.second = torch.tensor([0.0, 1, 1, 0, 0, 1])
     one.eval(), norm.eval()
     assert torch.equal(one(x), norm(x))
 
@@ -166,8 +166,8 @@ def test_names_of_weights_stay_and_other_norms_are_left() -> None:
 
 def test_under_autocast_statistics_keep_full_precision() -> None:
     x = 3 + images(0, 12, 4, 5, 5).float()
-    norm, apart = nn.BatchNorm2d(4), torch.tensor([0.0] * 8 + [1.0] * 4)
-    expected, got = split(norm, apart), split(norm, apart)
+    norm, second = nn.BatchNorm2d(4), torch.tensor([0.0] * 8 + [1.0] * 4)
+    expected, got = split(norm, second), split(norm, second)
     wanted = expected(x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(got(x), wanted)

@@ -68,7 +68,7 @@ def test_differences_are_paired_and_against_the_better_baseline(
         assert figure["n"] == 3
     assert content["seeds"] == [0, 1, 2] and "gain_over_best_baseline" not in content
     printed = capsys.readouterr().out
-    assert "main and dummy head, normalised apart | 89.0 ± 1.0 |" in printed
+    assert "main and dummy head, normalised second | 89.0 ± 1.0 |" in printed
 
 
 def test_the_same_where_the_pool_does_harm(compared: Callable[..., Path], tmp_path: Path) -> None:

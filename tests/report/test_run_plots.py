@@ -18,7 +18,7 @@ from usb_rsmatch.report.collection import collect
 from usb_rsmatch.report.comparison import Table, make_table
 from usb_rsmatch.report.image_gallery import gallery, png, style
 from usb_rsmatch.report.plot_style import DARK, LIGHT
-from usb_rsmatch.report.plotted_runs import Insight, gather, real_and_made
+from usb_rsmatch.report.plotted_runs import PlottedRuns, gather, real_and_made
 from usb_rsmatch.report.run_plots import confusion_plot, detector_plot, embed, features_plot, roc
 
 MakeGrid = Callable[..., Path]
@@ -37,7 +37,7 @@ def table(finished_grid: MakeGrid, leave_analysis: Callable[..., None]) -> Table
 
 
 @pytest.fixture
-def insight(table: Table) -> Insight:
+def plotted(table: Table) -> PlottedRuns:
     found = gather(table)
     assert found is not None
     return found
@@ -49,12 +49,12 @@ def colours(image: bytes) -> set[str]:
     return {f"#{bytes(value.tolist()).hex()}" for value, count in zip(values, counts, strict=True) if count > 20}
 
 
-def test_the_setting_with_most_analyses_is_shown(insight: Insight) -> None:
-    assert insight.setting.axes == {"num_labels": 40}
-    assert insight.seeds == {"FixMatch": [0, 1], "<RSMatch>": [0, 1]} and insight.indices["<RSMatch>"] == 1
-    assert list(insight.detecting) == ["<RSMatch>"] and insight.generators == ["flow", "blur"]
-    assert insight.provenance == ["real", "flow", "blur"]
-    assert insight.explain() == ["Plots of single runs show num_labels=40."]
+def test_the_setting_with_most_analyses_is_shown(plotted: PlottedRuns) -> None:
+    assert plotted.setting.axes == {"num_labels": 40}
+    assert plotted.seeds == {"FixMatch": [0, 1], "<RSMatch>": [0, 1]} and plotted.indices["<RSMatch>"] == 1
+    assert list(plotted.detecting) == ["<RSMatch>"] and plotted.generators == ["flow", "blur"]
+    assert plotted.provenance == ["real", "flow", "blur"]
+    assert plotted.explain() == ["Plots of single runs show num_labels=40."]
 
 
 def test_of_many_arms_the_baseline_and_those_with_a_detector_are_shown(
@@ -109,8 +109,8 @@ def test_no_analysis_no_pictures_and_a_damaged_one_is_an_error(table: Table) -> 
     assert gather(table) is None
 
 
-def test_roc_is_scikit_learns(insight: Insight) -> None:
-    run = insight.detecting["<RSMatch>"][0]
+def test_roc_is_scikit_learns(plotted: PlottedRuns) -> None:
+    run = plotted.detecting["<RSMatch>"][0]
     areas = []
     for generator in ("flow", "blur"):
         real, made = real_and_made(run, generator)
@@ -124,39 +124,39 @@ def test_roc_is_scikit_learns(insight: Insight) -> None:
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_plots_show_arms_and_provenance_in_their_colours(insight: Insight, theme: object) -> None:
+def test_plots_show_arms_and_provenance_in_their_colours(plotted: PlottedRuns, theme: object) -> None:
     assert theme in (LIGHT, DARK)
     theme = LIGHT if theme is LIGHT else DARK
-    detector = detector_plot(insight, theme)
+    detector = detector_plot(plotted, theme)
     assert detector is not None and {theme.ground, theme.arms[1], *theme.provenance[:3]} <= colours(detector)
     assert theme.arms[0] not in colours(detector), "an arm without a detector"
-    assert {theme.ground, theme.heat[0]} <= colours(confusion_plot(insight, theme))
-    (features,) = features_plot(insight, [theme])
+    assert {theme.ground, theme.heat[0]} <= colours(confusion_plot(plotted, theme))
+    (features,) = features_plot(plotted, [theme])
     assert {theme.ground, *theme.provenance[:3]} <= colours(features)
 
 
-def test_the_map_keeps_classes_together_and_repeats(insight: Insight) -> None:
-    run = insight.runs["FixMatch"][0]
+def test_the_map_keeps_classes_together_and_repeats(plotted: PlottedRuns) -> None:
+    run = plotted.runs["FixMatch"][0]
     points = embed(run)
     assert points.shape == (90, 2) and (points == embed(run)).all()
     near = KNeighborsClassifier(3).fit(points, run.features_class)
     assert near.score(points, run.features_class) > 0.8, "digits lie beside their like"
 
 
-def test_the_gallery_holds_the_images_under_their_provenance(insight: Insight) -> None:
-    html, run = gallery(insight), insight.detecting["<RSMatch>"][0]
+def test_the_gallery_holds_the_images_under_their_provenance(plotted: PlottedRuns) -> None:
+    html, run = gallery(plotted), plotted.detecting["<RSMatch>"][0]
     assert "&lt;RSMatch&gt;" in html and "<RSMatch>" not in html
     assert html.count("<figure") == 5 + 5 + 7
     assert run.highest is not None and run.queue_generator is not None
     first = html.split("Highest")[1].split("<figure")[1]
     name = run.generators[run.highest.generators[0]]
-    assert f'title="{name}"' in first and f"--of: var(--of-{insight.provenance.index(name)})" in first
+    assert f'title="{name}"' in first and f"--of: var(--of-{plotted.provenance.index(name)})" in first
     assert f"<span>{run.highest.scores[0]:.2f}</span>" in first
     shown = Image.open(io.BytesIO(base64.b64decode(first.split("base64,")[1].split('"')[0])))
     assert (np.asarray(shown) == run.highest.images[0, ..., 0]).all()
     share = 100 * (run.queue_generator > 0).mean()
     assert f"7 entries, {share:.0f} % of them truly synthetic" in html
-    assert all(f"--of-{at}: {LIGHT.provenance[at]}" in style(insight) for at in range(3))
+    assert all(f"--of-{at}: {LIGHT.provenance[at]}" in style(plotted) for at in range(3))
 
 
 def test_colour_images_keep_their_colours() -> None:

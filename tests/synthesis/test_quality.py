@@ -28,8 +28,8 @@ def test_diversity_is_a_ratio_of_distances_within_classes() -> None:
     assert relative_diversity(feat, labels, feat, labels) == pytest.approx(1)
     assert relative_diversity(feat, labels, feat / 4 + 7, labels) == pytest.approx(0.25)
     assert relative_diversity(feat, labels, np.ones((60, 4)), labels) == 0
-    apart = feat + 100 * labels[:, None]  # the distance between classes does not count
-    assert relative_diversity(feat, labels, apart, labels) == pytest.approx(1)
+    second = feat + 100 * labels[:, None]  # the distance between classes does not count
+    assert relative_diversity(feat, labels, second, labels) == pytest.approx(1)
 
 
 def test_real_images_look_real_and_damaged_ones_do_not(digits: Digits) -> None:

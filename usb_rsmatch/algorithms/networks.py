@@ -93,7 +93,7 @@ class RSNet(BackboneWithHeads):
         finally:
             self._parts = None
 
-    def _apart(self, x: Tensor) -> Tensor | None:
+    def _second_group(self, x: Tensor) -> Tensor | None:
         """Which images of a batch have BatchNorm statistics of their own, float [B]; None for labelled images only."""
         if self._parts is None:
             return None
@@ -105,10 +105,10 @@ class RSNet(BackboneWithHeads):
         return None
 
     def forward(self, x: Tensor, **kwargs: Any) -> Any:
-        apart = self._apart(x)
-        if apart is None:
+        second = self._second_group(x)
+        if second is None:
             return super().forward(x, **kwargs)
-        with self.group.through(x, apart) as (batch, places):
+        with self.group.through(x, second) as (batch, places):
             out = super().forward(batch, **kwargs)
         return out if places is None else {name: value[places] for name, value in out.items()}
 

@@ -18,25 +18,25 @@ class Group:
     """Which images of the batch that passes through a network belong to the second (synthetic) group.
 
     On a CPU the batch is sorted by group, and `first` is the size of the first group. On a GPU, sorting would need a
-    synchronisation: the batch keeps its order, and `apart` float [B] is 1 for the second group. Both None: no split.
+    synchronisation: the batch keeps its order, and `second` float [B] is 1 for the second group. Both None: no split.
     """
 
     first: int | None = None
-    apart: Tensor | None = None
+    second: Tensor | None = None
 
     @contextlib.contextmanager
-    def through(self, x: Tensor, apart: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def through(self, x: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The batch [B, C, H, W] in the network's order, and the positions int64 [B] of its images in the output."""
         try:
             if x.device.type == "cpu":
-                order = apart.argsort(stable=True)
-                self.first = len(apart) - int(apart.sum())
+                order = second.argsort(stable=True)
+                self.first = len(second) - int(second.sum())
                 yield x[order], order.argsort()
             else:
-                self.apart = apart
+                self.second = second
                 yield x, None
         finally:
-            self.first = self.apart = None
+            self.first = self.second = None
 
 
 class MaskedSplitNorm(torch.autograd.Function):
@@ -47,14 +47,14 @@ class MaskedSplitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, apart: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, second: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised x [B, C, H, W]; mean and variance [2, C] of the groups, and their numbers of images [2, 1].
 
-        `apart` float [B] is 1 for the images of the second group. Statistics are float32, or float64 where x is.
+        `second` float [B] is 1 for the images of the second group. Statistics are float32, or float64 where x is.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        groups = _groups(apart, wide)
+        groups = _groups(second, wide)
         images = groups.sum(1, keepdim=True)
         counted = images.clamp(min=1)
         # Each channel of each image as a group: this kernel computes their statistics in one fast pass.
@@ -62,20 +62,20 @@ class MaskedSplitNorm(torch.autograd.Function):
         _, mean_of_each, inverse = torch.native_group_norm(x.to(wide), weight, bias, *shape, eps)  # [B, C]
         var_of_each = inverse.square().reciprocal() - eps
         mean = groups @ mean_of_each / counted
-        spread = (mean_of_each - _of_image(mean, apart)).square()
+        spread = (mean_of_each - _of_image(mean, second)).square()
         var = groups @ (var_of_each + spread) / counted
         scale = weight * torch.rsqrt(var + eps)
         shift = bias - mean * scale
-        out = torch.addcmul(_like(_of_image(shift, apart), x), x, _like(_of_image(scale, apart), x))
-        ctx.save_for_backward(x, weight, apart, mean, var, counted)
+        out = torch.addcmul(_like(_of_image(shift, second), x), x, _like(_of_image(scale, second), x))
+        ctx.save_for_backward(x, weight, second, mean, var, counted)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, images)
         return out, mean, var, images
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, apart, mean, var, counted = ctx.saved_tensors
-        grad, groups = grads[0], _groups(apart, mean.dtype)
+        x, weight, second, mean, var, counted = ctx.saved_tensors
+        grad, groups = grads[0], _groups(second, mean.dtype)
         values = counted * x[0, 0].numel()  # of a channel, in each group
         inverse = torch.rsqrt(var + ctx.eps)
         grad_sum = groups @ grad.sum((2, 3), dtype=mean.dtype)  # [2, C]
@@ -84,8 +84,8 @@ class MaskedSplitNorm(torch.autograd.Function):
         of_grad = weight * inverse
         of_x = -of_grad * inverse.square() * grad_dot / values
         constant = -of_grad * grad_sum / values - mean * of_x
-        grad_x = torch.addcmul(_like(_of_image(constant, apart), x), x, _like(_of_image(of_x, apart), x))
-        grad_x = torch.addcmul(grad_x, grad, _like(_of_image(of_grad, apart), x))
+        grad_x = torch.addcmul(_like(_of_image(constant, second), x), x, _like(_of_image(of_x, second), x))
+        grad_x = torch.addcmul(grad_x, grad, _like(_of_image(of_grad, second), x))
         return grad_x, (grad_dot * inverse).sum(0), grad_sum.sum(0), None, None
 
 
@@ -151,14 +151,14 @@ class SlicedSplitNorm(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def _groups(apart: Tensor, dtype: torch.dtype) -> Tensor:
+def _groups(second: Tensor, dtype: torch.dtype) -> Tensor:
     """Indicators [2, B]: row 0 is 1 for images of the first group, row 1 for those of the second."""
-    return torch.stack([1 - apart, apart]).to(dtype)
+    return torch.stack([1 - second, second]).to(dtype)
 
 
-def _of_image(of_group: Tensor, apart: Tensor) -> Tensor:
+def _of_image(of_group: Tensor, second: Tensor) -> Tensor:
     """For each image, its group's row of [2, C]: [B, C]."""
-    return torch.where(apart[:, None] > 0, of_group[1], of_group[0])
+    return torch.where(second[:, None] > 0, of_group[1], of_group[0])
 
 
 def _like(of_channel: Tensor, x: Tensor) -> Tensor:
@@ -177,8 +177,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Float [B, C, H, W], normalised."""
-        first, apart = self.group.first, self.group.apart
-        if not self.training or (first is None and apart is None):
+        first, second = self.group.first, self.group.second
+        if not self.training or (first is None and second is None):
             return super().forward(input)
         if first is not None:
             assert self.running_mean is not None and self.running_var is not None
@@ -186,9 +186,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
                 self.num_batches_tracked.add_(1)
             running = (self.running_mean, self.running_var)
             return SlicedSplitNorm.apply(input, self.weight, self.bias, first, running, self.momentum, self.eps)
-        assert apart is not None
+        assert second is not None
         with torch.autocast(input.device.type, enabled=False):  # else running statistics would have eight bits
-            out, mean, var, images = MaskedSplitNorm.apply(input, self.weight, self.bias, apart, self.eps)
+            out, mean, var, images = MaskedSplitNorm.apply(input, self.weight, self.bias, second, self.eps)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             values = images[0] * input[0, 0].numel()

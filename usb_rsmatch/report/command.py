@@ -14,7 +14,7 @@ from usb_rsmatch.report.collection import Record, collect
 from usb_rsmatch.report.comparison import Table, make_table
 from usb_rsmatch.report.html_page import page
 from usb_rsmatch.report.plot_style import DARK, LIGHT
-from usb_rsmatch.report.plotted_runs import Insight, gather
+from usb_rsmatch.report.plotted_runs import PlottedRuns, gather
 from usb_rsmatch.report.run_plots import confusion_plot, detector_plot, features_plot
 from usb_rsmatch.report.text_table import Sheet, Text, explanations, headline, sheets
 
@@ -38,11 +38,11 @@ def report(
     """
     table = make_table(collect(results, mixed), baseline)
     folder = Path(results) / "report" if out is None else Path(out)
-    insight = gather(table)
-    plots = _plots(table, insight)
+    plotted = gather(table)
+    plots = _plots(table, plotted)
     texts = {
-        "report.md": markdown_report(table, list(plots), insight),
-        "index.html": page(table, plots, runs_sheet(table), software(table), insight),
+        "report.md": markdown_report(table, list(plots), plotted),
+        "index.html": page(table, plots, runs_sheet(table), software(table), plotted),
         "results.csv": table_formats.figures_csv(table),
         "usb.csv": table_formats.usb_csv(table),
         "results.tex": table_formats.latex(table),
@@ -57,28 +57,28 @@ def report(
     return Report(table, folder, files)
 
 
-def _plots(table: Table, insight: Insight | None) -> dict[str, list[bytes]]:
+def _plots(table: Table, plotted: PlottedRuns | None) -> dict[str, list[bytes]]:
     """{name: [PNG for light, PNG for dark]} of every plot for which the results contain data."""
     themes = (LIGHT, DARK)
     plots = {
         "accuracy": [accuracy_plot(table, theme) for theme in themes],
         "curves": learning_curves(table, themes),
     }
-    if insight is not None:
-        plots["detector"] = [png for theme in themes if (png := detector_plot(insight, theme))]
-        plots["confusion"] = [confusion_plot(insight, theme) for theme in themes]
-        plots["features"] = features_plot(insight, themes)
+    if plotted is not None:
+        plots["detector"] = [png for theme in themes if (png := detector_plot(plotted, theme))]
+        plots["confusion"] = [confusion_plot(plotted, theme) for theme in themes]
+        plots["features"] = features_plot(plotted, themes)
     return {name: images for name, images in plots.items() if images}
 
 
-def markdown_report(table: Table, plots: list[str], insight: Insight | None = None) -> str:
+def markdown_report(table: Table, plots: list[str], plotted: PlottedRuns | None = None) -> str:
     """The report as Markdown; the plots are in the same folder."""
     escape = table_formats.escape_markdown
     parts = [f"# {escape(table.name)}", escape(headline(table))]
     for sheet in sheets(table):
         parts += [f"## {escape(sheet.title)}"] if sheet.title else []
         parts.append(table_formats.markdown(sheet))
-    lines = explanations(table) + (insight.explain() if insight else [])
+    lines = explanations(table) + (plotted.explain() if plotted else [])
     parts.append("\n".join(f"- {escape(line)}" for line in lines))
     parts += [f"![{PLOTS[name]}]({name}.png)" for name in plots]
     parts += ["## Every run", table_formats.markdown(runs_sheet(table))]

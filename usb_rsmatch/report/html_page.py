@@ -8,7 +8,7 @@ from html import escape
 from usb_rsmatch.report.comparison import Table
 from usb_rsmatch.report.image_gallery import data_uri, gallery
 from usb_rsmatch.report.image_gallery import style as gallery_style
-from usb_rsmatch.report.plotted_runs import MOST_SEEDS, Insight
+from usb_rsmatch.report.plotted_runs import MOST_SEEDS, PlottedRuns
 from usb_rsmatch.report.text_table import Sheet, details, explanations, headline, overview
 
 CAPTIONS = {
@@ -88,14 +88,14 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 
 
 def page(
-    table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, software: str, insight: Insight | None = None
+    table: Table, plots: Mapping[str, Sequence[bytes]], runs: Sheet, software: str, plotted: PlottedRuns | None = None
 ) -> str:
     """The whole page; `plots` are {name: (PNG for light, PNG for dark)}, `runs` the sheet of every run.
 
-    `insight` are the runs' analyses for plots; the image gallery is only on this page.
+    `plotted` are the runs' analyses for plots; the image gallery is only on this page.
     """
-    tiles = gallery(insight) if insight else ""
-    lines = explanations(table) + (insight.explain() if insight else [])
+    tiles = gallery(plotted) if plotted else ""
+    lines = explanations(table) + (plotted.explain() if plotted else [])
     notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     parts = [
         f"<h1>{escape(table.name)}</h1>",
@@ -118,7 +118,7 @@ def page(
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{escape(table.name)}</title>
-<style>{STYLE}{gallery_style(insight) if insight and tiles else ""}</style>
+<style>{STYLE}{gallery_style(plotted) if plotted and tiles else ""}</style>
 </head>
 <body>
 <main>

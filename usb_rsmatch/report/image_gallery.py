@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from usb_rsmatch.report.analysis_file import Analysis, Pictures
 from usb_rsmatch.report.plot_style import DARK, LIGHT, Theme
-from usb_rsmatch.report.plotted_runs import Insight
+from usb_rsmatch.report.plotted_runs import PlottedRuns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,45 +42,45 @@ h4 { font-size: .84rem; font-weight: 550; color: var(--soft); margin: 1.1rem 0 .
 """
 
 
-def style(insight: Insight) -> str:
+def style(plotted: PlottedRuns) -> str:
     """The gallery's CSS, with the colours of the provenance of these runs."""
 
     def colours(theme: Theme) -> str:
-        return " ".join(f"--of-{at}: {theme.of_provenance(at)};" for at in range(len(insight.provenance)))
+        return " ".join(f"--of-{at}: {theme.of_provenance(at)};" for at in range(len(plotted.provenance)))
 
     return (
         f":root {{ {colours(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {colours(DARK)} }} }}{STYLE}"
     )
 
 
-def gallery(insight: Insight) -> str:
+def gallery(plotted: PlottedRuns) -> str:
     """HTML of the gallery, arms with a queue first; empty if no arm scored its pool."""
     parts = []
-    first = {arm: runs[0] for arm, runs in insight.detecting.items()}
+    first = {arm: runs[0] for arm, runs in plotted.detecting.items()}
     queued = sorted(first, key=lambda arm: first[arm].queued is None)[:MOST_GALLERIES]  # those with a queue first
     for arm in (arm for arm in first if arm in queued):
         run = first[arm]
         blocks = [
-            _block("Highest scores, most synthetic first", run.highest, insight, run),
-            _block("Lowest scores, most real first", run.lowest, insight, run),
-            _queue(insight, run),
+            _block("Highest scores, most synthetic first", run.highest, plotted, run),
+            _block("Lowest scores, most real first", run.lowest, plotted, run),
+            _queue(plotted, run),
         ]
         parts.append(f"<h3>{escape(arm)}</h3>{''.join(blocks)}")
     if not parts:
         return ""
     key = "".join(
-        f'<li style="--of: var(--of-{at})">{escape(name)}</li>' for at, name in enumerate(insight.provenance)
+        f'<li style="--of: var(--of-{at})">{escape(name)}</li>' for at, name in enumerate(plotted.provenance)
     )
     return f'<ul class="key">{key}</ul>{"".join(parts)}'
 
 
-def _block(title: str, pictures: Pictures | None, insight: Insight, run: Analysis) -> str:
+def _block(title: str, pictures: Pictures | None, plotted: PlottedRuns, run: Analysis) -> str:
     if pictures is None or not len(pictures.images):
         return ""
-    return f"<h4>{title}</h4>{_tiles(pictures, range(len(pictures.images)), insight, run)}"
+    return f"<h4>{title}</h4>{_tiles(pictures, range(len(pictures.images)), plotted, run)}"
 
 
-def _queue(insight: Insight, run: Analysis) -> str:
+def _queue(plotted: PlottedRuns, run: Analysis) -> str:
     """The queue's newest images under their pseudo-classes, and how many of all entries are truly synthetic."""
     if run.queued is None or run.queue_generator is None or not len(run.queue_generator):
         return ""
@@ -91,19 +91,19 @@ def _queue(insight: Insight, run: Analysis) -> str:
     for label in sorted(set(run.queued.classes.tolist())):
         name = run.classes[label] if 0 <= label < len(run.classes) else str(label)
         places = [at for at, other in enumerate(run.queued.classes.tolist()) if other == label]
-        groups.append(f"<div><h5>{escape(name)}</h5>{_tiles(run.queued, places, insight, run)}</div>")
+        groups.append(f"<div><h5>{escape(name)}</h5>{_tiles(run.queued, places, plotted, run)}</div>")
     return f'<h4>{title}; the newest, by pseudo-class</h4><div class="classes">{"".join(groups)}</div>'
 
 
-def _tiles(pictures: Pictures, places: range | list[int], insight: Insight, run: Analysis) -> str:
+def _tiles(pictures: Pictures, places: range | list[int], plotted: PlottedRuns, run: Analysis) -> str:
     smooth = " smooth" if max(pictures.images.shape[1:3]) > 32 else ""
-    return f'<div class="tiles{smooth}">{"".join(_tile(pictures, at, insight, run) for at in places)}</div>'
+    return f'<div class="tiles{smooth}">{"".join(_tile(pictures, at, plotted, run) for at in places)}</div>'
 
 
-def _tile(pictures: Pictures, at: int, insight: Insight, run: Analysis) -> str:
+def _tile(pictures: Pictures, at: int, plotted: PlottedRuns, run: Analysis) -> str:
     name, score = run.generators[int(pictures.generators[at])], float(pictures.scores[at])
     figure = f"{score:.2f}" if math.isfinite(score) else "&nbsp;"
-    colour = f"--of: var(--of-{insight.provenance.index(name)})"
+    colour = f"--of: var(--of-{plotted.provenance.index(name)})"
     return (
         f'<figure class="tile" style="{colour}" title="{escape(name)}">'
         f'<img src="{data_uri(png(pictures.images[at]))}" alt="{escape(name)}"><span>{figure}</span></figure>'

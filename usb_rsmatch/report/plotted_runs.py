@@ -18,7 +18,7 @@ MOST_ARMS = 6  # largest number of arms in the plots: more colours cannot be dis
 
 
 @dataclass(frozen=True)
-class Insight:
+class PlottedRuns:
     """The analyses of one setting: {arm: its runs', by seed}, in the table's order; `indices` are the arms' places."""
 
     setting: Setting
@@ -63,7 +63,7 @@ class Insight:
         return lines
 
 
-def gather(table: Table) -> Insight | None:
+def gather(table: Table) -> PlottedRuns | None:
     """The analyses of the setting in which most arms have one; None if no run has one.
 
     Of several such settings it is the one with most detectors, then with most synthetic images, then the first. If
@@ -86,7 +86,7 @@ def gather(table: Table) -> Insight | None:
         seeds[arm] = [result.seed for result in results]
     indices = {arm: table.arms.index(arm) for arm in shown}
     left_out = [arm for arm in table.arms if arm in cells and arm not in shown]
-    return Insight(table.settings[at], len(table.settings) > 1, runs, indices, seeds, left_out)
+    return PlottedRuns(table.settings[at], len(table.settings) > 1, runs, indices, seeds, left_out)
 
 
 def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:

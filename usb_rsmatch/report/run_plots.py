@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from usb_rsmatch.report.analysis_file import Analysis
 from usb_rsmatch.report.plot_style import COLUMNS, WIDTH, Draw, Theme, colour_of, draw_rows, label, style_of
-from usb_rsmatch.report.plotted_runs import Insight, real_and_made
+from usb_rsmatch.report.plotted_runs import PlottedRuns, real_and_made
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,47 +19,47 @@ NAMED_CLASSES = 20  # with more, class names and counts are too small to read
 PERPLEXITY = 30.0
 
 
-def detector_plot(insight: Insight, theme: Theme) -> bytes | None:
+def detector_plot(plotted: PlottedRuns, theme: Theme) -> bytes | None:
     """A PNG of every detector against each generator: ROC curves, and its scores of real and synthetic images.
 
     With few detectors each row is a generator; with more each column is one, with the ROC above and one row of scores
     for each detector.
     """
-    arms, generators = list(insight.detecting), insight.generators[:MOST_GENERATORS]
+    arms, generators = list(plotted.detecting), plotted.generators[:MOST_GENERATORS]
     if not arms or not generators:
         return None
     if len(arms) <= COLUMNS:
-        beside = [
-            [_roc_panel(insight, name, theme), *(_histogram_panel(insight, arm, name, theme) for arm in arms)]
+        by_generator = [
+            [_roc_panel(plotted, name, theme), *(_histogram_panel(plotted, arm, name, theme) for arm in arms)]
             for name in generators
         ]
-        return draw_rows(beside, [2.5] * len(beside), theme, widths=[1.0, *[1.25] * len(arms)])
+        return draw_rows(by_generator, [2.5] * len(by_generator), theme, widths=[1.0, *[1.25] * len(arms)])
     rows: list[list[Draw | None]] = []
     heights: list[float] = []
     for at in range(0, len(generators), COLUMNS):
         part = generators[at : at + COLUMNS]
-        rows.append(_padded([_roc_panel(insight, name, theme) for name in part], COLUMNS))
-        rows += [_padded([_histogram_panel(insight, arm, name, theme) for name in part], COLUMNS) for arm in arms]
+        rows.append(_padded([_roc_panel(plotted, name, theme) for name in part], COLUMNS))
+        rows += [_padded([_histogram_panel(plotted, arm, name, theme) for name in part], COLUMNS) for arm in arms]
         heights += [3.0, *[1.7] * len(arms)]
     return draw_rows(rows, heights, theme)
 
 
-def _roc_panel(insight: Insight, generator: str, theme: Theme) -> Draw:
+def _roc_panel(plotted: PlottedRuns, generator: str, theme: Theme) -> Draw:
     def draw(axes: Axes) -> None:
         import numpy as np
 
         axes.plot([0, 1], [0, 1], color=theme.faint, lw=1)
         drawn = 0
-        for arm, runs in insight.detecting.items():
+        for arm, runs in plotted.detecting.items():
             parts = [real_and_made(run, generator) for run in runs]
             curves = [roc(real, made) for real, made in parts if len(made)]
             if not curves:
                 continue
-            index = insight.indices[arm]
+            index = plotted.indices[arm]
             colour = colour_of(index, theme.arms)
             rates, mean = np.linspace(0, 1, 201), np.mean([curve for curve, _ in curves], axis=0)
             axes.plot(rates, mean, style_of(index), color=colour, label=label(arm))
-            if len(insight.detecting) > COLUMNS:  # more figures would lie on the curves
+            if len(plotted.detecting) > COLUMNS:  # more figures would lie on the curves
                 continue
             auroc = float(np.mean([area for _, area in curves]))
             axes.text(0.98, 0.05 + 0.1 * drawn, f"{auroc:.3f}", color=colour, ha="right", fontsize=9, fontweight="bold")
@@ -84,29 +84,29 @@ def roc(real: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, float]:
     return np.interp(np.linspace(0, 1, 201), false, true), float(roc_auc_score(truth, score))
 
 
-def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -> Draw:
+def _histogram_panel(plotted: PlottedRuns, arm: str, generator: str, theme: Theme) -> Draw:
     def draw(axes: Axes) -> None:
         import numpy as np
 
-        run = insight.detecting[arm][0]
+        run = plotted.detecting[arm][0]
         assert run.scores is not None
         real, made = real_and_made(run, generator)
         low, high = (float(run.scores.min()), float(run.scores.max()))
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
         for values, name in ((real, "real"), (made, generator)):
             if len(values):
-                colour = theme.of_provenance(insight.provenance.index(name))
+                colour = theme.of_provenance(plotted.provenance.index(name))
                 counts, _ = np.histogram(values, edges)
                 share = 100 * counts / len(values)
                 axes.stairs(share, edges, fill=True, color=colour, alpha=0.28, lw=0)
                 axes.stairs(share, edges, color=colour, lw=1.4, label=label(name, 26))
-        if len(insight.detecting) > COLUMNS:  # a row is a detector
-            first, last = insight.generators.index(generator) % COLUMNS == 0, arm == list(insight.detecting)[-1]
+        if len(plotted.detecting) > COLUMNS:  # a row is a detector
+            first, last = plotted.generators.index(generator) % COLUMNS == 0, arm == list(plotted.detecting)[-1]
             axes.set(xlabel="Score" if last else "", ylabel=f"{label(arm, 22)}\nImages (%)" if first else "")
         else:
-            first = arm == next(iter(insight.detecting))
+            first = arm == next(iter(plotted.detecting))
             axes.set(xlabel="Score", ylabel="Images (%)" if first else "")
-            if generator == insight.generators[0]:
+            if generator == plotted.generators[0]:
                 axes.set_title(label(arm, 26))
         axes.set_ylim(bottom=0)
         axes.locator_params(nbins=4)
@@ -114,10 +114,10 @@ def _histogram_panel(insight: Insight, arm: str, generator: str, theme: Theme) -
     return draw
 
 
-def confusion_plot(insight: Insight, theme: Theme) -> bytes:
+def confusion_plot(plotted: PlottedRuns, theme: Theme) -> bytes:
     """A PNG with one panel per arm: the predictions for each class, in percent of the class, over the seeds."""
-    columns = _columns(len(insight.runs))
-    arms = enumerate(insight.runs.items())
+    columns = _columns(len(plotted.runs))
+    arms = enumerate(plotted.runs.items())
     panels = [_confusion_panel(arm, runs, theme, first=at % columns == 0) for at, (arm, runs) in arms]
     rows = [_padded(panels[at : at + columns], columns) for at in range(0, len(panels), columns)]
     return draw_rows(rows, [WIDTH / columns * 1.06] * len(rows), theme)
@@ -159,13 +159,13 @@ def _confusion_panel(arm: str, runs: Sequence[Analysis], theme: Theme, first: bo
     return draw
 
 
-def features_plot(insight: Insight, themes: Sequence[Theme]) -> list[bytes]:
+def features_plot(plotted: PlottedRuns, themes: Sequence[Theme]) -> list[bytes]:
     """One PNG per theme: t-SNE of each arm's features, by class above, by provenance below; none without features.
 
     Source: van der Maaten and Hinton, "Visualizing Data using t-SNE" (JMLR 2008), by scikit-learn, initialised
     with principal components, so that equal features give equal plots.
     """
-    shown = {arm: runs[0] for arm, runs in insight.runs.items() if _has_map(runs[0])}
+    shown = {arm: runs[0] for arm, runs in plotted.runs.items() if _has_map(runs[0])}
     if not shown:
         return []
     maps = {arm: embed(run) for arm, run in shown.items()}
@@ -177,7 +177,7 @@ def features_plot(insight: Insight, themes: Sequence[Theme]) -> list[bytes]:
             part = arms[at : at + columns]
             rows.append(_padded([_class_panel(arm, shown[arm], maps[arm], theme) for arm in part], columns))
             rows.append(
-                _padded([_provenance_panel(insight, shown[arm], maps[arm], theme) for arm in part], columns)
+                _padded([_provenance_panel(plotted, shown[arm], maps[arm], theme) for arm in part], columns)
             )
         plots.append(draw_rows(rows, [WIDTH / columns] * len(rows), theme))
     return plots
@@ -221,12 +221,12 @@ def _class_panel(arm: str, run: Analysis, points: np.ndarray, theme: Theme) -> D
     return draw
 
 
-def _provenance_panel(insight: Insight, run: Analysis, points: np.ndarray, theme: Theme) -> Draw:
+def _provenance_panel(plotted: PlottedRuns, run: Analysis, points: np.ndarray, theme: Theme) -> Draw:
     def draw(axes: Axes) -> None:
         for index, name in enumerate(run.generators):
             own = points[run.features_generator == index]
             if len(own):
-                colour = theme.of_provenance(insight.provenance.index(name))
+                colour = theme.of_provenance(plotted.provenance.index(name))
                 axes.scatter(own[:, 0], own[:, 1], s=8, color=colour, linewidths=0, alpha=0.8)
                 axes.scatter([], [], s=36, color=colour, linewidths=0, label=label(name, 26))  # for the legend
         _bare(axes, theme)

@@ -10,7 +10,7 @@ examples:
   usb-rsmatch synthesize --engine diffusers --preset sd14 --dataset cifar10 --count 10000 --out synthetic/sd14
   usb-rsmatch synthesize --engine diffusers --model ./my_pipeline --classes cat dog --count 20 --out synthetic/mine
 
-The same command goes on where it stopped. GLIDE is in no package index: images that its own code made come into a pool
+The same command resumes where it stopped. GLIDE is in no package index: images that its own code made come into a pool
 as a folder, `synthetic: - {source: "folder:DIR", generator: glide}`.
 """
 

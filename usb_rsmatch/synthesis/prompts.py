@@ -135,5 +135,5 @@ def _filled(template: str, words: Words) -> str:
     except (KeyError, IndexError, ValueError, AttributeError):
         raise UserError(f"prompt {template!r}: may hold {FIELDS}; write other braces twice") from None
     if text == plain_text:
-        raise UserError(f"prompt {template!r}: must hold {{name}} or {{definition}}, to tell classes apart")
+        raise UserError(f"prompt {template!r}: must hold {{name}} or {{definition}}, to distinguish classes")
     return text

@@ -43,8 +43,8 @@ def measure(
     steps: int = CLASSIFIER_STEPS,
     device: str = "auto",
 ) -> Quality:
-    """Quality of generated `images` (uint8 [M, H, W, C]) of the intended `labels` (int64 [M]), beside real ones of
-    the same classes.
+    """Quality of generated `images` (uint8 [M, H, W, C]) of the intended `labels` (int64 [M]), compared with real ones
+    of the same classes.
 
     Real images are uint8 [N, H, W, C], their labels int64 [N], some hundreds at least: a quarter is held out
     from the classifier, which trains for `steps` of batch 128.

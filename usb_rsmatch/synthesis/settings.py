@@ -57,7 +57,7 @@ class FlowSettings:
 
     @classmethod
     def recommended(cls, image_size: int, **changes: Any) -> FlowSettings:
-        """Settings for images of `image_size` px, with `changes` laid over them."""
+        """Settings for images of `image_size` px, with `changes` applied."""
         base = cls() if image_size < 16 else cls(steps=2500, batch_size=128, width=48, ema=0.998)
         return replace(base, **changes)
 

@@ -55,7 +55,7 @@ def train_flow(
 
     `images` uint8 [N, H, W, C], `labels` int64 [N]. With `checkpoint`, training is saved there every
     `save_every` seconds, at its end, and at a request to stop, which raises KeyboardInterrupt after the step under
-    way; it goes on from there bit for bit, and a finished one is only loaded.
+    way; it resumes bit for bit, and a finished one is only loaded.
     Raises UserError for images, labels or a checkpoint that do not fit.
     Source: Lipman et al. 2210.02747 (eq. 23 with sigma_min = 0), Liu et al. 2209.03003 (eq. 1); times drawn
     from a logit-normal, Esser et al. 2403.03206 (section 3.1); hidden classes, Ho & Salimans 2207.12598
@@ -135,7 +135,7 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray, num_classes: int, settings: FlowSettings, seed: int) -> str:
-    """16 hexadecimal digits that stand for all that a trained model depends on, the machine apart."""
+    """A hash, 16 hexadecimal digits, of everything that a trained model depends on except the machine."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((FORMAT, settings.stage("train"), seed, num_classes, images.shape)).encode())
     digest.update(np.ascontiguousarray(images).data)

@@ -76,7 +76,7 @@ class Stage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, scale and shift by the condition, then two 3 x 3 convolutions, beside a skip.
+    """Norm, scale and shift by the condition, then two 3 x 3 convolutions, plus a skip connection.
 
     One norm a block, and over channels only: in bf16 on a CPU a group norm costs more than a convolution.
     """

@@ -50,7 +50,7 @@ def fix_yaml() -> bool:
     from semilearn.core import utils
     from semilearn.core.utils import misc
 
-    if getattr(misc.over_write_args_from_file, "mended", False):
+    if getattr(misc.over_write_args_from_file, "fixed", False):
         return False
     try:
         with warnings.catch_warnings():
@@ -69,7 +69,7 @@ def fix_yaml() -> bool:
             for key, value in (yaml.safe_load(file) or {}).items():
                 setattr(args, key, value)
 
-    over_write_args_from_file.mended = True  # type: ignore[attr-defined]
+    over_write_args_from_file.fixed = True  # type: ignore[attr-defined]
     misc.over_write_args_from_file = utils.over_write_args_from_file = over_write_args_from_file
     return True
 
@@ -83,7 +83,7 @@ def fix_get_config() -> bool:
     from semilearn.lighting import config as lighting_config
 
     original = semilearn.get_config
-    if getattr(original, "mended", False):
+    if getattr(original, "fixed", False):
         return False
 
     def get_config(config: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def fix_get_config() -> bool:
             args.distributed = False
         return args
 
-    get_config.mended = True  # type: ignore[attr-defined]
+    get_config.fixed = True  # type: ignore[attr-defined]
     semilearn.get_config = semilearn.lighting.get_config = lighting_config.get_config = get_config
     return True
 
@@ -131,7 +131,7 @@ def _algorithm(name: str) -> Any:
     """USB's class of that name; None if this variant does not have it, or it is fixed already."""
     from semilearn.core.utils import ALGORITHMS
 
-    if name not in ALGORITHMS or "mended" in vars(ALGORITHMS[name]):
+    if name not in ALGORITHMS or "fixed" in vars(ALGORITHMS[name]):
         return None
     return ALGORITHMS[name]
 
@@ -148,7 +148,7 @@ def fix_meanteacher() -> bool:
     }
     if algorithm is None or not _rewrite(algorithm, "train_step", wrong):
         return False
-    algorithm.mended = True
+    algorithm.fixed = True
     return True
 
 
@@ -163,7 +163,7 @@ def fix_sequencematch() -> bool:
         return False
     if not _rewrite(algorithm, "train_step", wrong):
         return False
-    algorithm.mended = True
+    algorithm.fixed = True
     return True
 
 
@@ -179,7 +179,7 @@ def fix_crmatch_view() -> bool:
     wrong = {"feat_maps.view(": "feat_maps.reshape("}
     if algorithm is None or not _rewrite(crmatch.CRMatch_Net, "forward", wrong):
         return False
-    algorithm.mended = True
+    algorithm.fixed = True
     return True
 
 
@@ -192,7 +192,7 @@ def fix_crmatch_map() -> bool:
 
     net = crmatch.CRMatch_Net
     original = net.__init__
-    if getattr(original, "mended", False):
+    if getattr(original, "fixed", False):
         return False
 
     def __init__(self: Any, base: Any, args: Any, use_rot: bool = True) -> None:
@@ -206,7 +206,7 @@ def fix_crmatch_map() -> bool:
         if size != self.ds_classifier.in_features:
             self.ds_classifier = torch.nn.Linear(size, self.num_features, bias=True)
 
-    __init__.mended = True  # type: ignore[attr-defined]
+    __init__.fixed = True  # type: ignore[attr-defined]
     net.__init__ = __init__
     return True
 

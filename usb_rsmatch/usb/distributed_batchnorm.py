@@ -26,12 +26,12 @@ class DistributedBatchNorm:
     def _normalise(self: Any, x: Tensor) -> Tensor:
         space = list(range(2, x.ndim))
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        apart = _apart(self, wide)
-        groups = torch.stack([1 - apart, apart])  # [2, B]
+        second = _second_group(self, wide)
+        groups = torch.stack([1 - second, second])  # [2, B]
         images = _sum(groups.sum(1, keepdim=True))  # [2, 1]
         values = (images * (wide[0, 0].numel())).clamp(min=1)
         mean = _sum(groups @ _over(wide, space)) / values  # [2, C]
-        centred = wide - _each(mean, apart, x.ndim)
+        centred = wide - _each(mean, second, x.ndim)
         variance = _sum(groups @ _over(centred.square(), space)) / values
         if self.track_running_stats:
             with torch.no_grad():
@@ -41,22 +41,22 @@ class DistributedBatchNorm:
                 self.running_mean += share * (mean[0] - self.running_mean)
                 unbiased = variance[0] * values[0] / (values[0] - 1).clamp(min=1)
                 self.running_var += share * (unbiased - self.running_var)
-        y = centred * _each((variance + self.eps).rsqrt(), apart, x.ndim)
+        y = centred * _each((variance + self.eps).rsqrt(), second, x.ndim)
         if self.affine:
             shape = [1, -1, *[1] * len(space)]
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
 
-def _apart(module: Any, x: Tensor) -> Tensor:
+def _second_group(module: Any, x: Tensor) -> Tensor:
     """1 for each image [B] of the second group; a plain BatchNorm has none."""
     group = getattr(module, "group", None)
-    apart = x.new_zeros(len(x))
+    second = x.new_zeros(len(x))
     if group is not None and group.first is not None:
-        apart[group.first :] = 1
-    elif group is not None and group.apart is not None:
-        apart = group.apart.to(x.dtype)
-    return apart
+        second[group.first :] = 1
+    elif group is not None and group.second is not None:
+        second = group.second.to(x.dtype)
+    return second
 
 
 def _over(x: Tensor, space: list[int]) -> Tensor:
@@ -64,9 +64,9 @@ def _over(x: Tensor, space: list[int]) -> Tensor:
     return x.sum(space) if space else x
 
 
-def _each(of_group: Tensor, apart: Tensor, ndim: int) -> Tensor:
+def _each(of_group: Tensor, second: Tensor, ndim: int) -> Tensor:
     """For each image, its group's row of [2, C]: [B, C, 1, ...]."""
-    return torch.where(apart[:, None] > 0, of_group[1], of_group[0])[(..., *[None] * (ndim - 2))]
+    return torch.where(second[:, None] > 0, of_group[1], of_group[0])[(..., *[None] * (ndim - 2))]
 
 
 def _sum(part: Tensor) -> Tensor:

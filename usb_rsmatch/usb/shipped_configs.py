@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_root() -> Path:
-    """Return the folder of the shipped configurations: inside an installed package, beside a checkout's."""
+    """Return the folder of the shipped configurations: inside an installed package, or config/ of a checkout."""
     installed = _PACKAGE / "config_data"
     return installed if installed.is_dir() else _PACKAGE.parent / "config"
 

@@ -49,10 +49,10 @@ def test_the_parts_of_a_real_pool() -> None:
 
 
 def test_without_the_labelled_images_in_the_unlabelled_set() -> None:
-    both, apart = pool(), pool(include_lb_to_ulb=False)
-    assert rows(apart.labeled) == rows(both.labeled)
-    assert rows(apart.unlabeled) == rows(both.unlabeled)[40:]
-    assert not apart.unlabeled.is_labeled.any()
+    both, second = pool(), pool(include_lb_to_ulb=False)
+    assert rows(second.labeled) == rows(both.labeled)
+    assert rows(second.unlabeled) == rows(both.unlabeled)[40:]
+    assert not second.unlabeled.is_labeled.any()
 
 
 @settings(deadline=None, max_examples=15)

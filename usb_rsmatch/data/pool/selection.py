@@ -39,8 +39,8 @@ class Selection:
 class PoolSelection:
     """What a pool takes from which source.
 
-    `further` are real unlabelled images beside the labelled ones; `order` int64 [N] brings the synthetic images, one
-    source after the other, into the pool's order.
+    `further` are the real unlabelled images other than the labelled ones; `order` int64 [N] brings the synthetic
+    images, one source after the other, into the pool's order.
     """
 
     labeled: Selection

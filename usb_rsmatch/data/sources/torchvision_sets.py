@@ -112,16 +112,16 @@ def download(kind: str, target: Path, parts: Sequence[Options]) -> None:
     from torchvision import datasets
 
     timeout = socket.getdefaulttimeout()
-    beside: Path | None = None
+    temporary: Path | None = None
     made = not target.parent.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         socket.setdefaulttimeout(NETWORK_TIMEOUT)
         for options in parts:
-            getattr(datasets, kind)(str(beside), download=True, **options)
+            getattr(datasets, kind)(str(temporary), download=True, **options)
         target.mkdir(exist_ok=True)
-        for item in beside.iterdir():
+        for item in temporary.iterdir():
             if not (target / item.name).exists():
                 os.replace(item, target / item.name)
     except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError
@@ -131,8 +131,8 @@ def download(kind: str, target: Path, parts: Sequence[Options]) -> None:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         if made:
             with contextlib.suppress(OSError):
                 target.parent.rmdir()  # succeeds only if it is empty

@@ -83,7 +83,7 @@ class BatchedImages:
         return batch
 
     def unlabeled_batch(self, name: str, positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
-        """USB's unlabelled batch for the algorithm `name`, with `is_synthetic` and `generator` beside it."""
+        """USB's unlabelled batch for the algorithm `name`, with `is_synthetic` and `generator`."""
         index, at = torch.from_numpy(indices), torch.from_numpy(positions)
         batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index].long()}
         views = UNLABELED_VIEWS.get(name, DEFAULT)
