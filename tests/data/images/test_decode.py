@@ -1,4 +1,4 @@
-"""Every way an image can be stored comes out as it looks, and what cannot be read is named."""
+"""Image formats, modes and orientations are decoded correctly, and an unreadable file is named in the error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_colour_becomes_grey_by_luma(tmp_path: Path) -> None:
     assert np.abs(grey - luma).max() <= 0.51
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path: Path) -> None:
     deep = (GREY.astype(np.uint16) * 257)[:4, :4]
     deep[0, 0] = 65535
     expected = np.rint(deep / 257).astype(np.uint8)
@@ -53,7 +53,7 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(read_image(saved(tmp_path / f"a.{suffix}", deep))), expected)
 
 
-def test_float_images_of_either_range(tmp_path: Path) -> None:
+def test_float_images_in_0_to_1_or_0_to_255(tmp_path: Path) -> None:
     unit = RNG.random((6, 6)).astype(np.float32)
     expected = np.rint(unit.astype(np.float64) * 255).astype(np.uint8)
     assert np.array_equal(np.asarray(read_image(saved(tmp_path / "a.tif", unit))), expected)
@@ -62,7 +62,7 @@ def test_float_images_of_either_range(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_image(saved(tmp_path / "b.tif", wide))), expected)
 
 
-def test_palette_bilevel_and_cmyk(tmp_path: Path) -> None:
+def test_palette_bilevel_and_cmyk_images(tmp_path: Path) -> None:
     palette = Image.fromarray(COLOUR).quantize(8)
     assert np.array_equal(
         np.asarray(read_image(saved(tmp_path / "p.png", palette))), np.asarray(palette.convert("RGB"))
@@ -74,7 +74,7 @@ def test_palette_bilevel_and_cmyk(tmp_path: Path) -> None:
     assert np.asarray(read_image(saved(tmp_path / "c.tif", cmyk)))[0, 0].tolist() == [0, 255, 255]
 
 
-def test_transparency_shows_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     pixels = np.zeros((6, 6, 4), dtype=np.uint8)
     pixels[0] = (10, 20, 30, 255)
     pixels[1] = (0, 0, 0, 128)
@@ -102,35 +102,35 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(np.asarray(read_image(path)), turned)
 
 
-def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert np.unique(np.asarray(read_image(tmp_path / "a.gif"))).tolist() == [10]
 
 
-def test_content_counts_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_content_not_the_suffix(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", COLOUR, format="PNG")
     assert np.array_equal(np.asarray(read_image(path)), COLOUR)
 
 
-def test_resize_is_pillows_antialiased_bilinear_of_the_centre_square() -> None:
+def test_resizing_equals_pillows_antialiased_bilinear_on_the_centre_square() -> None:
     square = Image.fromarray(COLOUR[:, 2:14])
     expected = np.asarray(square.resize((5, 5), Image.Resampling.BILINEAR))
     assert np.array_equal(fit(Image.fromarray(COLOUR), 5, 3), expected)
 
 
-def test_arrays_take_the_path_of_files(tmp_path: Path) -> None:
+def test_arrays_are_resized_like_files(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (3, 10, 14, 3), dtype=np.uint8)
     files = [read_image(saved(tmp_path / f"{i}.png", image)) for i, image in enumerate(images)]
     for channels in (1, 3):
         assert np.array_equal(
             fit_array(images, 7, channels), np.stack([fit(file, 7, channels) for file in files])
         )
-    kept = images[:, :, :10]
-    assert np.array_equal(fit_array(kept, 10, 3), kept)
+    square = images[:, :, :10]
+    assert np.array_equal(fit_array(square, 10, 3), square)
 
 
-def test_truncated_files_are_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named_in_the_error(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "bmp"):
         path = saved(tmp_path / f"whole one.{suffix}", np.tile(COLOUR, (8, 8, 1)))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -139,21 +139,21 @@ def test_truncated_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_named_in_the_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "é.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"é\.png: cannot be read .*on_error: skip"):
         read_image(path)
 
 
-def test_a_broken_link_and_a_missing_file_are_named(tmp_path: Path) -> None:
+def test_a_broken_link_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"link\.png: cannot be read \(No such file"):
         read_image(tmp_path / "link.png")
 
 
 @pytest.mark.parametrize("side", [10_000, 100_000])
-def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
+def test_decompression_bombs_are_rejected_before_decoding(tmp_path: Path, side: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -165,6 +165,6 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path: Path,
         read_image(path)
 
 
-def test_one_pixel_is_too_small(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"1 x 1 is too small, {MIN_SIDE}"):
+def test_an_image_of_one_pixel_is_too_small(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"1 x 1 is too small, the minimum is {MIN_SIDE} pixels per side"):
         read_image(saved(tmp_path / "dot.png", GREY[:1, :1]))

@@ -1,4 +1,4 @@
-"""Pools beyond memory: lists of files, stored images and packs are kept between runs, and change nothing of a pool."""
+"""Pools larger than memory: cached file lists, images on disk and packs leave the pool unchanged."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from usb_rsmatch.io import write_json
 RNG = np.random.default_rng(0)
 
 
-def places(root: Path) -> list[str]:
-    found = file_index.file_index(root)
-    return [found.place(i) for i in range(len(found))]
+def relative_paths(root: Path) -> list[str]:
+    index = file_index.file_index(root)
+    return [index.place(i) for i in range(len(index))]
 
 
 def paint(path: Path, value: int, side: int = 8) -> None:
@@ -41,16 +41,16 @@ def paint(path: Path, value: int, side: int = 8) -> None:
     Image.fromarray(np.full((side, side, 3), value, np.uint8)).save(path)
 
 
-def age(root: Path) -> None:
-    """Make folders look as if they had been left alone for a minute."""
+def set_old_mtimes(root: Path) -> None:
+    """Set the modification times of all folders to one minute ago."""
     for path in (root, *(path for path in root.rglob("*") if path.is_dir())):
         past = time.time() - 60
         os.utime(path, (past, past))
 
 
 @pytest.fixture
-def every_list_is_kept(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Keep even short lists; returns the roots that were listed anew."""
+def cache_every_list(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Cache even short lists; returns the roots that were listed again."""
     built: list[Path] = []
     original = file_index._build
 
@@ -64,56 +64,54 @@ def every_list_is_kept(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a file or an archive is held in memory."""
+def all_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No images of files or archives stay in memory."""
     monkeypatch.setattr(npz, "LARGE", 0)
     monkeypatch.setattr(source, "STORED_LIMIT", 0)
     monkeypatch.setattr(source.FileSource, "resident_limit", 0)
 
 
-# lists of files ---------------------------------------------------------------------------------------------------
+# cached file lists ----------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_kept_until_a_folder_changes(tmp_path: Path, every_list_is_kept: list[Path]) -> None:
+def test_a_list_is_cached_until_a_folder_changes(tmp_path: Path, cache_every_list: list[Path]) -> None:
     root = tmp_path / "images"
     for name in ("a/1.png", "a/2 é.png", "b/c/3.png", "b-d/4.png"):
         paint(root / name, 1)
     (root / "a" / "notes.txt").write_text("no image")
-    age(root)
-    first = places(root)
+    set_old_mtimes(root)
+    first = relative_paths(root)
     assert first == sorted(first) and len(first) == 4
-    assert places(root) == first and every_list_is_kept == [root]
+    assert relative_paths(root) == first and cache_every_list == [root]
     paint(root / "b" / "c" / "5.png", 1)
-    assert places(root) == sorted([*first, "b/c/5.png"]) and len(every_list_is_kept) == 2
-    age(root)
-    places(root)
+    assert relative_paths(root) == sorted([*first, "b/c/5.png"]) and len(cache_every_list) == 2
+    set_old_mtimes(root)
+    relative_paths(root)
     (root / "a" / "1.png").unlink()
-    assert "a/1.png" not in places(root)
-    age(root)
-    places(root)
+    assert "a/1.png" not in relative_paths(root)
+    set_old_mtimes(root)
+    relative_paths(root)
     (root / "b" / "c").rename(root / "b" / "e")
-    assert "b/e/3.png" in places(root)
+    assert "b/e/3.png" in relative_paths(root)
 
 
-def test_a_folder_that_may_still_change_unseen_is_looked_at_again(
-    tmp_path: Path, every_list_is_kept: list[Path]
-) -> None:
-    """A file made within one tick of the file system's clock leaves no trace in the folder's time."""
+def test_a_folder_changed_just_before_listing_is_listed_again(tmp_path: Path, cache_every_list: list[Path]) -> None:
+    """A file created within one tick of the file system's clock does not change the folder's modification time."""
     paint(tmp_path / "images" / "a.png", 1)
-    places(tmp_path / "images")
+    relative_paths(tmp_path / "images")
     before = os.stat(tmp_path / "images")
     paint(tmp_path / "images" / "b.png", 1)
     os.utime(tmp_path / "images", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert places(tmp_path / "images") == ["a.png", "b.png"]
+    assert relative_paths(tmp_path / "images") == ["a.png", "b.png"]
 
 
-def test_a_damaged_list_is_made_anew(tmp_path: Path, every_list_is_kept: list[Path]) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, cache_every_list: list[Path]) -> None:
     paint(tmp_path / "images" / "a.png", 1)
-    age(tmp_path / "images")
-    places(tmp_path / "images")
-    (kept,) = (Path(os.environ["USB_RSMATCH_CACHE"]) / "index").iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])
-    assert places(tmp_path / "images") == ["a.png"]
+    set_old_mtimes(tmp_path / "images")
+    relative_paths(tmp_path / "images")
+    (cached,) = (Path(os.environ["USB_RSMATCH_CACHE"]) / "index").iterdir()
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert relative_paths(tmp_path / "images") == ["a.png"]
     assert not [path for path in (tmp_path / "images").rglob("*") if path.name != "a.png"]
 
 
@@ -122,30 +120,30 @@ def test_a_damaged_list_is_made_anew(tmp_path: Path, every_list_is_kept: list[Pa
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
-def test_a_large_archive_is_read_where_it_lies_or_unpacked_once(
+def test_a_large_archive_is_read_in_place_or_unpacked_once(
     tmp_path: Path, save: Callable[..., None], layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = RNG.integers(0, 256, (50, 6, 5, 3), dtype=np.uint8)
     stored = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2), "NHW": images[..., 0]}[layout]
-    wanted = images[..., :1] if layout == "NHW" else images
+    expected = images[..., :1] if layout == "NHW" else images
     save(tmp_path / "a.npz", label=np.arange(50) % 7, image=np.ascontiguousarray(stored))
-    held, labels = read_npz(tmp_path / "a.npz")
+    in_memory, labels = read_npz(tmp_path / "a.npz")
     monkeypatch.setattr(npz, "LARGE", 0)
     for _ in range(2):
         large, again = read_npz(tmp_path / "a.npz")
-        assert isinstance(large, StoredImages) and isinstance(held, np.ndarray)
-        assert np.array_equal(again, labels) and large.shape == held.shape
+        assert isinstance(large, StoredImages) and isinstance(in_memory, np.ndarray)
+        assert np.array_equal(again, labels) and large.shape == in_memory.shape
         rows = RNG.integers(50, size=20)
-        assert np.array_equal(large[rows], held[rows]) and np.array_equal(large[rows], wanted[rows])
+        assert np.array_equal(large[rows], in_memory[rows]) and np.array_equal(large[rows], expected[rows])
         order = large_npz.large_order(large)
         digests = large.take(order).digests_at(np.arange(50))
         assert digests is not None and sorted(digests.tolist()) == digests.tolist()
-        monkeypatch.setattr(large_npz, "_read_once", None)  # the second time nothing is read but what is asked for
-    assert np.array_equal(pickle.loads(pickle.dumps(large))[rows], wanted[rows])
+        monkeypatch.setattr(large_npz, "_read_once", None)  # the second time only the requested rows are read
+    assert np.array_equal(pickle.loads(pickle.dumps(large))[rows], expected[rows])
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_a_damaged_large_archive_is_named(tmp_path: Path, small_memory: None) -> None:
+def test_a_damaged_large_archive_is_named_in_the_error(tmp_path: Path, all_on_disk: None) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, image=RNG.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8))
     content = bytearray(path.read_bytes())
@@ -161,7 +159,7 @@ def test_a_damaged_large_archive_is_named(tmp_path: Path, small_memory: None) ->
         read_npz(path)
 
 
-def test_an_archive_cut_while_in_use_is_named(tmp_path: Path, small_memory: None) -> None:
+def test_an_archive_truncated_during_use_is_named_in_the_error(tmp_path: Path, all_on_disk: None) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, image=np.zeros((50, 8, 8, 3), np.uint8))
     images, _ = read_npz(path)
@@ -171,12 +169,12 @@ def test_an_archive_cut_while_in_use_is_named(tmp_path: Path, small_memory: None
         images[np.array([49])]
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
-    tmp_path: Path, small_memory: None, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_reported_before_writing(
+    tmp_path: Path, all_on_disk: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", image=np.zeros((50, 8, 8, 3), np.uint8))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"GiB left: make room, or set USB_RSMATCH_CACHE"):
+    with pytest.raises(UserError, match=r"GiB free: free space, or set USB_RSMATCH_CACHE"):
         read_npz(tmp_path / "a.npz")
 
 
@@ -228,24 +226,24 @@ def contents(pool: HybridPool) -> list[tuple[str, bytes, int, bool, str]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"img_size": 16}, {"reencode": 80}, {"include_lb_to_ulb": False}])
-def test_what_is_not_in_memory_is_the_same_pool(
+def test_a_pool_on_disk_equals_the_pool_in_memory(
     config: dict[str, Any], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config |= changes
-    held = HybridPool.from_config(config)
+    in_memory = HybridPool.from_config(config)
     for limits in ((npz, "LARGE"), (source, "STORED_LIMIT"), (source.FileSource, "resident_limit")):
         monkeypatch.setattr(*limits, 0)
     lazy = HybridPool.from_config(config)
-    assert isinstance(held.unlabeled.images, np.ndarray) and isinstance(lazy.unlabeled.images, LazyImages)
-    assert contents(lazy) == contents(held) and lazy.provenance == held.provenance
-    assert lazy.manifest()["parts"].keys() == held.manifest()["parts"].keys()
+    assert isinstance(in_memory.unlabeled.images, np.ndarray) and isinstance(lazy.unlabeled.images, LazyImages)
+    assert contents(lazy) == contents(in_memory) and lazy.provenance == in_memory.provenance
+    assert lazy.manifest()["parts"].keys() == in_memory.manifest()["parts"].keys()
     assert lazy.manifest() == HybridPool.from_config(config).manifest()
     rows = np.array([0, len(lazy) - 1, 3])
-    views = [BatchedImages(p.unlabeled, p.spec, 0, 0.875, torch.device("cpu")).gather(rows) for p in (held, lazy)]
+    views = [BatchedImages(p.unlabeled, p.spec, 0, 0.875, torch.device("cpu")).gather(rows) for p in (in_memory, lazy)]
     assert torch.equal(*views)
 
 
-def test_a_manifest_gives_the_same_pool_elsewhere(config: dict[str, Any], tmp_path: Path, small_memory: None) -> None:
+def test_a_manifest_rebuilds_the_pool_elsewhere(config: dict[str, Any], tmp_path: Path, all_on_disk: None) -> None:
     first = HybridPool.from_config(config)
     write_json(tmp_path / "manifest.json", first.manifest())
     assert contents(HybridPool.from_manifest(tmp_path / "manifest.json")) == contents(first)
@@ -262,7 +260,7 @@ def test_a_manifest_gives_the_same_pool_elsewhere(config: dict[str, Any], tmp_pa
         HybridPool.from_manifest(tmp_path / "other.json")
 
 
-def test_a_check_of_many_files_is_made_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readable_files_are_checked_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "KEEP_FROM", 1)
     monkeypatch.setattr(source, "SKIP_LIMIT", 0.5)
     bad = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
@@ -285,8 +283,8 @@ def test_a_check_of_many_files_is_made_once(config: dict[str, Any], monkeypatch:
     assert HybridPool.from_config(config).manifest()["sources"][1]["skipped"] == {}
 
 
-def test_packs_are_the_same_pool_and_read_no_file_again(
-    config: dict[str, Any], small_memory: None, monkeypatch: pytest.MonkeyPatch
+def test_a_packed_pool_is_equal_and_reads_no_file_again(
+    config: dict[str, Any], all_on_disk: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = contents(HybridPool.from_config(config))
     packed = HybridPool.from_config(SimpleNamespace(**config), pack=True)
@@ -296,10 +294,10 @@ def test_packs_are_the_same_pool_and_read_no_file_again(
     again = HybridPool.from_config(config)
     assert contents(again) == plain and again.manifest() == packed.manifest()
     every = sorted(Path(config["data_dir"]).rglob("*.*"))
-    assert {path.suffix for path in every} == {".png", ".npz"}  # nothing lies beside the data
+    assert {path.suffix for path in every} == {".png", ".npz"}  # no new file next to the data
 
 
-def test_a_pack_of_other_files_does_not_count(config: dict[str, Any]) -> None:
+def test_a_pack_is_ignored_when_a_file_has_changed(config: dict[str, Any]) -> None:
     HybridPool.from_config(SimpleNamespace(**config), pack=True)
     path = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
     paint(path, 77, side=40)
@@ -308,7 +306,7 @@ def test_a_pack_of_other_files_does_not_count(config: dict[str, Any]) -> None:
     assert (pool.unlabeled.images[row] == 77).all()
 
 
-def test_an_unreadable_file_stops_a_pack_and_leaves_none(config: dict[str, Any], small_memory: None) -> None:
+def test_an_unreadable_file_stops_packing_and_leaves_no_pack(config: dict[str, Any], all_on_disk: None) -> None:
     bad = Path(config["data_dir"]) / "synthetic" / "dog" / "0.png"
     bad.write_bytes(bad.read_bytes()[:40])
     with pytest.raises(UserError, match=r"dog/0\.png: cannot be read"):
@@ -318,12 +316,10 @@ def test_an_unreadable_file_stops_a_pack_and_leaves_none(config: dict[str, Any],
     assert not list(packs.glob(".*"))
 
 
-def test_a_synthetic_copy_of_a_test_file_is_refused_without_decoding_all(
-    config: dict[str, Any], small_memory: None
-) -> None:
+def test_a_copied_test_file_is_rejected_without_decoding_all(config: dict[str, Any], all_on_disk: None) -> None:
     root = Path(config["data_dir"])
     (root / "synthetic" / "dog" / "copy.png").write_bytes((root / "test" / "cat" / "1.png").read_bytes())
-    for _ in range(2):  # found, then remembered
+    for _ in range(2):  # detected, then read from the cache
         with pytest.raises(UserError, match=r"copy\.png: the same image is in the test set"):
             HybridPool.from_config(config)
     (root / "synthetic" / "dog" / "copy.png").unlink()
@@ -331,7 +327,7 @@ def test_a_synthetic_copy_of_a_test_file_is_refused_without_decoding_all(
     assert HybridPool.from_config(config).duplicates == 1
 
 
-def test_a_synthetic_copy_in_an_archive_is_refused(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_synthetic_copy_in_an_archive_is_rejected(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(config["data_dir"])
     with Image.open(root / "test" / "dog" / "2.png") as image:
         pixels = np.asarray(image)
@@ -342,8 +338,8 @@ def test_a_synthetic_copy_in_an_archive_is_refused(config: dict[str, Any], monke
         HybridPool.from_config(config)
 
 
-def test_zip_members_with_extra_fields_are_found(tmp_path: Path, small_memory: None) -> None:
-    """Archives of other programs carry extra fields in front of the data."""
+def test_zip_members_with_extra_fields_are_read(tmp_path: Path, all_on_disk: None) -> None:
+    """Other programs write extra fields before the data of a member."""
     images = RNG.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as whole, whole.open("image.npy", "w", force_zip64=True) as stream:

@@ -1,4 +1,4 @@
-"""Real data sets: from files laid out as their owners lay them out, without a network."""
+"""Real data sets are read from files in their original layouts, without a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test of this file reaches out: name resolution fails as it does without a network."""
+    """No test of this file uses the network: name resolution fails, as on a machine without one."""
 
     def refuse(*args: object, **options: object) -> None:
         raise socket.gaierror(-3, "Temporary failure in name resolution")
@@ -44,13 +44,13 @@ def values(source: Source) -> list[int]:
     return source.load(np.arange(len(source)), 8, 1)[:, 0, 0, 0].tolist()
 
 
-def idx(path: Path, array: np.ndarray, packed: bool) -> None:
+def write_idx(path: Path, array: np.ndarray, packed: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
     path.with_name(path.name + (".gz" if packed else "")).write_bytes(gzip.compress(data) if packed else data)
 
 
-def test_digits_are_scikit_learns() -> None:
+def test_digits_equal_those_of_scikit_learn() -> None:
     data = open_real("digits", "nowhere")
     images = np.concatenate([source.load(np.arange(len(source)), 8, 1) for source in (data.train, data.test)])
     expected = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
@@ -71,15 +71,15 @@ def test_fashionmnist_from_idx_files(tmp_path: Path, place: str, packed: bool) -
     }
     labels = {part: (np.arange(len(array)) % 10).astype(np.uint8) for part, array in images.items()}
     for part in images:
-        idx(tmp_path / place / f"{part}-images-idx3-ubyte", images[part], packed)
-        idx(tmp_path / place / f"{part}-labels-idx1-ubyte", labels[part], packed)
+        write_idx(tmp_path / place / f"{part}-images-idx3-ubyte", images[part], packed)
+        write_idx(tmp_path / place / f"{part}-labels-idx1-ubyte", labels[part], packed)
     data = open_real("fashionmnist", tmp_path)
     assert np.array_equal(data.train.load(np.arange(20), 28, 1)[..., 0], images["train"])
     assert np.array_equal(data.test.load(np.arange(10), 28, 1)[..., 0], images["t10k"])
     assert data.test.labels.tolist() == list(range(10)) and data.spec.flip
 
 
-def test_fashionmnist_as_installed() -> None:
+def test_fashionmnist_from_the_debian_package() -> None:
     if not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
     data = open_real("fashionmnist", "nowhere")
@@ -92,8 +92,8 @@ def test_fashionmnist_as_installed() -> None:
     assert data.spec.std[0] == pytest.approx(images.std(), abs=1e-4)
 
 
-def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
-    idx(tmp_path / "a", RNG.integers(0, 256, (5, 4, 4), dtype=np.uint8), packed=False)
+def test_a_damaged_idx_file_is_named_in_the_error(tmp_path: Path) -> None:
+    write_idx(tmp_path / "a", RNG.integers(0, 256, (5, 4, 4), dtype=np.uint8), packed=False)
     whole = (tmp_path / "a").read_bytes()
     for content in (whole[:-1], whole[:3], b"", b"\0\0\x0d" + whole[3:]):
         (tmp_path / "a").write_bytes(content)
@@ -105,7 +105,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["tiny-imagenet-200", "tinyimagenet", "."])
-def test_tinyimagenet_as_unpacked(tmp_path: Path, root: str) -> None:
+def test_tinyimagenet_in_its_original_layout(tmp_path: Path, root: str) -> None:
     base = tmp_path / root
     for c, wnid in enumerate(("n01", "n02")):
         for i in range(3):
@@ -122,16 +122,16 @@ def test_tinyimagenet_as_unpacked(tmp_path: Path, root: str) -> None:
     assert data.aliases == {"Carassius": 0, "bee": 1}
 
 
-def test_tinyimagenet_with_val_sorted_into_classes(tmp_path: Path) -> None:
+def test_tinyimagenet_with_validation_images_in_class_folders(tmp_path: Path) -> None:
     for wnid in ("n01", "n02"):
         paint(tmp_path / "train" / wnid / "images" / "a.JPEG", 1)
         paint(tmp_path / "val" / wnid / "images" / "b.JPEG", 2)
     assert open_real("tinyimagenet", tmp_path).test.labels.tolist() == [0, 1]
 
 
-def test_tinyimagenet_with_a_broken_table(tmp_path: Path) -> None:
+def test_tinyimagenet_with_a_damaged_table(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "n01" / "images" / "a.JPEG", 1)
-    for text, message in (("", "must hold"), ("a.JPEG n01\n", "must hold"), ("a.JPEG\tn02\n", "n02")):
+    for text, message in (("", "must contain"), ("a.JPEG n01\n", "must contain"), ("a.JPEG\tn02\n", "n02")):
         (tmp_path / "val").mkdir(exist_ok=True)
         (tmp_path / "val" / "val_annotations.txt").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -139,7 +139,7 @@ def test_tinyimagenet_with_a_broken_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet127"])
-def test_imagenet(tmp_path: Path, name: str) -> None:
+def test_imagenet_and_imagenet127(tmp_path: Path, name: str) -> None:
     for wnid in ("n01", "n02"):
         paint(tmp_path / name / "train" / wnid / "a.JPEG", 1, (20, 12))
         paint(tmp_path / name / "val" / wnid / "b.JPEG", 2)
@@ -151,7 +151,7 @@ def test_imagenet(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "tinyimagenet", "folder"])
-def test_missing_folders_are_named(tmp_path: Path, name: str) -> None:
+def test_a_missing_folder_is_named_in_the_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="train"):
         open_real(name, tmp_path)
     paint(tmp_path / "train" / "x" / "images" / "a.png", 1)
@@ -161,7 +161,7 @@ def test_missing_folders_are_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
-def test_a_folder_of_ones_own(tmp_path: Path, held_out: str) -> None:
+def test_a_users_image_folders(tmp_path: Path, held_out: str) -> None:
     for c in ("b", "a"):
         for i in range(2):
             paint(tmp_path / "train" / c / f"{i}.bmp", 10 * ord(c) % 200 + i, (24, 20))
@@ -170,11 +170,11 @@ def test_a_folder_of_ones_own(tmp_path: Path, held_out: str) -> None:
     assert (data.classes, data.spec.img_size, len(data.train)) == (("a", "b"), 20, 4)
     assert values(data.test) == [ord("a"), ord("b")]
     paint(tmp_path / held_out / "c" / "t.png", 1)
-    with pytest.raises(UserError, match="folder 'c' is none of the 2 training classes"):
+    with pytest.raises(UserError, match="folder 'c' is not one of the 2 training classes"):
         open_real("folder", tmp_path)
 
 
-def test_arrays_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_npz_files(tmp_path: Path) -> None:
     for part, n in (("train", 12), ("test", 4)):
         images = RNG.integers(0, 256, (n, 8, 8), dtype=np.uint8)
         np.savez(tmp_path / f"{part}.npz", images=images, labels=np.arange(n) % 4)
@@ -185,10 +185,10 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
         open_real("npz", tmp_path)
 
 
-# --- torchvision's, from files made here: their checksums are those of the real ones, so they are told ours
+# --- torchvision's data sets, from generated files: torchvision is patched to expect their checksums
 
 
-def cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind, folder, key, names = {
@@ -218,19 +218,19 @@ def cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("place", ["", "own"])
 def test_cifar_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
-    cifar(tmp_path / (name if place else ""), monkeypatch, name)
+    write_cifar(tmp_path / (name if place else ""), monkeypatch, name)
     data = open_real(name, tmp_path)
     assert data.train.load(np.arange(200), 32, 3).shape == (200, 32, 32, 3)
     assert data.classes[:2] == ("c0", "c1") and len(data.test) == 100 and data.spec.flip
 
 
-def test_svhn_has_its_extra_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhn_includes_its_extra_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import SVHN
 
     listed = {}
     for part, n in (("train", 20), ("extra", 30), ("test", 10)):
         path = tmp_path / f"{part}_32x32.mat"
-        labels = np.arange(n) % 10 + 1  # the files call zero 10
+        labels = np.arange(n) % 10 + 1  # the files use label 10 for the digit 0
         savemat(path, {"X": RNG.integers(0, 256, (32, 32, 3, n), dtype=np.uint8), "y": labels[:, None]})
         listed[part] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(SVHN, "split_list", listed)
@@ -238,7 +238,7 @@ def test_svhn_has_its_extra_images(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (len(data.train), len(data.test), data.classes) == (50, 10, tuple("0123456789"))
 
 
-def test_stl10_has_images_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10_includes_unlabelled_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import STL10
 
     base = tmp_path / "stl10" / "stl10_binary"
@@ -261,7 +261,7 @@ def test_stl10_has_images_without_labels(tmp_path: Path, monkeypatch: pytest.Mon
     assert data.unlabeled is not None and data.unlabeled.labels.tolist() == [-1] * 15
 
 
-def test_eurosat_tests_on_the_last_fifth(tmp_path: Path) -> None:
+def test_the_last_fifth_of_each_eurosat_class_is_the_test_set(tmp_path: Path) -> None:
     for c in ("Forest", "River"):
         for i in range(10):
             paint(tmp_path / "eurosat" / "2750" / c / f"{c}_{i}.jpg", i, (64, 64))
@@ -269,7 +269,7 @@ def test_eurosat_tests_on_the_last_fifth(tmp_path: Path) -> None:
     assert np.bincount(data.train.labels).tolist() == [8, 8] and values(data.test) == [8, 9, 8, 9]
 
 
-def test_tissuemnist(tmp_path: Path) -> None:
+def test_tissuemnist_from_its_npz_file(tmp_path: Path) -> None:
     arrays = {}
     for part, n in (("train", 16), ("val", 8), ("test", 8)):
         arrays[f"{part}_images"] = RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8)
@@ -283,22 +283,22 @@ def test_tissuemnist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "stl10", "eurosat"])
-def test_no_network_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+def test_a_failed_download_is_a_one_line_error_and_leaves_no_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"cannot be downloaded .*copy it there or set data_dir") as caught:
         open_real(name, tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "data").rglob("*")) == []
 
 
-def test_damaged_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cifar(tmp_path, monkeypatch, "cifar10")
+def test_a_file_with_a_wrong_checksum_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, monkeypatch, "cifar10")
     path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="CIFAR10"):
         open_real("cifar10", tmp_path)
 
 
-def test_unknown_names_and_users_own() -> None:
+def test_unknown_data_sets_and_registered_ones() -> None:
     with pytest.raises(UserError, match="'cifar11' is unknown; known: cifar10, cifar100"):
         open_real("cifar11", ".")
 
@@ -312,7 +312,7 @@ def test_unknown_names_and_users_own() -> None:
         dataset_registry.register_dataset("mine-test", class_folders.open_class_folders)
 
 
-def test_semi_inat_sets_label_all_their_training_images(tmp_path: Path) -> None:
+def test_all_training_images_of_semi_aves_are_labelled(tmp_path: Path) -> None:
     root = tmp_path / "semi_fgvc" / "semi_aves"
     for part, lines in {
         "l_train_val": [("a 1.png", 0), ("b.png", 1), ("c.png", 1), ("d.png", 2)],
@@ -330,16 +330,16 @@ def test_semi_inat_sets_label_all_their_training_images(tmp_path: Path) -> None:
     assert len(pool) == 6 and sorted(pool.unlabeled.labels.tolist()) == [-1, -1, 0, 1, 1, 2] and len(pool.test) == 2
     assert len(HybridPool.from_config({"dataset": "semi_aves_out", **keys, "data_dir": str(root.parent.parent)})) == 5
     (root / "test.txt").write_text("no number\n")
-    with pytest.raises(UserError, match=r"test\.txt: must hold a file and a class number"):
+    with pytest.raises(UserError, match=r"test\.txt: must contain a file and a class number"):
         HybridPool.from_config({"dataset": "semi_aves", **keys})
     with pytest.raises(UserError, match=r"semi_inat: no l_train_val\.txt in"):
         HybridPool.from_config({"dataset": "semi_inat", **keys})
 
 
-def test_a_table_of_tinyimagenet_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_table_of_tinyimagenet_that_is_not_text_is_named_in_the_error(tmp_path: Path) -> None:
     root = tmp_path / "tiny-imagenet-200"
     paint(root / "train" / "n1" / "images" / "a.JPEG", 1)
     (root / "val").mkdir()
     (root / "val" / "val_annotations.txt").write_bytes(b"\xff\xfea.JPEG\tn1")
-    with pytest.raises(UserError, match=r"val_annotations\.txt: is no text in UTF-8"):
+    with pytest.raises(UserError, match=r"val_annotations\.txt: is not UTF-8 text"):
         open_real("tinyimagenet", tmp_path)

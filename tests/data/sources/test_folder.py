@@ -1,4 +1,4 @@
-"""Every layout of image folders is made in a temporary folder and read back."""
+"""Image folders in every layout, and Hugging Face metadata, are written to a temporary folder and read back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def request(**options: object) -> SourceRequest:
 
 
 def paint(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> Path:
-    """A colour image of one value, so that what is read tells which file it was."""
+    """Save an image of one value, which identifies the file when it is read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
     return path
@@ -36,14 +36,14 @@ def values(source: Source) -> list[int]:
     return source.load(np.arange(len(source)), 8, 1)[:, 0, 0, 0].tolist()
 
 
-def told(source: Source) -> list[str]:
+def generators_of(source: Source) -> list[str]:
     return [source.generators[g] for g in source.generator]
 
 
 # --- layouts
 
 
-def test_class_folders_at_any_depth_with_odd_names(tmp_path: Path) -> None:
+def test_class_folders_of_any_depth_and_with_unusual_names(tmp_path: Path) -> None:
     paint(tmp_path / "Cat" / "a b.png", 10)
     paint(tmp_path / "dog" / "deep" / "ér.bmp", 20)
     paint(tmp_path / "t_shirt_top" / "日本.webp", 30)
@@ -53,7 +53,7 @@ def test_class_folders_at_any_depth_with_odd_names(tmp_path: Path) -> None:
     source = open_source(f"folder:{tmp_path}", request())
     assert source.labels.tolist() == [0, 1, 2, -1]
     assert np.abs(np.array(values(source)) - [10, 20, 30, 40]).max() <= 2
-    assert told(source) == ["gen"] * 4
+    assert generators_of(source) == ["gen"] * 4
 
 
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
@@ -63,12 +63,12 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     assert source.labels.tolist() == [-1, -1, -1] and values(source) == [0, 1, 2]
 
 
-def test_prompt_folders_are_no_classes(tmp_path: Path) -> None:
+def test_flat_folders_ignore_folder_names(tmp_path: Path) -> None:
     paint(tmp_path / "images" / "part-000001" / "u.png", 1)
     assert open_source(f"flat:{tmp_path}", request()).labels.tolist() == [-1]
 
 
-def test_cifake_reads_its_synthetic_training_half(tmp_path: Path) -> None:
+def test_cifake_reads_the_synthetic_images_of_one_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for kind in ("REAL", "FAKE"):
             paint(tmp_path / split / kind / "0001 (2).png", len(split) * 10 + len(kind) + (kind == "FAKE"))
@@ -77,13 +77,13 @@ def test_cifake_reads_its_synthetic_training_half(tmp_path: Path) -> None:
     assert values(open_source(f"cifake:{tmp_path}", request(split="test"))) == [45]
 
 
-def test_genimage_tells_its_generators(tmp_path: Path) -> None:
+def test_genimage_reads_the_generators(tmp_path: Path) -> None:
     for value, place in enumerate(
         ("ADM/train/ai", "ADM/train/nature", "ADM/val/ai", "BigGAN/train/ai", "BigGAN/train/nature")
     ):
         paint(tmp_path / place / "x.png", value)
     source = open_source(f"genimage:{tmp_path}", request())
-    assert (values(source), told(source)) == ([0, 3], ["ADM", "BigGAN"])
+    assert (values(source), generators_of(source)) == ([0, 3], ["ADM", "BigGAN"])
 
 
 def test_cnndetection_with_and_without_classes(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_cnndetection_with_and_without_classes(tmp_path: Path) -> None:
     assert (values(biggan), biggan.labels.tolist()) == ([3], [-1])
 
 
-def test_a_layout_of_the_config(tmp_path: Path) -> None:
+def test_a_layout_from_the_config(tmp_path: Path) -> None:
     paint(tmp_path / "v1" / "out_cat" / "0001 (2).png", 1)
     paint(tmp_path / "v1" / "photos" / "0001 (2).png", 2)
     paint(tmp_path / "v1" / "out_cat" / "0001.png", 3)
@@ -108,7 +108,7 @@ def test_a_layout_of_the_config(tmp_path: Path) -> None:
         "file_class": r"\((\d+)\)$",
     }
     source = open_source(f"mine:{tmp_path}", request(layouts={"mine": row}, mapping={"2": "dog"}))
-    assert (values(source), source.labels.tolist(), told(source)) == ([1, 3], [1, -1], ["v1", "v1"])
+    assert (values(source), source.labels.tolist(), generators_of(source)) == ([1, 3], [1, -1], ["v1", "v1"])
 
 
 @pytest.mark.parametrize(
@@ -118,27 +118,27 @@ def test_a_layout_of_the_config(tmp_path: Path) -> None:
         ({"patterns": ["{class}/x"]}, "must hold {file}"),
         ({"patterns": ["{klass}/{file}"]}, "must hold {file}"),
         ({"patterns": ["{file}"], "sintetic": ["x"]}, "unknown key 'sintetic'"),
-        ({"patterns": ["{file}"], "file_class": "("}, "no regular expression"),
+        ({"patterns": ["{file}"], "file_class": "("}, "is not a regular expression"),
         ({"patterns": ["{file}"], "file_class": "abc"}, "no group"),
         ({"patterns": ["{file}"], "file_class": 5}, "no group"),
         ({"patterns": 5}, "must hold {file}"),
         ({"patterns": ["{class}/{class}/{file}"]}, "each once"),
     ],
 )
-def test_a_wrong_layout_row_is_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
+def test_an_invalid_layout_is_named_in_the_error(tmp_path: Path, row: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("{", r"\{")) as caught:
         open_source(f"mine:{tmp_path}", request(layouts={"mine": row}))
     assert "'mine'" in str(caught.value)
 
 
-def test_a_layout_row_may_hold_single_values_and_nulls(tmp_path: Path) -> None:
+def test_a_layout_may_contain_single_values_and_nulls(tmp_path: Path) -> None:
     paint(tmp_path / "1" / "a.png", 1)
     paint(tmp_path / "0" / "a.png", 2)
     row = {"patterns": "{provenance}/{file}", "synthetic": 1, "real": None, "split": None, "file_class": None}
     assert values(open_source(f"mine:{tmp_path}", request(layouts={"mine": row}))) == [1]
 
 
-def test_a_provenance_that_is_neither_real_nor_synthetic_is_named(tmp_path: Path) -> None:
+def test_an_unknown_provenance_is_named_in_the_error(tmp_path: Path) -> None:
     for place in ("train/FAKE", "train/REAL", "test/other"):
         paint(tmp_path / place / "a.png", 1)
     assert len(open_source(f"cifake:{tmp_path}", request())) == 1
@@ -147,7 +147,7 @@ def test_a_provenance_that_is_neither_real_nor_synthetic_is_named(tmp_path: Path
         open_source(f"cifake:{tmp_path}", request())
 
 
-def test_a_layout_cannot_take_a_known_name(tmp_path: Path) -> None:
+def test_a_layout_cannot_use_a_registered_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'npz' is taken"):
         open_source(f"npz:{tmp_path}", request(layouts={"npz": {"patterns": ["{file}"]}}))
 
@@ -158,7 +158,7 @@ def test_patterns_match_whole_paths() -> None:
     assert match(LAYOUTS["genimage"], "ADM/val/ai/x/c.png") is None
 
 
-def test_a_layout_that_matches_nothing_is_named(tmp_path: Path) -> None:
+def test_a_layout_that_matches_no_image_is_named_in_the_error(tmp_path: Path) -> None:
     paint(tmp_path / "cat" / "a.png", 1)
     with pytest.raises(UserError, match=r"none of its 1 images .*\{split\}/\{provenance\}/\{file\}"):
         open_source(f"cifake:{tmp_path}", request())
@@ -170,7 +170,7 @@ def test_a_layout_that_matches_nothing_is_named(tmp_path: Path) -> None:
         open_source(f"folder:{tmp_path / 'empty'}", request())
 
 
-def test_order_is_that_of_names_not_of_the_disk(tmp_path: Path) -> None:
+def test_images_are_ordered_by_name_not_by_creation(tmp_path: Path) -> None:
     names = [f"cat/{i:02}.png" for i in range(20)]
     for root, order in ((tmp_path / "a", names), (tmp_path / "b", names[::-1])):
         for name in order:
@@ -180,7 +180,7 @@ def test_order_is_that_of_names_not_of_the_disk(tmp_path: Path) -> None:
     assert [a.place(i) for i in range(len(a))] == [b.place(i) for i in range(len(b))] == names
 
 
-def test_links_are_followed_and_loops_refused(tmp_path: Path) -> None:
+def test_links_are_followed_and_loops_are_rejected(tmp_path: Path) -> None:
     paint(tmp_path / "elsewhere" / "a.png", 7)
     root = tmp_path / "root"
     root.mkdir()
@@ -192,7 +192,7 @@ def test_links_are_followed_and_loops_refused(tmp_path: Path) -> None:
         open_source(f"folder:{root}", request())
 
 
-def test_links_to_themselves_are_named(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_named_in_the_error(tmp_path: Path) -> None:
     paint(tmp_path / "cat" / "a.png", 7)
     (tmp_path / "cat" / "self.png").symlink_to("self.png")
     source = open_source(f"folder:{tmp_path}", request())
@@ -206,7 +206,7 @@ def test_links_to_themselves_are_named(tmp_path: Path) -> None:
 # --- Hugging Face's imagefolder
 
 
-def test_metadata_csv_tells_the_classes(tmp_path: Path) -> None:
+def test_metadata_csv_with_class_names(tmp_path: Path) -> None:
     paint(tmp_path / "b.png", 1)
     paint(tmp_path / "sub" / "a.png", 2)
     paint(tmp_path / "unlisted.png", 3)
@@ -234,31 +234,30 @@ def test_metadata_numbers_may_be_mapped_and_must_be_in_range(tmp_path: Path) -> 
     assert mapped.labels.tolist() == [1, -1, 2, -1]
 
 
-def test_metadata_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+def test_metadata_lines_are_split_only_at_line_feeds(tmp_path: Path) -> None:
     paint(tmp_path / "0.png", 0)
     line = {"file_name": "0.png", "label": "dog", "text": "a\u2028separator and a \x85"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
     assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [1]
 
 
-def test_metadata_tells_the_generators(tmp_path: Path) -> None:
+def test_metadata_with_generators(tmp_path: Path) -> None:
     for i in range(3):
         paint(tmp_path / f"{i}.png", i)
-    told = ("sd14", "glide", None)
-    lines = [{"file_name": f"{i}.png", "label": "cat", "generator": name} for i, name in enumerate(told)]
+    given = ("sd14", "glide", None)
+    lines = [{"file_name": f"{i}.png", "label": "cat", "generator": name} for i, name in enumerate(given)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     source = open_source(f"folder:{tmp_path}", request())
-    names = [source.generators[number] for number in source.generator]
-    assert names == ["sd14", "glide", request().generator]
+    assert generators_of(source) == ["sd14", "glide", request().generator]
 
 
-def test_packed_images_are_no_folder_of_images(tmp_path: Path) -> None:
+def test_a_folder_of_npz_files_is_not_a_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "images-00000.npz").write_bytes(b"")
     with pytest.raises(UserError, match="npz:"):
         open_source(f"folder:{tmp_path}", request())
 
 
-def test_metadata_without_classes_leaves_the_folders(tmp_path: Path) -> None:
+def test_metadata_without_classes_keeps_the_classes_of_the_folders(tmp_path: Path) -> None:
     paint(tmp_path / "dog" / "0.png", 0)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "dog/0.png", "text": "a dog"}\n')
     assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [1]
@@ -274,7 +273,7 @@ def test_metadata_without_classes_leaves_the_folders(tmp_path: Path) -> None:
         ("[1]", "must be an object"),
     ],
 )
-def test_wrong_metadata_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_metadata_is_named_in_the_error(tmp_path: Path, text: str, message: str) -> None:
     paint(tmp_path / "0.png", 0)
     (tmp_path / "metadata.jsonl").write_text(text)
     with pytest.raises(UserError, match=rf"metadata\.jsonl: .*{message}"):

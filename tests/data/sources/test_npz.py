@@ -1,4 +1,4 @@
-"""Arrays of any layout are read from npz files in the order of their content; what is wrong is named."""
+"""npz files: arrays of every layout, sorted by content; invalid files are named in the error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def request() -> SourceRequest:
 
 @pytest.mark.parametrize("keys", [("images", "labels"), ("image", "label"), ("x", "y")])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW", "NHW1"])
-def test_npz_of_any_layout(tmp_path: Path, keys: tuple[str, str], layout: str) -> None:
+def test_npz_files_of_every_layout(tmp_path: Path, keys: tuple[str, str], layout: str) -> None:
     images = np.random.default_rng(0).integers(
         0, 256, (6, 8, 8, 1 if "C" not in layout else 3), dtype=np.uint8
     )
@@ -40,7 +40,7 @@ def test_npz_of_any_layout(tmp_path: Path, keys: tuple[str, str], layout: str) -
     assert found == {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
 
 
-def test_npz_order_is_that_of_content(tmp_path: Path) -> None:
+def test_images_are_ordered_by_content(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images)
     np.savez(tmp_path / "b.npz", images=images[::-1])
@@ -66,24 +66,24 @@ ZEROS = np.zeros((2, 8, 8, 3), dtype=np.uint8)
         ({"images": ZEROS, "labels": np.array([0.0, 1.5])}, "must be integers"),
         ({"images": np.array([{}, {}])}, "pickled objects, which are refused"),
         ({"images": ZEROS, "labels": np.array([{}, {}])}, "pickled objects, which are refused"),
-        ({"images": ZEROS[:0]}, "holds no images"),
-        ({"images": ZEROS[:, :1, :1]}, "1 x 1 are too small, 4 pixels"),
+        ({"images": ZEROS[:0]}, "contains no images"),
+        ({"images": ZEROS[:, :1, :1]}, "1 x 1 are too small, under 4 pixels per side"),
     ],
 )
-def test_a_wrong_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_an_invalid_npz_is_named_in_the_error(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UserError, match=rf"bad\.npz.*{message}"):
         open_source(f"npz:{tmp_path / 'bad.npz'}", request())
 
 
-def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_npz_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
     whole = path.read_bytes()
     middle = bytearray(whole)
     middle[len(whole) // 2] ^= 0xFF
     odd = bytearray(whole)
-    odd[whole.index(b"PK\x01\x02") + 10] = 97  # a compression method that Python has not
+    odd[whole.index(b"PK\x01\x02") + 10] = 97  # a compression method that Python does not support
     for content, message in (
         (whole[: len(whole) // 2], "not an npz file"),
         (bytes(middle), "cannot be read"),
@@ -102,14 +102,14 @@ def test_damaged_and_missing_npz_are_named(tmp_path: Path) -> None:
             open_source(f"npz:{argument}", request())
 
 
-def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) -> None:
-    """As `usb-rsmatch synthesize --format npz` writes it, whose own test reads a whole one."""
+def test_a_folder_of_npz_files_with_classes_and_generator(tmp_path: Path) -> None:
+    """In the format of `usb-rsmatch synthesize --format npz`, whose own test reads a complete folder."""
     images = np.arange(5 * 64, dtype=np.int64).reshape(5, 8, 8, 1).astype(np.uint8)
     np.savez(tmp_path / "images-00000.npz", images=images[:3], labels=np.array([0, 1, 0]))
     np.savez(tmp_path / "images-00001.npz", images=images[3:], labels=np.array([1, 1]))
     with pytest.raises(UserError, match=r"synthesis\.json"):
         open_source(f"npz:{tmp_path}", request())
-    run = {"generator": "sd14", "label_names": [request().classes.classes[1], "a class that nobody knows"]}
+    run = {"generator": "sd14", "label_names": [request().classes.classes[1], "an unknown class"]}
     (tmp_path / "synthesis.json").write_text(json.dumps(run))
     source = open_source(f"npz:{tmp_path}", request())
     assert source.generators == ("sd14",) and sorted(source.labels.tolist()) == [-1, -1, -1, 1, 1]
@@ -118,7 +118,7 @@ def test_a_folder_of_packed_images_brings_classes_and_generator(tmp_path: Path) 
         open_source(f"npz:{tmp_path}", request())
 
 
-def test_an_npz_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_missing_permission_is_reported_differently_from_damage(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=ZEROS)
     (tmp_path / "a.npz").chmod(0)
     if os.access(tmp_path / "a.npz", os.R_OK):
@@ -135,7 +135,9 @@ def test_an_npz_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) 
         ([-1] * 4, [0, 1], r"train\.npz: .* needs images with labels"),
     ],
 )
-def test_wrong_labels_of_a_real_npz_are_named(tmp_path: Path, train: list[int], test: list[int], message: str) -> None:
+def test_invalid_labels_of_a_real_npz_are_named_in_the_error(
+    tmp_path: Path, train: list[int], test: list[int], message: str
+) -> None:
     for part, labels in (("train", train), ("test", test)):
         images = np.zeros((len(labels), 8, 8), dtype=np.uint8)
         np.savez(tmp_path / f"{part}.npz", images=images, labels=np.array(labels))

@@ -1,4 +1,4 @@
-"""Class names, the factory by prefix, and images that cannot be read."""
+"""Class names and mappings, the registry of sources, and unreadable images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def request(**options: object) -> SourceRequest:
 
 
 def paint(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> Path:
-    """A colour image of one value, so that what is read tells which file it was."""
+    """Save an image of one value, which identifies the file when it is read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
     return path
@@ -48,7 +48,7 @@ def test_classes_that_do_not_match_need_a_mapping(tmp_path: Path) -> None:
     assert (values(source), source.labels.tolist()) == ([2, 1], [-1, 0])
 
 
-def test_a_mapping_reaches_numbers_too(tmp_path: Path) -> None:
+def test_a_mapping_also_applies_to_class_numbers(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "a.npz", images=np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8), labels=np.array([7, 0])
     )
@@ -57,8 +57,8 @@ def test_a_mapping_reaches_numbers_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["lion", 3, -2, True, 1.5])
-def test_a_mapping_to_no_class_is_named(target: object) -> None:
-    with pytest.raises(UserError, match=r"'feline' points to .*no class"):
+def test_a_mapping_to_an_unknown_class_is_named_in_the_error(target: object) -> None:
+    with pytest.raises(UserError, match=r"'feline' points to .*not a class"):
         ClassIndex(CLASSES, mapping={"feline": target})
 
 
@@ -66,17 +66,17 @@ def test_a_mapping_to_no_class_is_named(target: object) -> None:
     ("text", "message"),
     [("{", "not valid JSON"), ("[" * 10**5, "not valid JSON"), ("[]", "must be an object"), (None, "No such")],
 )
-def test_a_wrong_mapping_file_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_invalid_mapping_file_is_named_in_the_error(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "m.json").write_text(text)
     with pytest.raises(UserError, match=rf"m\.json: {message}"):
         read_mapping(tmp_path / "m.json")
 
 
-# --- the factory, and images that cannot be read
+# --- the registry, and unreadable images
 
 
-def test_unknown_prefixes_and_options_are_named(tmp_path: Path) -> None:
+def test_unknown_prefixes_and_options_are_named_in_the_error(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", 1)
     with pytest.raises(UserError, match=r"unknown source 'zip:x'.*folder.*npz"):
         open_source("zip:x", request())
@@ -84,7 +84,7 @@ def test_unknown_prefixes_and_options_are_named(tmp_path: Path) -> None:
         open_source(f"folder:{tmp_path}", request(splitt="train"))
 
 
-def test_a_users_source_is_one_function() -> None:
+def test_a_user_registers_a_source_as_one_function() -> None:
     def open_stripes(argument: str, asked: SourceRequest) -> Source:
         images = np.full((int(argument), 8, 8, 1), 9, dtype=np.uint8)
         return ArraySource("stripes", images, np.zeros(len(images)), (asked.generator,))
@@ -96,8 +96,8 @@ def test_a_users_source_is_one_function() -> None:
         register_source("stripes-test", lambda argument, asked: open_stripes(argument, asked))
 
 
-def test_flow_needs_to_know_how_many() -> None:
-    with pytest.raises(UserError, match="how many images"):
+def test_flow_needs_the_number_of_images() -> None:
+    with pytest.raises(UserError, match="give the number of images"):
         open_source("flow", request())
     with pytest.raises(UserError, match="unknown key 'stepps'"):
         open_source("flow", request(stepps=1))
@@ -108,7 +108,7 @@ def test_flow_needs_to_know_how_many() -> None:
         open_source("flow:", request(count=1, real=lambda: real, steps="many"))
 
 
-def test_unreadable_images_raise_or_are_listed(tmp_path: Path) -> None:
+def test_unreadable_images_raise_or_are_skipped_and_listed(tmp_path: Path) -> None:
     for i in range(200):
         paint(tmp_path / f"{i:03}.png", i)
     (tmp_path / "007.png").write_bytes(b"")
@@ -121,12 +121,12 @@ def test_unreadable_images_raise_or_are_listed(tmp_path: Path) -> None:
     assert [Path(name).name for name in rest.skipped] == ["007.png", "070.png"]
     assert values(rest) == [i for i in range(200) if i not in (7, 70)]
     (tmp_path / "100.png").write_bytes(b"text")
-    wanted = r"3 of 200 images cannot be read, more than 1%; the first: .*007\.png \(it is empty, 0 bytes\); restore"
-    with pytest.raises(UserError, match=wanted):
+    message = r"3 of 200 images cannot be read, more than 1%; the first: .*007\.png \(it is empty, 0 bytes\); restore"
+    with pytest.raises(UserError, match=message):
         open_source(f"folder:{tmp_path}", request()).without_unreadable()
 
 
-def test_bytes_of_files_are_read_like_files(tmp_path: Path) -> None:
+def test_image_bytes_are_read_like_files(tmp_path: Path) -> None:
     path = paint(tmp_path / "a.png", 5)
     source = FileSource("memory", [path.read_bytes(), b"no image"], np.zeros(2))
     assert source.load(np.array([0]), 8, 1)[0, 0, 0, 0] == 5
@@ -134,13 +134,13 @@ def test_bytes_of_files_are_read_like_files(tmp_path: Path) -> None:
         source.load(np.array([1]), 8, 1)
 
 
-def test_known_datasets() -> None:
+def test_built_in_data_sets_are_known() -> None:
     known = "digits fashionmnist cifar10 cifar100 svhn stl10 eurosat tinyimagenet imagenet folder npz"
     assert all(map(is_known_dataset, known.split()))
     assert not is_known_dataset("cifar11") and not is_known_dataset("")
 
 
-def test_saved_datasets_of_hugging_face(tmp_path: Path) -> None:
+def test_data_sets_saved_by_hugging_face_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package `datasets` is not installed")
     pictures = [Image.new("L", (8, 8), value) for value in (1, 2, 3)]
     features = datasets.Features(

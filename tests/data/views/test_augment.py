@@ -1,4 +1,4 @@
-"""Whole views: the distributions of USB's Pillow transforms, as pure functions of (image, seed, position)."""
+"""Weak, medium and strong views have the distributions of USB's transforms and depend on image, seed and position."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def colour_images(n: int, height: int, width: int, channels: int = 3) -> Tensor:
 
 
 def coordinates(n: int, size: int) -> Tensor:
-    """Images [n, 3, size, size] whose red is the column and green the row, so that a crop can be read off."""
+    """Images [n, 3, size, size] whose red is the column and green the row, so a view shows where it was cropped."""
     line = torch.arange(size, dtype=torch.uint8)
     picture = torch.stack([line.expand(size, size), line[:, None].expand(size, size), torch.zeros(size, size)])
     return picture.to(torch.uint8).expand(n, -1, -1, -1)
@@ -62,8 +62,8 @@ def chi_square(counts: np.ndarray, expected: np.ndarray | float) -> float:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_every_crop_of_the_reflected_image_comes_equally_often(flip: bool) -> None:
-    """Against torchvision's own pad, crop and mirror: the 81 or 81 x 2 possible views, each by its pixels."""
+def test_all_crops_of_the_padded_image_are_equally_likely(flip: bool) -> None:
+    """The reference is torchvision's pad, crop and flip: 81 or 81 x 2 possible views, identified by their pixels."""
     n, size, padding = 32_400, 12, 4
     views = weak(coordinates(n, size), 1, torch.arange(n), 0, ViewSpec(padding, flip))
     reflected = transforms.functional.pad(coordinates(1, size)[0], [padding] * 4, padding_mode="reflect")
@@ -74,25 +74,25 @@ def test_every_crop_of_the_reflected_image_comes_equally_often(flip: bool) -> No
             possible[crop.numpy().tobytes()] = len(possible)
             if flip:
                 possible[crop.flip(-1).numpy().tobytes()] = len(possible)
-    drawn = [possible[view.numpy().tobytes()] for view in views]  # a KeyError here is a crop that cannot be
+    drawn = [possible[view.numpy().tobytes()] for view in views]  # a KeyError means an impossible crop
     counts = np.bincount(drawn, minlength=len(possible))
     assert len(counts) == 81 * (1 + flip)
     assert chi_square(counts, n / len(counts)) < len(counts) + 5 * np.sqrt(2 * len(counts))
 
 
-def test_a_view_without_padding_and_mirror_is_the_image() -> None:
+def test_a_weak_view_without_padding_and_flip_is_the_image() -> None:
     images = colour_images(20, 9, 11)
     assert torch.equal(weak(images, 0, torch.arange(20), 0, ViewSpec(0, False)), images)
 
 
-def test_a_padding_as_large_as_the_image_is_an_error_of_the_user() -> None:
+def test_padding_as_large_as_the_image_is_a_user_error() -> None:
     with pytest.raises(UserError, match="crop_ratio"):
         weak(colour_images(2, 8, 12), 0, torch.arange(2), 0, ViewSpec(8, True))
 
 
 @pytest.mark.parametrize("view, steps", [(medium, 1), (strong, 3)])
-def test_strong_views_are_the_drawn_operations_on_the_weak_view_then_cutout(view: View, steps: int) -> None:
-    """Rebuilt one by one with USB's own functions from the same numbers, to the last pixel."""
+def test_strong_views_equal_usbs_operations_and_cutout_on_the_weak_view(view: View, steps: int) -> None:
+    """Every image is recomputed with USB's functions and the same random numbers; all pixels are equal."""
     n, spec = 60, ViewSpec(4, True)
     images, positions = colour_images(n, 28, 36), torch.arange(n) * 7
     draws = uniforms(3, positions, 2, 6 + 2 * steps).double().numpy()
@@ -102,31 +102,31 @@ def test_strong_views_are_the_drawn_operations_on_the_weak_view_then_cutout(view
     views = view(images, 3, positions, 2, spec)
     for image, result, (size, x, y) in zip(base, views, draws[:, 3:6], strict=True):
         places = iter([36 + (1 - 36) * x, 28 + (1 - 28) * y])
-        with pytest.MonkeyPatch.context() as patch:  # the numbers that numpy.random.uniform(width) would draw
+        with pytest.MonkeyPatch.context() as patch:  # replaces the draws of numpy.random.uniform(width)
             patch.setattr(np.random, "uniform", lambda _, places=places: next(places))
             expected = Cutout(Image.fromarray(image.permute(1, 2, 0).numpy()), size * 0.5)
         assert (np.asarray(expected) == result.permute(1, 2, 0).numpy()).all()
 
 
-def test_operations_and_magnitudes_are_drawn_as_usb_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_and_magnitudes_have_usbs_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     n, seen, apply = 30_000, [], randaugment.apply
 
-    def watched(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> Tensor:
+    def recording(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> Tensor:
         seen.append((op, magnitude))
         return apply(images, op, magnitude)
 
-    monkeypatch.setattr(randaugment, "apply", watched)
+    monkeypatch.setattr(randaugment, "apply", recording)
     strong(torch.zeros(n, 1, 8, 8, dtype=torch.uint8), 0, torch.arange(n), 0, ViewSpec(0, False))
     [(op, magnitude)] = seen
     assert op.shape == magnitude.shape == (n, 3)
-    for first, second in ((0, 1), (0, 2), (1, 2)):  # all ordered pairs, an operation twice included
+    for first, second in ((0, 1), (0, 2), (1, 2)):  # all ordered pairs, including an operation with itself
         counts = np.bincount(op[:, first] * 14 + op[:, second], minlength=196)
         assert chi_square(counts, n / 196) < 195 + 5 * np.sqrt(2 * 195)
     for k, (low, high) in enumerate(randaugment.RANGES.values()):
         drawn = np.sort((magnitude[op == k] - low) / (high - low))
         assert drawn[0] >= 0 and drawn[-1] < 1
         distance = np.abs(drawn - (np.arange(len(drawn)) + 0.5) / len(drawn)).max()
-        assert distance < 2 / np.sqrt(len(drawn))  # Kolmogorov-Smirnov, one chance in 1,500
+        assert distance < 2 / np.sqrt(len(drawn))  # Kolmogorov-Smirnov: fails by chance once in 1,500
 
 
 def cutout_boxes(images: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def cutout_boxes(images: np.ndarray) -> np.ndarray:
     return np.stack(boxes, axis=1)
 
 
-def test_cutout_has_the_place_and_size_of_usbs() -> None:
+def test_cutout_has_usbs_distribution_of_position_and_size() -> None:
     n, size = 6000, 20
     black = Image.fromarray(np.zeros((size, size, 3), np.uint8))
     seed_globals(0)
@@ -155,8 +155,8 @@ def test_cutout_has_the_place_and_size_of_usbs() -> None:
 
 
 @pytest.mark.parametrize("view, steps", [(weak, 0), (medium, 1), (strong, 3)])
-def test_views_of_digits_have_the_statistics_of_usbs(view: View, steps: int) -> None:
-    """Mean, deviation and mean change between neighbours of 1,797 views, within 4 standard errors."""
+def test_views_of_digits_have_usbs_statistics(view: View, steps: int) -> None:
+    """Mean, standard deviation and mean difference of neighbouring pixels of 1,797 views within 4 standard errors."""
     images, size, padding = digit_images(), 32, 4
     views = view(images, 0, torch.arange(len(images)), 0, ViewSpec(padding, True)).expand(-1, 3, -1, -1).numpy()
     seed_globals(0)
@@ -168,8 +168,8 @@ def test_views_of_digits_have_the_statistics_of_usbs(view: View, steps: int) -> 
         assert abs(a.mean() - b.mean()) < 4 * np.sqrt((a.var() + b.var()) / len(a))
 
 
-def test_mean_pictures_of_many_views_agree_with_usbs() -> None:
-    """Pixel by pixel, so that a shift, a wrong border or a cutout out of place shows."""
+def test_the_mean_of_many_views_equals_usbs_at_every_pixel() -> None:
+    """Detects a shift, a wrong border or a misplaced cutout."""
     n, size, padding = 4000, 16, 2
     image = digit_images(size)[3]
     views = strong(image.expand(n, -1, -1, -1), 0, torch.arange(n), 0, ViewSpec(padding, False)).numpy()
@@ -184,7 +184,7 @@ def test_mean_pictures_of_many_views_agree_with_usbs() -> None:
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_views_do_not_depend_on_the_batch(data: st.DataObject) -> None:
-    """A batch's views are those of its parts, bit for bit, in any order; and the input stays as it is."""
+    """The views of a batch equal those of its parts, bit for bit and in any order; the input does not change."""
     n, channels = data.draw(st.integers(1, 12)), data.draw(st.sampled_from([1, 3]))
     height, width = data.draw(st.integers(8, 24)), data.draw(st.integers(8, 24))
     spec = ViewSpec(data.draw(st.integers(0, 7)), data.draw(st.booleans()))
@@ -205,7 +205,7 @@ def test_views_do_not_depend_on_the_batch(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_seed_position_and_view_number_each_change_the_view(view: View) -> None:
+def test_the_view_depends_on_seed_position_and_view_number(view: View) -> None:
     images, positions, spec = digit_images()[:64], torch.arange(64), ViewSpec(4, True)
     first = view(images, 0, positions, 0, spec)
     others = (
@@ -219,7 +219,7 @@ def test_seed_position_and_view_number_each_change_the_view(view: View) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_grey_images_are_seen_as_rgb(view: View) -> None:
+def test_grey_images_are_treated_as_rgb(view: View) -> None:
     images, positions, spec = digit_images()[:256], torch.arange(256), ViewSpec(4, True)
     as_rgb = view(images.expand(-1, 3, -1, -1), 0, positions, 0, spec)
     assert torch.equal(view(images, 0, positions, 0, spec).expand(-1, 3, -1, -1), as_rgb)
@@ -239,7 +239,7 @@ def test_normalise_equals_torchvision(channels: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gpu_gives_the_same_views(view: View, channels: int) -> None:
+def test_views_are_equal_on_a_gpu(view: View, channels: int) -> None:
     images, positions, spec = colour_images(300, 32, 32, channels), torch.arange(300), ViewSpec(4, True)
     on_gpu = view(images.cuda(), 0, positions, 0, spec)
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), view(images, 0, positions, 0, spec))

@@ -1,4 +1,4 @@
-"""The pool as USB's loaders: USB's keys for every algorithm, keyed draws, and the batched path beside the PIL one."""
+"""Loaders: USB's batch keys for every algorithm, reproducible random numbers, and equality of `pil` and `batched`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def assert_same(first: Any, second: Any) -> None:
 
 
 def usb_keys(name: str, is_ulb: bool, train: bool = True) -> set[str]:
-    """What semilearn's own data set gives an algorithm of that name."""
+    """The keys that semilearn's own data set returns for the algorithm `name`."""
     views = PilViews(SPEC, 16, 0.875)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     options = {"strong_transform": views.strong} if train else {}
@@ -80,7 +80,7 @@ def usb_keys(name: str, is_ulb: bool, train: bool = True) -> set[str]:
 
 @pytest.mark.parametrize("rs_loader", ["pil", "batched"])
 @pytest.mark.parametrize("name", NAMES)
-def test_batches_have_the_keys_that_usb_gives_that_algorithm(name: str, rs_loader: str) -> None:
+def test_batches_have_usbs_keys_for_every_algorithm(name: str, rs_loader: str) -> None:
     made = loaders(toy_pool(), algorithm=name, rs_loader=rs_loader)
     labeled, unlabeled, evaluation = (next(iter(made[key])) for key in ("train_lb", "train_ulb", "eval"))
     extra = {"is_synthetic", "generator"}
@@ -97,21 +97,21 @@ def test_batches_have_the_keys_that_usb_gives_that_algorithm(name: str, rs_loade
 
 @pytest.mark.parametrize("rs_loader", ["pil", "batched"])
 @pytest.mark.parametrize("name", OURS)
-def test_our_algorithms_find_in_their_batches_what_their_step_asks_for(name: str, rs_loader: str) -> None:
+def test_batches_contain_all_arguments_of_our_train_steps(name: str, rs_loader: str) -> None:
     made = loaders(toy_pool(), algorithm=name, rs_loader=rs_loader)
-    given = next(iter(made["train_lb"])).keys() | next(iter(made["train_ulb"])).keys()
-    asked = inspect.signature(ALGORITHMS[name].train_step).parameters
-    assert set(asked) - {"self"} <= given
+    available = next(iter(made["train_lb"])).keys() | next(iter(made["train_ulb"])).keys()
+    required = inspect.signature(ALGORITHMS[name].train_step).parameters
+    assert set(required) - {"self"} <= available
 
 
-def test_rsmatch_takes_the_views_of_its_base_rule() -> None:
+def test_rsmatch_uses_the_views_of_its_base_rule() -> None:
     assert LoaderSettings.read(Namespace(algorithm="rsmatch", rs_base="comatch")).algorithm == "comatch"
     assert LoaderSettings.read(Namespace(algorithm="rsmatch")).algorithm == "fixmatch"
     assert LoaderSettings.read(Namespace(algorithm="mixmatch", rs_base="comatch")).algorithm == "mixmatch"
 
 
 @pytest.mark.parametrize("rs_loader", ["pil", "batched"])
-def test_provenance_and_labels_are_those_of_the_image(rs_loader: str) -> None:
+def test_batches_contain_the_provenance_and_labels_of_their_images(rs_loader: str) -> None:
     pool = toy_pool()
     made = loaders(pool, rs_loader=rs_loader)
     for batch in made["train_ulb"]:
@@ -123,26 +123,26 @@ def test_provenance_and_labels_are_those_of_the_image(rs_loader: str) -> None:
             np.testing.assert_array_equal(batch["y_lb"].numpy(), images.labels[batch["idx_lb"].numpy()])
 
 
-def test_a_namespace_describes_a_pool_by_its_sources_or_its_data_set() -> None:
+def test_a_config_describes_a_pool_by_its_sources_or_its_data_set() -> None:
     assert describes_pool(Namespace(synthetic=[{"source": "flow"}], dataset="stl10"))
     assert describes_pool(Namespace(dataset="digits"))
     assert not describes_pool(Namespace(dataset="yelp_review"))
     assert not describes_pool(Namespace())
 
 
-# draws --------------------------------------------------------------------------------------------------------------
+# random numbers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "remixmatch"])
-def test_workers_change_nothing(name: str) -> None:
-    alone, helped = (loaders(toy_pool(), algorithm=name, num_workers=workers) for workers in (0, 2))
+def test_worker_processes_do_not_change_the_batches(name: str) -> None:
+    without, with_workers = (loaders(toy_pool(), algorithm=name, num_workers=workers) for workers in (0, 2))
     for key in ("train_lb", "train_ulb"):
-        assert_same(list(alone[key]), list(helped[key]))
+        assert_same(list(without[key]), list(with_workers[key]))
 
 
 @pytest.mark.parametrize("rs_loader", ["pil", "batched"])
-def test_steps_in_any_order_give_the_same_batches(rs_loader: str) -> None:
-    """A resumed run asks for the later steps alone."""
+def test_batches_depend_only_on_their_step(rs_loader: str) -> None:
+    """A resumed run loads only the later steps."""
     whole = loaders(toy_pool(), rs_loader=rs_loader)
     late = loaders(toy_pool(), range(3, 6), rs_loader=rs_loader)
     for key in ("train_lb", "train_ulb"):
@@ -151,13 +151,13 @@ def test_steps_in_any_order_give_the_same_batches(rs_loader: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lb", "ulb"])
-def test_items_are_functions_of_their_position(kind: str) -> None:
+def test_items_depend_only_on_their_position(kind: str) -> None:
     data = build_datasets(toy_pool(), arguments(algorithm="remixmatch"))[f"train_{kind}"]
-    asked = [(40, 1), (7, 2), (7, 1), (40, 2)]
-    forward = {key: data[key] for key in asked}
+    keys = [(40, 1), (7, 2), (7, 1), (40, 2)]
+    forward = {key: data[key] for key in keys}
     torch.manual_seed(99)
-    backward = {key: data[key] for key in reversed(asked)}
-    for key in asked:
+    backward = {key: data[key] for key in reversed(keys)}
+    for key in keys:
         assert_same(
             [{k: torch.as_tensor(v) for k, v in forward[key].items()}],
             [{k: torch.as_tensor(v) for k, v in backward[key].items()}],
@@ -166,7 +166,7 @@ def test_items_are_functions_of_their_position(kind: str) -> None:
     assert any(not torch.equal(forward[(7, 1)][key], forward[(40, 1)][key]) for key in views)
 
 
-def test_labelled_and_unlabelled_views_at_one_position_differ() -> None:
+def test_labelled_and_unlabelled_views_at_the_same_position_differ() -> None:
     pool = toy_pool()
     pool = replace(pool, labeled=pool.unlabeled)
     data = build_datasets(pool, arguments())
@@ -174,14 +174,14 @@ def test_labelled_and_unlabelled_views_at_one_position_differ() -> None:
     assert any(not torch.equal(*pair) for pair in pairs)
 
 
-def test_the_two_labelled_views_of_defixmatch_are_drawn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their crops differ, as with USB, whose transforms draw one after the other."""
-    monkeypatch.setattr(batched, "STRONG", batched.WEAK)  # of the same kind they would be the same, drawn together
+def test_the_two_labelled_views_of_defixmatch_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their crops differ, as in USB, where the two transforms use successive random numbers."""
+    monkeypatch.setattr(batched, "STRONG", batched.WEAK)  # two weak views would be equal if they shared random numbers
     batch = next(iter(loaders(toy_pool(), algorithm="defixmatch", rs_loader="batched", batch_size=8)["train_lb"]))
     assert not torch.equal(batch["x_lb"], batch["x_lb_s"])
 
 
-def test_an_index_alone_draws_from_the_global_generators_as_in_usb() -> None:
+def test_an_index_without_position_uses_the_global_generators_as_in_usb() -> None:
     data = build_datasets(toy_pool(), arguments())["train_ulb"]
     reference = BasicDataset(
         "fixmatch",
@@ -201,8 +201,8 @@ def test_an_index_alone_draws_from_the_global_generators_as_in_usb() -> None:
             assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])), key
 
 
-def test_grey_images_are_viewed_as_rgb() -> None:
-    """USB's RandAugment raises on mode L."""
+def test_grey_images_are_converted_to_rgb() -> None:
+    """USB's RandAugment raises an error for mode L."""
     spec = replace(SPEC, mean=(0.5,), std=(0.25,))
     pool = toy_pool(channels=1, spec=spec)
     data = build_datasets(pool, arguments())["train_ulb"]
@@ -213,11 +213,11 @@ def test_grey_images_are_viewed_as_rgb() -> None:
     assert data[(0, 3)]["x_ulb_s"].shape == (3, 16, 16)
 
 
-# the batched path ---------------------------------------------------------------------------------------------------
+# the batched loader -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_loaders_give_the_same_images_at_every_position(name: str) -> None:
+def test_both_loaders_return_the_same_images_at_every_position(name: str) -> None:
     pil, batched = (loaders(toy_pool(), algorithm=name, rs_loader=kind) for kind in ("pil", "batched"))
     for key in ("train_lb", "train_ulb"):
         for one, other in zip(pil[key], batched[key], strict=True):
@@ -227,8 +227,8 @@ def test_both_loaders_give_the_same_images_at_every_position(name: str) -> None:
     assert_same(list(pil["validation"]), list(batched["validation"]))
 
 
-def test_weak_views_of_both_loaders_have_one_distribution() -> None:
-    """Every crop and mirror that one gives, the other gives, each about as often."""
+def test_weak_views_of_both_loaders_have_the_same_distribution() -> None:
+    """Both loaders produce the same set of crops and flips, with uniform frequencies."""
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, -1) * 4
     images = image_set(1, 0, size=8)
     images = replace(images, images=image[None])
@@ -245,13 +245,13 @@ def test_weak_views_of_both_loaders_have_one_distribution() -> None:
             found[key] = found.get(key, 0) + 1
         counts.append(found)
     assert counts[0].keys() == counts[1].keys()
-    assert len(counts[0]) == 3 * 3 * 2  # one pixel of padding: nine places, mirrored or not
+    assert len(counts[0]) == 3 * 3 * 2  # one pixel of padding: nine positions, flipped or not
     for found in counts:
         spread = np.array(list(found.values())) - 3000 / 18
         assert (spread**2 / (3000 / 18)).sum() < 41  # 99.9 % of a chi-square with 17 degrees of freedom
 
 
-def test_a_pool_on_disk_gives_the_batches_of_one_in_memory(tmp_path: Path) -> None:
+def test_batches_of_a_pool_on_disk_equal_those_in_memory(tmp_path: Path) -> None:
     pool = toy_pool()
     parts = {}
     for name in ("labeled", "unlabeled", "test"):
@@ -265,7 +265,7 @@ def test_a_pool_on_disk_gives_the_batches_of_one_in_memory(tmp_path: Path) -> No
             assert_same(list(first[key]), list(second[key]))
 
 
-def test_no_loader_touches_the_global_generators() -> None:
+def test_loaders_do_not_change_the_global_generators() -> None:
     for kind in ("pil", "batched"):
         made = loaders(toy_pool(), rs_loader=kind)
         torch.manual_seed(0), np.random.seed(0)
@@ -276,7 +276,7 @@ def test_no_loader_touches_the_global_generators() -> None:
         assert drawn == (torch.rand(1), np.random.rand())
 
 
-def test_plain_views_are_torchvisions(tmp_path: Path) -> None:
+def test_plain_views_equal_torchvisions(tmp_path: Path) -> None:
     from torchvision import transforms
 
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(SPEC.mean, SPEC.std)])

@@ -1,4 +1,4 @@
-"""RandAugment's operations on batches against Pillow's on single images, as USB calls them: equal levels."""
+"""RandAugment's operations on batches equal Pillow's operations on single images, as USB calls them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sklearn.datasets import load_digits
 
 from usb_rsmatch.data.views import randaugment
 
-# Pillow blends in float32: with two roundings on x86-64, with one where its compiler fuses the two steps.
+# Pillow blends in float32: with two roundings on x86-64, with one if its compiler fuses multiplication and addition.
 BLENDS = ("Brightness", "Contrast", "Color", "Sharpness")
 FUSED = platform.machine() not in ("x86_64", "AMD64")
 
 
 def tolerance(name: str) -> int:
-    """Grey levels between us and Pillow that an operation may show."""
+    """The permitted difference from Pillow in grey levels."""
     return int(FUSED and name in BLENDS)
 
 
@@ -47,7 +47,7 @@ def difference(name: str, images: np.ndarray, magnitude: np.ndarray) -> int:
 
 
 def noise(n: int, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Noise of many contrasts: full, dark and low, smooth, flat, and of few levels."""
+    """Noise of five kinds: full range, low contrast, smooth, constant, and three grey levels."""
     rng = np.random.default_rng(n * height * width)
     images = rng.integers(0, 256, (n, height, width, channels))
     images[1::5] = images[1::5] * 3 // 10 + 60
@@ -74,7 +74,7 @@ PICTURES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-def test_the_operations_and_their_ranges_are_those_of_usb() -> None:
+def test_operations_and_ranges_equal_usbs() -> None:
     assert {(f.__name__, float(low), float(high)) for f, low, high in usb.augment_list()} == {
         (name, *limits) for name, limits in randaugment.RANGES.items()
     }
@@ -83,12 +83,12 @@ def test_the_operations_and_their_ranges_are_those_of_usb() -> None:
 
 @pytest.mark.parametrize("name", randaugment.OPS)
 @pytest.mark.parametrize("pictures", PICTURES)
-def test_each_operation_equals_pillow_over_its_magnitudes(name: str, pictures: str) -> None:
+def test_each_operation_equals_pillow_over_its_range(name: str, pictures: str) -> None:
     images = PICTURES[pictures]()
     low, high = randaugment.RANGES[name]
     magnitude = np.random.default_rng(len(name)).uniform(low, high, len(images))
     magnitude[:3] = low, (low + high) / 2, np.nextafter(high, low)
-    if images.shape[3] == 1:  # one channel in, one channel out: what grey as RGB has in each of its three
+    if images.shape[3] == 1:  # a grey image keeps one channel, equal to each channel of its RGB copy
         images_rgb = np.repeat(images, 3, axis=3)
         op = np.full((len(images), 1), randaugment.OPS.index(name))
         grey, rgb = (batched(x, op, magnitude[:, None]) for x in (images, images_rgb))
@@ -96,16 +96,16 @@ def test_each_operation_equals_pillow_over_its_magnitudes(name: str, pictures: s
     assert difference(name, images, magnitude) <= tolerance(name)
 
 
-def test_autocontrast_equals_pillow_between_any_two_extremes() -> None:
-    """Pillow cuts float64 to whole levels, so an inexact scale shows: 2,967 pairs, of every span."""
+def test_autocontrast_equals_pillow_for_many_pairs_of_extremes() -> None:
+    """Pillow truncates float64 to integers, so an inexact scale changes a level: 2,967 pairs of minimum and maximum."""
     low, high = (ends[:32637:11] for ends in np.triu_indices(256, k=1))
     ramps = np.linspace(low, high, 256).round().astype(np.uint8)
-    images = ramps.reshape(16, 16, -1, 3).transpose(2, 0, 1, 3)  # a pair a channel
+    images = ramps.reshape(16, 16, -1, 3).transpose(2, 0, 1, 3)  # one pair per channel
     assert difference("AutoContrast", images, np.zeros(len(images))) == 0
 
 
 @pytest.mark.parametrize("name", ["Posterize", "Solarize"])
-def test_thresholds_equal_pillow_at_and_beside_whole_numbers(name: str) -> None:
+def test_thresholds_equal_pillow_at_and_next_to_integers(name: str) -> None:
     whole = np.arange(randaugment.RANGES[name][0], randaugment.RANGES[name][1])
     magnitude = np.concatenate([whole, np.nextafter(whole, 300), np.nextafter(whole, 0)[1:]])
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(len(magnitude), axis=0)
@@ -113,17 +113,17 @@ def test_thresholds_equal_pillow_at_and_beside_whole_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BLENDS)
-def test_blends_equal_pillow_on_every_level(name: str) -> None:
+def test_blends_equal_pillow_for_every_grey_level(name: str) -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     images = np.concatenate([ramp, ramp.transpose(0, 2, 1, 3), ramp[:, ::-1]], axis=3).repeat(300, axis=0)
     assert difference(name, images, np.linspace(0.05, 0.95, 300)) <= tolerance(name)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_affine_operations_take_the_same_pixels_as_pillow(name: str) -> None:
-    """Every pixel its own colour, so that equality means the same source for each, at 1,000 magnitudes.
+def test_affine_operations_select_the_same_pixels_as_pillow(name: str) -> None:
+    """Every pixel has its own colour, so equal images mean equal source pixels, at 1,000 magnitudes.
 
-    At random ones: where a shift is half a pixel to the last bit, the rounding of Pillow's sum decides.
+    The magnitudes are random: for a shift of exactly half a pixel the result depends on rounding in Pillow's sum.
     """
     y, x = np.mgrid[:30, :22]
     picture = np.stack([x + 1, y + 1, (x + y) % 7 + 1], axis=2).astype(np.uint8)
@@ -133,7 +133,7 @@ def test_affine_operations_take_the_same_pixels_as_pillow(name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_chains_on_mixed_batches_equal_pillow_one_by_one(data: st.DataObject) -> None:
+def test_chains_of_operations_on_mixed_batches_equal_pillow(data: st.DataObject) -> None:
     batch, steps = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 4))
     height, width = data.draw(st.integers(8, 40)), data.draw(st.integers(8, 40))
     channels, seed = data.draw(st.sampled_from([1, 3])), data.draw(st.integers(0, 2**20))
@@ -147,11 +147,11 @@ def test_chains_on_mixed_batches_equal_pillow_one_by_one(data: st.DataObject) ->
     for image, chain, strengths, result in zip(images, op, magnitude, ours, strict=True):
         for k, v in zip(chain, strengths, strict=True):
             image = with_pillow(randaugment.OPS[k], image, float(v))
-        # What follows can widen a level that a fused blend moved: chains are compared where blends are exact.
+        # Later operations can enlarge a fused blend's error of one level: chains are compared only if blends are exact.
         assert FUSED or (np.broadcast_to(result, image.shape) == image).all()
 
 
-def test_the_images_given_are_left_alone() -> None:
+def test_the_input_images_do_not_change() -> None:
     images = torch.from_numpy(noise(28, 12, 12).transpose(0, 3, 1, 2).copy())
     before = images.clone()
     randaugment.apply(images, np.arange(28)[:, None] % 14, np.full((28, 1), 0.29))
