@@ -57,7 +57,7 @@ class StoredImages:
         """The digests uint64 [n, 2] of the images at `indices`, None where not known."""
         if self.digests is None:
             return None
-        every = np.load(self.digests, mmap_mode="r", allow_pickle=False)  # not kept open: it would count as memory
+        every = np.load(self.digests, mmap_mode="r", allow_pickle=False)  # not left open: a memory map counts as memory
         return np.array(every[indices if self.rows is None else self.rows[indices]])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ class StoredImages:
         with open(path, "rb") as file:
             shape, fortran, dtype = read_header(file)
             if fortran or dtype != cls.dtype or len(shape) != 4:
-                raise ValueError(f"{path}: holds {dtype} {shape}")
+                raise ValueError(f"{path}: contains {dtype} {shape}")
             return cls(path, file.tell(), shape[0], shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:

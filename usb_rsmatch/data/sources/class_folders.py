@@ -1,4 +1,4 @@
-"""`dataset: folder`: a real data set of your own images in class folders; also used by other data sets."""
+"""Real data set `dataset: folder`: your own images, one folder per class; other data sets use the same reader."""
 
 from __future__ import annotations
 

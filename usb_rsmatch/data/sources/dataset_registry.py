@@ -1,4 +1,4 @@
-"""The real data set that `dataset: NAME` names; its module is imported when the name is used."""
+"""Registry of real data sets: finds the data set named by `dataset: NAME`, imports its module on first use."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def register_dataset(name: str, opener: RealOpener) -> None:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Every name that `dataset:` takes."""
+    """All names that `dataset:` accepts, sorted."""
     return tuple(sorted(_DATASETS))
 
 

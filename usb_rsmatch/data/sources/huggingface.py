@@ -20,8 +20,8 @@ from usb_rsmatch.errors import UserError
 def open_hf(argument: str, request: SourceRequest) -> Source:
     """A data set saved with `save_to_disk`; of several splits the one named `split` ("train").
 
-    Its one Image column is read, with the first of the columns `LABEL_COLUMNS` as class: names by name,
-    numbers by number. Raises UserError where the package is missing or the folder holds something else.
+    Its one Image column is read; the first of the columns `LABEL_COLUMNS` contains the classes, as names or
+    numbers. Raises UserError if the package is missing or the folder contains something else.
     """
     request.reject_options(argument, "split")
     try:

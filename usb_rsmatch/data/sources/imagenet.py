@@ -12,7 +12,7 @@ from usb_rsmatch.errors import UserError
 
 
 def open_tinyimagenet(data_dir: Path) -> RealData:
-    """TinyImageNet as unpacked; the test set are its validation images, labelled by `val_annotations.txt`."""
+    """TinyImageNet as unpacked; its validation images, labelled by `val_annotations.txt`, are the test set."""
     root = _first(data_dir, "tinyimagenet", ("tiny-imagenet-200", "tinyimagenet", "."), "train")
     train, classes = class_folders(root / "train", "{class}/images/{file}")
     table = root / "val" / "val_annotations.txt"

@@ -1,4 +1,4 @@
-"""Source `reencoded`: a negative control of further real images that were only re-encoded as JPEG.
+"""Source `reencoded`: real images re-encoded as JPEG, a negative control for detectors of synthetic images.
 
 A detector that separates them from the other real images has learnt a file format, not synthesis.
 """
@@ -15,10 +15,10 @@ _QUALITY = Key("quality", "int", 75, "JPEG quality", low=1, high=100)
 
 
 def open_reencoded(argument: str, request: SourceRequest) -> Source:
-    """The training images that are in no part of the pool, through a JPEG of the option `quality` (75).
+    """The training images that are in no part of the pool, re-encoded as JPEG with the option `quality` (default 75).
 
-    Use it with `reencode`, so that all images end with the same encoding. Raises UserError if the pool leaves no real
-    images over.
+    Use it with `reencode`, so that all images end with the same encoding. Raises UserError if all real images are in
+    the pool.
     """
     if argument:
         raise UserError(f"reencoded:{argument}: takes nothing after the colon")

@@ -1,4 +1,4 @@
-"""The source that a `PREFIX:ARGUMENT` names; a source's module is imported when its prefix is used."""
+"""Registry of image sources for the pool: finds the source named `PREFIX:ARGUMENT`, imports its module on first use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class SourceRequest:
                 raise UserError(
                     f"{origin}: unknown key {name!r}; known: {', '.join(sorted(known)) or 'none'}"
                 )
-
 
 
 Opener = Callable[[str, SourceRequest], Source]

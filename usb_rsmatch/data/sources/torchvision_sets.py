@@ -20,7 +20,7 @@ from usb_rsmatch.data.sources.dataset_registry import IMAGENET_MEAN, IMAGENET_ST
 from usb_rsmatch.data.sources.source import ArraySource
 from usb_rsmatch.errors import UserError
 
-NETWORK_TIMEOUT = 20.0  # seconds without an answer before a download is given up
+NETWORK_TIMEOUT = 20.0  # seconds without an answer before a download fails
 
 Options = Mapping[str, Any]
 

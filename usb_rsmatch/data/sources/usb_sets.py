@@ -1,6 +1,4 @@
-"""Further real data sets of USB's configurations, in the layouts that USB reads: TissueMNIST, ImageNet-127, Semi-
-iNat.
-"""
+"""Further real data sets, in the layouts that USB reads: TissueMNIST, ImageNet-127, Semi-Aves and Semi-iNat."""
 
 from __future__ import annotations
 
@@ -48,8 +46,8 @@ def open_imagenet127(data_dir: Path) -> RealData:
 def open_semi_fgvc(name: str, outside: bool, data_dir: Path) -> RealData:
     """Semi-Aves or Semi-iNat (Su & Maji 2021): `semi_fgvc/<name>/*.txt`, lines of a file and its class number.
 
-    As in USB, training and validation images are all labelled, whatever `num_labels` says; unlabelled are those of the
-    same classes, or with `outside` those of others.
+    As in USB, all training and validation images are labelled, and `num_labels` is ignored. The unlabelled images
+    belong to the same classes, or with `outside` to other classes.
     """
     places = [data_dir / place / name for place in ("semi_fgvc", ".")]
     root = next((place for place in places if (place / "l_train_val.txt").is_file()), None)

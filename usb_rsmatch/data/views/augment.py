@@ -1,4 +1,4 @@
-"""Weak, medium and strong views of whole batches, with random numbers of their own for each image, as in USB."""
+"""Weak, medium and strong views of whole batches, as in USB, with separate random numbers for each image."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ def apply(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> Tensor:
 
     `images` is uint8 [B, C, H, W], C 1 or 3; `op` is int64 [B, K] and `magnitude` float64 [B, K] in the
     operation's own unit, both on the host: sorting a batch by operation then never waits for a device.
-    Returns new uint8 [B, C, H, W]. One channel becomes what each channel of the same grey image as RGB would. Equal
+    Returns new uint8 [B, C, H, W]. A grey image keeps one channel, equal to each channel of its RGB copy. Equal
     to Pillow bit for bit where Pillow's compiler does not fuse multiplication with addition (as on x86-64),
     else within one grey level.
     """
     order = np.argsort(op, axis=0, kind="stable")
-    place = np.argsort(order, axis=0)  # where an image stands in a step's order
+    place = np.argsort(order, axis=0)  # the position of an image in a step's order
     chain = range(op.shape[1])
     moves = [order[:, 0], *(place[order[:, k], k - 1] for k in chain[1:]), place[:, -1]]
     take = to(images.device, np.stack(moves))  # from each step's order to the next, and back
