@@ -105,7 +105,7 @@ def measure(settings: Sequence[Setting], data_dir: Path, log: Any = print) -> di
 
 
 def one_pool(setting: Setting, real: np.ndarray, generated: np.ndarray, share: float, seed: int) -> dict[str, Any]:
-    """Audit one pool with a share of synthetic images; return the estimate beside the truth."""
+    """Audit one pool with a share of synthetic images; return true share, estimate and conditions."""
     rng = generator(seed, "bench audit", setting.name)
     order, count = rng.permutation(len(real)), round(share * setting.pool)
     trusted = real[order[: setting.trusted]]

@@ -47,7 +47,7 @@ class Scale:
     size: int
     count: int
     steps: int | None = None
-    judge_steps: int = 800
+    judge_steps: int = 800  # training of the classifier that measures quality; the key of committed result files
 
 
 FULL = Scale("fashionmnist", 32, 2048)

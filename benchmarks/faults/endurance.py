@@ -65,8 +65,8 @@ def endurance_run(workspace: RunWorkspace, minutes: float) -> dict[str, Any]:
             raise RuntimeError(child.output())
     seconds, memory, files, threads = np.array(samples).T
     kept = slice(int(WARMUP * len(samples)), None)
-    return {  # "soak_minutes" keeps its name for committed result files
-        "soak_minutes": round(float(seconds[-1]) / 60, 1),
+    return {
+        "soak_minutes": round(float(seconds[-1]) / 60, 1),  # keeps its name for committed result files
         "memory_slope_mib_per_hour": round(slope_per_hour(seconds[kept], memory[kept]), 2),
         "memory_mib": {"after_warmup": round(float(memory[kept][0]), 1), "end": round(float(memory[-1]), 1)},
         "open_files": {"after_warmup": int(files[kept][0]), "most": int(files[kept].max())},

@@ -260,8 +260,8 @@ def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
                 pass  # OSError: a name that no file system accepts; the command reports it in one line
             except Exception as error:
                 findings.tracebacks.append(f"{reader}: {type(error).__name__}: {str(error)[:200]} from {case!r:.500}")
-            beside = (*root.iterdir(), *folder.parent.iterdir())
-            outside = [path for path in beside if path not in (folder, folder.parent)]
+            siblings = (*root.iterdir(), *folder.parent.iterdir())
+            outside = [path for path in siblings if path not in (folder, folder.parent)]
             if outside:
                 findings.writes_outside.append(f"{reader}: {outside} from {case!r:.300}")
                 for path in outside:

@@ -104,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: 
     (Path(tiny["save_dir"]) / "run" / "result.json").unlink()
     content["image"][:] = 255 - content["image"]
     np.savez(mine, **content)
-    with pytest.raises(UserError, match=r"the unlabeled images are not those that the run began with"):
+    with pytest.raises(UserError, match=r"the unlabeled images are not those with which the run started"):
         train(tiny, note=lambda line: None)
     manifest = Path(tiny["save_dir"]) / "run" / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
