@@ -1,12 +1,12 @@
-"""Accuracy of the audit: pools with a known share of synthetic images, and two controls without any.
+"""Accuracy of the audit on pools with a known share of synthetic images, and on two controls without any.
 
 python -m benchmarks.audit --out results/audit.json
 
-Every pool contains real images of a data set that are not in the trusted folder, and generated ones; provenance is only
-used to measure. `auroc` is that of the audit's score, `supervised` that of the same networks trained with true
-provenance on equally many images, an upper bound. Controls: a pool of real images only (share 0), and real PNG files
-against real images re-encoded as JPEG, for which the AUROC between trusted and audited images must be near 0.5. Pools
-marked `cleared` have values under 8 of 255 set to 0 on both sides.
+A pool consists of generated images and of real images that are not in the trusted folder; provenance is only used for
+evaluation. `auroc` is the AUROC of the audit's score. `supervised` is the AUROC of the same network trained with true
+provenance on equally many images, an upper bound. The controls are a pool of real images only (share 0), and real PNG
+files compared with real JPEG files, for which the AUROC between trusted and audited images must be near 0.5. In pools
+marked `cleared`, pixel values under 8 of 255 are set to 0 in trusted and audited images.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from usb_rsmatch.usb import training
 
 SHARES = (0.0, 0.05, 0.2, 0.5, 0.8)
 GOAL = 0.05  # largest accepted difference between share and estimate
-CLEARED = 8  # values below it become 0 in cleared settings
+CLEARED = 8  # pixel values below this become 0 in settings with `cleared`
 SUPERVISED_STEPS = 600
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Pools of one generator: `sampler` are FlowSettings that replace the recommended ones; sizes are images."""
+    """Pools of one generator. `sampler` replaces recommended FlowSettings; `trusted` and `pool` count images."""
 
     name: str
     dataset: str
@@ -68,8 +68,11 @@ SETTINGS = (
 QUICK = (Setting("digits, 3 steps", "digits", {"steps": 30, "sampler_steps": 3, "solver": "euler"}, 60, 80, (0,)),)
 
 
-def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> dict[str, Any]:
-    """All pools and the control of every setting whose data set is available."""
+def measure(settings: Sequence[Setting], data_dir: Path, log: Any = print) -> dict[str, Any]:
+    """Audit all pools of every setting whose data set is available, and one control.
+
+    Raises UserError if no data set is available.
+    """
     pools: list[dict[str, Any]] = []
     control: dict[str, Any] | None = None
     skipped: dict[str, str] = {}
@@ -78,16 +81,16 @@ def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> di
             real, generated = _images(setting, data_dir)
         except UserError as error:
             skipped[setting.name] = str(error)
-            say(f"skipped: {setting.name}: {error}")
+            log(f"skipped: {setting.name}: {error}")
             continue
-        ceiling = supervised(real, generated, setting)
+        upper_bound = supervised_auroc(real, generated, setting)
         for share in setting.shares:
             for seed in setting.seeds:
-                pools.append(one_pool(setting, real, generated, share, seed) | {"supervised": ceiling})
-                say(line(pools[-1]))
+                pools.append(one_pool(setting, real, generated, share, seed) | {"supervised": upper_bound})
+                log(pool_line(pools[-1]))
         if control is None:
             control = reencoded_control(real, setting)
-            say(f"control, real against re-encoded real: {control}")
+            log(f"control, real and re-encoded real images: {control}")
     if not pools:
         raise UserError(f"no data set is available: {'; '.join(skipped.values())}")
     near = [abs(p["estimate"] - p["share"]) <= GOAL for p in pools]
@@ -102,7 +105,7 @@ def measure(settings: Sequence[Setting], data_dir: Path, say: Any = print) -> di
 
 
 def one_pool(setting: Setting, real: np.ndarray, generated: np.ndarray, share: float, seed: int) -> dict[str, Any]:
-    """An audit of one pool of known share."""
+    """Audit one pool with a share of synthetic images; return true share, estimate and conditions."""
     rng = generator(seed, "bench audit", setting.name)
     order, count = rng.permutation(len(real)), round(share * setting.pool)
     trusted = real[order[: setting.trusted]]
@@ -128,7 +131,7 @@ def one_pool(setting: Setting, real: np.ndarray, generated: np.ndarray, share: f
 
 
 def reencoded_control(real: np.ndarray, setting: Setting) -> dict[str, Any]:
-    """Real images as PNG files against other real ones as JPEG files of quality 90: no image is synthetic."""
+    """Audit real JPEG files (quality 90) with other real images, PNG files, as trusted: no image is synthetic."""
     order = generator(0, "bench control").permutation(len(real))
     half = min(len(order) // 2, setting.trusted)
     with tempfile.TemporaryDirectory() as name:
@@ -143,7 +146,7 @@ def reencoded_control(real: np.ndarray, setting: Setting) -> dict[str, Any]:
             audit, _ = audit_with_real(folders[0], folders[1], 0, jpeg=jpeg)
             share = audit.share
             found[key] = {
-                "auroc": between(audit),
+                "auroc": trusted_pool_auroc(audit),
                 "estimate": share.estimate,
                 "low": share.low,
                 "high": share.high,
@@ -152,8 +155,8 @@ def reencoded_control(real: np.ndarray, setting: Setting) -> dict[str, Any]:
     return {"dataset": setting.dataset, "images": half, **found}
 
 
-def between(audit: Audit) -> float:
-    """AUROC between trusted and audited images that the detectors have not seen, mean over them."""
+def trusted_pool_auroc(audit: Audit) -> float:
+    """Return the AUROC between held-out trusted and held-out audited images, mean over the audit's detectors."""
     values = []
     for part in audit.parts:
         scores, truth = (
@@ -164,8 +167,8 @@ def between(audit: Audit) -> float:
     return float(np.mean(values))
 
 
-def supervised(real: np.ndarray, generated: np.ndarray, setting: Setting) -> float:
-    """AUROC on held-out images of the audit's network, trained with true provenance on half of the largest pool."""
+def supervised_auroc(real: np.ndarray, generated: np.ndarray, setting: Setting) -> float:
+    """Train the audit's network with true provenance on half of the images; return its AUROC on the other half."""
     seed = derive(0, "bench supervised", setting.name)
     rng, half = generator(seed, "rows"), min(setting.pool, len(real), len(generated)) // 2
     sides = [images[rng.permutation(len(images))[: 2 * half]] for images in (real, generated)]
@@ -189,7 +192,7 @@ def supervised(real: np.ndarray, generated: np.ndarray, setting: Setting) -> flo
 
 
 def _images(setting: Setting, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Real and generated images uint8 [N, H, W, C] of a setting; the generator trains on all training images."""
+    """Return real and generated images uint8 [N, H, W, C]; the generator is trained on the whole training set."""
     data = open_real(setting.dataset, data_dir)
     size, channels = data.spec.img_size, data.spec.channels
     train = data.train.load(np.arange(len(data.train)), size, channels)
@@ -212,8 +215,8 @@ def _listed(images: np.ndarray, name: str) -> ImageList:
     return ImageList([f"{name} {row}" for row in range(len(images))], items)
 
 
-def line(pool: Mapping[str, Any]) -> str:
-    """One line about a pool."""
+def pool_line(pool: Mapping[str, Any]) -> str:
+    """Return the log line of a pool."""
     found = "-" if pool["auroc"] is None else f"{pool['auroc']:.3f}"
     return (
         f"{pool['generator']:18s} seed {pool['seed']}  share {pool['share']:4.0%}  estimate {pool['estimate']:6.1%} "
@@ -226,13 +229,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="folder of the data sets")
-    parser.add_argument("--only", default=None, metavar="TEXT", help="only settings whose name has this text")
+    parser.add_argument("--only", default=None, metavar="TEXT", help="only settings whose name contains TEXT")
     parser.add_argument("--quick", action="store_true", help="trial run with tiny pools: its numbers are meaningless")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = QUICK if args.quick else [s for s in SETTINGS if args.only is None or args.only in s.name]
     try:
-        result = measure(settings, Path(args.data_dir), say=lambda text: print(text, flush=True))
+        result = measure(settings, Path(args.data_dir), log=lambda text: print(text, flush=True))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -246,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     write_json(args.out, result)
     near, covered = result["within_5_points"], result["interval_coverage"]
-    print(f"within 5 points: {near['count']} of {near['of']}; intervals that hold the share: {covered['count']}")
+    print(f"within 5 points: {near['count']} of {near['of']}; intervals that contain the share: {covered['count']}")
     return 0
 
 

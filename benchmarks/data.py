@@ -1,7 +1,8 @@
-"""Time and memory of pools with millions of images, measured on noise: `python -m benchmarks.data --out
-results/data.json`.
+"""Time and memory of file lists and pools with a million images of random noise.
 
-It needs 6 GiB of disk space for temporary files.
+python -m benchmarks.data --out results/data.json
+
+Needs 6 GiB of disk space for temporary files.
 """
 
 from __future__ import annotations
@@ -33,24 +34,23 @@ from usb_rsmatch.data.images.file_index import file_index
 from usb_rsmatch.data.images.image_file import write_header
 from usb_rsmatch.io import write_json
 
-REAL = 500  # real images, of which the pools have all; the rest are synthetic
-CHUNK = 50_000  # images that are made and written at a time
-SETTLE_S = 2.5  # a list of files is cached once its folders are unchanged for two seconds
+REAL = 500  # real images in each pool; the others are synthetic
+CHUNK = 50_000  # images that are generated and written at a time
+SETTLE_S = 2.5  # a file list is cached only if its folders are unchanged for two seconds
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is made: files, folders they are in, images of the large and the small pool; what is timed: openings,
-    batches that are sampled, rounds of the two pools in turn, steps a round."""
+    """Sizes of the test data and numbers of repetitions."""
 
     files: int
-    folders: int
-    large: int
-    small: int
-    openings: int
-    batches: int
-    rounds: int
-    steps: int
+    folders: int  # that contain the files
+    large: int  # images of the large pool
+    small: int  # images of the small pool
+    openings: int  # how often the file list and the pool are opened
+    batches: int  # unlabelled batches drawn before memory is measured
+    rounds: int  # alternating timings of the two pools
+    steps: int  # per round
 
 
 FULL = Scale(1_300_000, 1000, 1_000_000, 1000, 3, 2000, 9, 10)
@@ -61,7 +61,7 @@ QUICK = Scale(12_000, 10, 100_000, 1000, 1, 20, 2, 2)
 
 
 def make_files(root: Path, count: int, folders: int) -> None:
-    """Small PNG files in class folders as ImageNet's; a folder's are one file under many names."""
+    """Make PNG files in class folders named like ImageNet's; all files of a folder are hard links to one file."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (120, 90, 60)).save(buffer, format="PNG")
     for number in range(folders):
@@ -74,7 +74,7 @@ def make_files(root: Path, count: int, folders: int) -> None:
 
 
 def make_npz(path: Path, count: int, seed: int) -> None:
-    """Random 32 px images sorted by class, as EDM's samples are stored: uncompressed, under `image` and `label`."""
+    """Write random 32 px images sorted by class in the format of EDM's samples: uncompressed `image` and `label`."""
     rng = np.random.default_rng(seed)
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         with archive.open("image.npy", "w", force_zip64=True) as stream:
@@ -85,11 +85,11 @@ def make_npz(path: Path, count: int, seed: int) -> None:
             np.save(stream, np.sort(rng.integers(10, size=count)))
 
 
-# measurements, each in a process of its own -------------------------------------------------------------------------
+# measurements, each in a new process -------------------------------------------------------------------------
 
 
 def list_files(root: Path) -> dict[str, float]:
-    """Seconds to open the list of files and to read their classes off it, as a run does."""
+    """Measure the seconds to open the cached file list and to get the classes from it, as a run does."""
     from usb_rsmatch.data.sources.class_folders import class_folders
 
     begin = time.perf_counter()
@@ -99,7 +99,7 @@ def list_files(root: Path) -> dict[str, float]:
 
 
 def configuration(folder: Path, size: int, **changes: Any) -> dict[str, Any]:
-    """RSMatch on a pool of `size` images: `REAL` real ones, the others from the large file."""
+    """Return the configuration of RSMatch on a pool of `size` images, `REAL` of them real."""
     return {
         "algorithm": "rsmatch",
         "dataset": "npz",
@@ -108,7 +108,7 @@ def configuration(folder: Path, size: int, **changes: Any) -> dict[str, Any]:
         "synthetic_count": size - REAL,
         "num_labels": 100,
         "net": "small_wrn_10_1",
-        "batch_size": 2,  # a step so small that the data's share of its time and memory shows
+        "batch_size": 2,  # small steps, so that data loading is a visible part of time and memory
         "uratio": 7,
         "num_train_iter": 100_000,
         "num_eval_iter": 100_000,
@@ -125,20 +125,20 @@ def configuration(folder: Path, size: int, **changes: Any) -> dict[str, Any]:
 
 
 def open_pool(folder: Path, size: int) -> tuple[float, float]:
-    """Seconds to build the pool, everything imported before, and those of them that the processor worked for it."""
+    """Return wall-clock and CPU seconds to build the pool, imports excluded."""
     from usb_rsmatch.data.pool.pool import HybridPool
 
-    begin, worked = time.perf_counter(), time.process_time()
+    begin, cpu_seconds = time.perf_counter(), time.process_time()
     pool = HybridPool.from_config(configuration(folder, size))
-    seconds = time.perf_counter() - begin, time.process_time() - worked
+    seconds = time.perf_counter() - begin, time.process_time() - cpu_seconds
     assert len(pool) == size
     return seconds
 
 
 def train_memory(folder: Path, size: int, scale: Scale) -> dict[str, float]:
-    """MiB of a process that trains on the pool: after its imports, after the steps, and the most of its life.
+    """Return the MiB of a process that trains on the pool: after imports, after building, after training, at its peak.
 
-    After some steps, whole unlabelled batches are drawn alone, to have touched a good part of the file.
+    After some steps, `scale.batches` unlabelled batches are drawn without training, to read a large part of the file.
     """
     algorithm, steps = _algorithm(folder, size)
     built = resident_mib()
@@ -147,19 +147,19 @@ def train_memory(folder: Path, size: int, scale: Scale) -> dict[str, float]:
         if number >= scale.batches:
             break
     after = resident_mib()
-    return {"imported": _imported_mib(), "built": built, "training": after, "most": _most_mib()}
+    return {"imported": _imported_mib(), "built": built, "training": after, "most": _peak_mib()}
 
 
 def step_times(folder: Path, scale: Scale) -> dict[str, list[float]]:
-    """Seconds a step on the large and the small pool, in turns."""
-    from benchmarks.timing import take_turns
+    """Return seconds per step on the large and the small pool, timed alternately."""
+    from benchmarks.timing import time_alternately
 
     sides = {str(size): _algorithm(folder, size)[1](scale.steps) for size in (scale.large, scale.small)}
-    return take_turns(sides, scale.rounds)
+    return time_alternately(sides, scale.rounds)
 
 
 def _algorithm(folder: Path, size: int) -> tuple[Any, Callable[[int], Callable[[], float]]]:
-    """An algorithm as `usb-rsmatch train` builds it, and what makes a timed side of its training."""
+    """Return an algorithm as `usb-rsmatch train` builds it, and a function that makes a timed side of N steps."""
     from usb_rsmatch.usb import registration, training
 
     registration.register()
@@ -181,15 +181,15 @@ def _imported_mib() -> float:
 
 
 def resident_mib() -> float:
-    """This process's resident memory, shared libraries and mapped files included."""
-    return _status("VmRSS:")
+    """Return this process's resident memory, including shared libraries and mapped files; NaN without /proc."""
+    return _proc_status_mib("VmRSS:")
 
 
-def _most_mib() -> float:
-    return _status("VmHWM:")
+def _peak_mib() -> float:
+    return _proc_status_mib("VmHWM:")
 
 
-def _status(key: str) -> float:
+def _proc_status_mib(key: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -197,46 +197,46 @@ def _status(key: str) -> float:
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(key)), float("nan"))
 
 
-def _prepare(threads: int) -> None:
+def _init_process(threads: int) -> None:
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
 
 
-def apart(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
-    """The result of a function in a new process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (threads,)) as process:
+def in_new_process(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+    """Run a function in a new process and return its result."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _init_process, (threads,)) as process:
         return process.submit(function, *arguments).result()
 
 
 # all of it -----------------------------------------------------------------------------------------------------------
 
 
-def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The named values and what they come from; makes its files in `folder`, which it finds empty."""
+def measure(scale: Scale, folder: Path, threads: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """Make the test data in the empty `folder` and return all measured values, those of `NAMED` among them."""
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    say(f"making {scale.files} files ...")
+    log(f"making {scale.files} files ...")
     make_files(folder / "files", scale.files, scale.folders)
     time.sleep(SETTLE_S)
-    say("listing them ...")
+    log("making the file list ...")
     begin = time.perf_counter()
     index = file_index(folder / "files")
     build = time.perf_counter() - begin
-    openings = [apart(list_files, folder / "files", threads=threads) for _ in range(scale.openings)]
+    openings = [in_new_process(list_files, folder / "files", threads=threads) for _ in range(scale.openings)]
     if {opened["files"] for opened in openings} != {len(index)}:
-        raise RuntimeError(f"the list has {len(index)} files when made, and otherwise when opened: {openings}")
+        raise RuntimeError(f"the new list has {len(index)} files, but opening it gives another number: {openings}")
 
-    say(f"making {scale.large} images in one file ...")
+    log(f"making {scale.large} images in one file ...")
     make_npz(folder / "train.npz", REAL, 1)
     make_npz(folder / "test.npz", 100, 2)
     make_npz(folder / "synthetic.npz", scale.large - REAL, 3)
-    say("opening it ...")
-    first, _ = apart(open_pool, folder, scale.large, threads=threads)
-    again = [apart(open_pool, folder, scale.large, threads=threads) for _ in range(scale.openings)]
-    say("training on it ...")
-    memory = apart(train_memory, folder, scale.large, scale, threads=threads)
-    seconds = apart(step_times, folder, scale, threads=threads)
+    log("opening the pool ...")
+    first, _ = in_new_process(open_pool, folder, scale.large, threads=threads)
+    again = [in_new_process(open_pool, folder, scale.large, threads=threads) for _ in range(scale.openings)]
+    log("training on the pool ...")
+    memory = in_new_process(train_memory, folder, scale.large, scale, threads=threads)
+    seconds = in_new_process(step_times, folder, scale, threads=threads)
     large, small = (seconds[str(size)] for size in (scale.large, scale.small))
     kept = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     return {
@@ -247,7 +247,7 @@ def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]
         "npz_open_s": round(statistics.median(seconds for seconds, _ in again), 2),
         "rss_mib": round(memory["training"], 1),
         "step_ratio_1e6_over_1e3": round(statistics.median(a / b for a, b in zip(large, small, strict=True)), 3),
-        "npz_open_cpu_s": round(statistics.median(worked for _, worked in again), 2),
+        "npz_open_cpu_s": round(statistics.median(cpu_seconds for _, cpu_seconds in again), 2),
         "npz_first_open_s": round(first, 2),
         "rss_after_imports_mib": round(memory["imported"], 1),
         "rss_pool_open_mib": round(memory["built"], 1),
@@ -261,15 +261,15 @@ def measure(scale: Scale, folder: Path, threads: int, say: Callable[[str], None]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
-    parser.add_argument("--folder", default=None, metavar="DIR", help="where the files are made; default: the system's")
-    parser.add_argument("--threads", type=int, default=1, help="default: one")
+    parser.add_argument("--folder", default=None, metavar="DIR", help="folder for temporary files (the system's)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (one)")
     parser.add_argument("--quick", action="store_true", help="trial run with few files: its numbers are meaningless")
     args = parser.parse_args(argv)
     scale = QUICK if args.quick else FULL
     cache = os.environ.get("USB_RSMATCH_CACHE")
     with tempfile.TemporaryDirectory(prefix="usb_rsmatch_bench_", dir=args.folder) as name:
         room_for(2 * 3072 * scale.large, Path(name), "the benchmark")
-        os.environ["USB_RSMATCH_CACHE"] = str(Path(name) / "cache")  # so that nothing has been kept before
+        os.environ["USB_RSMATCH_CACHE"] = str(Path(name) / "cache")  # an empty cache
         try:
             result = measure(scale, Path(name), args.threads, lambda line: print(line, file=sys.stderr))
         finally:

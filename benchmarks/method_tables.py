@@ -1,4 +1,4 @@
-"""Titles of config/method's grids and figures, and their tables for README and docs."""
+"""Titles and Markdown tables, for README and docs, of the figures and grids of `benchmarks.method`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 REAL, MORE, POOL = "FixMatch, real part only", "FixMatch, as many further real images", "FixMatch, whole pool"
 MINED, ORACLE = "RSMatch", "RSMatch, oracle"
-# Which arm a grid's others are compared with, and the axis along which it is.
+# Grid -> (the arm with which the others are compared, the axis whose values are compared separately).
 BASELINES = {
     "ways": (POOL, None),
     "variants": (ORACLE, None),
@@ -18,33 +18,33 @@ BASELINES = {
     "benchmark": ("FixMatch", None),
 }
 TITLES = {
-    "ways": "Ways of use, provenance known to an oracle (`method/ways`)",
-    "variants": "One change to RSMatch's way of use, provenance known to an oracle (`method/variants`)",
-    "cutoff": "All with a cut-off of 0.8 in place of 0.95 (`method/cutoff`)",
-    "contamination": "With what it mined itself, over the share of synthetic images (`method/contamination`)",
-    "detection": "Detection without labels, small values cleared unless said otherwise (`method/detection`)",
-    "harm": "A pool that does harm: the flow's images after one step (`method/harm`)",
+    "ways": "Ways to use synthetic images, with true provenance from an oracle (`method/ways`)",
+    "variants": "RSMatch with one change, with true provenance from an oracle (`method/variants`)",
+    "cutoff": "All arms with a confidence cutoff of 0.8 instead of 0.95 (`method/cutoff`)",
+    "contamination": "RSMatch with its own detector, by share of synthetic images (`method/contamination`)",
+    "detection": "Detection without labels, small pixel values cleared except 'as they are' (`method/detection`)",
+    "harm": "A harmful pool: the flow's images after one sampler step (`method/harm`)",
     "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
-    "benchmark": "USB's, open-set and RSMatch on four base rules (`method/benchmark`)",
+    "benchmark": "USB's algorithms, open-set baselines, and RSMatch on four base rules (`method/benchmark`)",
 }
 FIGURES = {
-    "ceiling_real": "further real images in place of the synthetic ones, over the pool",
-    "oracle_gain": "RSMatch with an oracle over the better of pool and real part",
-    "gain_over_best_baseline": "RSMatch at 50 % synthetic over the better baseline",
-    "gain_over_base_rule": "RSMatch over its base rule in the benchmark, mean of four rules",
-    "gap_to_oracle": "oracle over RSMatch at 50 % synthetic",
-    "clean_pool_gap": "RSMatch over FixMatch where nothing is synthetic",
-    "harm_ceiling_real": "`ceiling_real` where the synthetic images do harm",
-    "harm_oracle_gain": "`oracle_gain` there",
-    "harm_gain": "RSMatch, with what it mined, over the better baseline there",
+    "ceiling_real": "FixMatch with further real images instead of the synthetic ones, minus the whole pool",
+    "oracle_gain": "RSMatch with an oracle, minus the better baseline (whole pool or real part)",
+    "gain_over_best_baseline": "RSMatch at 50 % synthetic, minus the better baseline",
+    "gain_over_base_rule": "RSMatch in the benchmark, minus its base rule, mean of four rules",
+    "gap_to_oracle": "RSMatch with an oracle, minus RSMatch, at 50 % synthetic",
+    "clean_pool_gap": "RSMatch minus FixMatch on a pool without synthetic images",
+    "harm_ceiling_real": "`ceiling_real` on the harmful pool",
+    "harm_oracle_gain": "`oracle_gain` on the harmful pool",
+    "harm_gain": "RSMatch with its own detector, minus the better baseline, on the harmful pool",
     "mining_efficiency_mean": "mining efficiency, mean over pools and seeds",
-    "mining_efficiency_min": "the least of them",
-    "auroc_mean": "AUROC, images as they are",
-    "auroc_clean_mean": "AUROC, small values cleared",
-    "control_auroc": "AUROC of the negative control: JPEG 75 against other real images, 90 for all at last",
-    "control_auroc_coarser": "the same, JPEG 90 and 75 for all at last",
+    "mining_efficiency_min": "mining efficiency, minimum over pools and seeds",
+    "auroc_mean": "AUROC, unchanged images",
+    "auroc_clean_mean": "AUROC, small pixel values cleared",
+    "control_auroc": "AUROC of the negative control: real images, half of them JPEG 75, then all JPEG 90",
+    "control_auroc_coarser": "the same: half of them JPEG 90, then all JPEG 75",
 }
-# Of the figures those in points of accuracy; the others are shares.
+# Figures in percentage points of accuracy; the others are between 0 and 1.
 POINTS = (
     "ceiling_real",
     "oracle_gain",
@@ -58,70 +58,77 @@ POINTS = (
 )
 
 
-def shown(value: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """A figure with its interval: `+2.1 (+1.0 to +3.2)`; a dash where there is none."""
+def format_figure(value: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """Return a figure with its interval as text: `+2.1 (+1.0 to +3.2)`; a dash for None."""
     if value is None:
         return "–"
-    sign = "+" if digits == 1 else ""  # points are differences, the others shares
+    sign = "+" if digits == 1 else ""  # percentage points are differences and have a sign
     mean, low, high = (f"{value[part]:{sign}.{digits}f}" for part in ("mean", "low", "high"))
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def markdown(rows: Iterable[Sequence[str]], heads: Sequence[str]) -> str:
-    """A Markdown table, all columns but the first aligned right."""
+def markdown_table(rows: Iterable[Sequence[str]], heads: Sequence[str]) -> str:
+    """Return a Markdown table; all columns except the first are aligned right."""
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def accuracies(rows: Sequence[Mapping[str, Any]], against: str) -> str:
-    """The table of `accuracy_table` as Markdown."""
+def accuracy_markdown(rows: Sequence[Mapping[str, Any]], against: str) -> str:
+    """Return the rows of `method.accuracy_table` as a Markdown table."""
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         mean = row["accuracy"]
         spread = "" if mean["std"] is None else f" ± {mean['std']:.1f}"
         auroc = "–" if row["auroc"] is None else f"{row['auroc']:.2f}"
         place = [f"{row['synthetic_ratio']:.0%}"] if "synthetic_ratio" in row else []
-        return [row["arm"], *place, f"{mean['mean']:.1f}{spread}", shown(row["difference"]), auroc, str(mean["n"])]
+        return [
+            row["arm"],
+            *place,
+            f"{mean['mean']:.1f}{spread}",
+            format_figure(row["difference"]),
+            auroc,
+            str(mean["n"]),
+        ]
 
-    place = ["share synthetic"] if rows and "synthetic_ratio" in rows[0] else []
-    heads = ["arm", *place, "accuracy (%)", f"less that of {against}, 95 % interval", "AUROC", "seeds"]
-    return markdown(map(cells, rows), heads)
+    place = ["synthetic share"] if rows and "synthetic_ratio" in rows[0] else []
+    heads = ["arm", *place, "accuracy (%)", f"minus {against}, 95 % interval", "AUROC", "seeds"]
+    return markdown_table(map(cells, rows), heads)
 
 
-def detections(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of `detection_table` as Markdown."""
+def detection_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `method.detection_table` as a Markdown table."""
     arms = [name for name in rows[0] if name not in ("pool", "efficiency")] if rows else []
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         return [row["pool"], *("–" if row[name] is None else f"{row[name]:.3f}" for name in [*arms, "efficiency"])]
 
-    return markdown(map(cells, rows), ["AUROC by pool", *arms, "mining efficiency"])
+    return markdown_table(map(cells, rows), ["AUROC by pool", *arms, "mining efficiency"])
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
-    """{grid: its Markdown table} of what is measured."""
+    """Return {grid: its Markdown table} of the grids that have results."""
     return {
-        name: detections(rows) if name == "detection" else accuracies(rows, BASELINES[name][0])
+        name: detection_markdown(rows) if name == "detection" else accuracy_markdown(rows, BASELINES[name][0])
         for name, rows in summary["tables"].items()
     }
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Those entries of a summary that are figures."""
+    """Return the entries of a summary that are figures."""
     return {name: summary[name] for name in FIGURES if name in summary}
 
 
 def measured(summary: Mapping[str, Any]) -> str:
-    """What docs/method.md shows of results/method.json: the figures, then a table a grid."""
+    """Return the measured part of docs/method.md: the figures, then a table per grid."""
     rows = [
-        (f"`{name}`: {FIGURES[name]}", shown(value, 1 if name in POINTS else 2), str(value["n"]))
+        (f"`{name}`: {FIGURES[name]}", format_figure(value, 1 if name in POINTS else 2), str(value["n"]))
         for name, value in figures_of(summary).items()
     ]
-    parts = [markdown(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
-    shown_here = tables(summary)
-    if "benchmark" in shown_here:
-        shown_here["benchmark"] = "Its table is the [README's](../README.md#the-rs-ssl-benchmark)."
-    for name, table in shown_here.items():
+    parts = [markdown_table(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
+    grid_tables = tables(summary)
+    if "benchmark" in grid_tables:
+        grid_tables["benchmark"] = "The table is in the [README](../README.md#the-rs-ssl-benchmark)."
+    for name, table in grid_tables.items():
         remarks = summary["grids"][name]["remarks"]
         parts += [f"### {TITLES[name]}", table, *(f"{remark}." for remark in remarks)]
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
@@ -130,6 +137,6 @@ def measured(summary: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(summary: Mapping[str, Any]) -> str:
-    """The README's table of results/method.json: every algorithm on one pool, and RSMatch over its base rules."""
-    gain = shown(summary.get("gain_over_base_rule"))
-    return f"{tables(summary)['benchmark']}\n\nRSMatch over its base rule, mean of four rules: {gain} points."
+    """Return the README's benchmark table: all algorithms on one pool, and the gain of RSMatch over its base rules."""
+    gain = format_figure(summary.get("gain_over_base_rule"))
+    return f"{tables(summary)['benchmark']}\n\nRSMatch minus its base rule, mean of four rules: {gain} points."

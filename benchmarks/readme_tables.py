@@ -1,7 +1,7 @@
-"""The tables of README.md and docs/, made from the code's metadata and from committed results.
+"""Writes the tables of README.md and docs/ from the code's configuration keys and from committed results.
 
-python -m benchmarks.readme_tables            # write what differs
-python -m benchmarks.readme_tables --check    # write nothing; exit code 1 where something would change
+python -m benchmarks.readme_tables            # write the files that differ
+python -m benchmarks.readme_tables --check    # write nothing; exit code 1 if a file differs
 python -m benchmarks.readme_tables --quickstart saved_models/quickstart --out results/quickstart.json  # or fashionmnist
 """
 
@@ -28,28 +28,31 @@ METHOD = ROOT / "results" / "method.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
 
-def shown(value: Any) -> str:
-    """A default as YAML shows it."""
+def format_default(value: Any) -> str:
+    """Return a default as text in YAML form."""
     return "" if value is None else json.dumps(value) if not isinstance(value, str) else value or '""'
 
 
-def row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def key_table(keys: Sequence[Key]) -> str:
-    """One row a key: default, meaning, and whose choice it is."""
-    lines = [row("key", "default", "what it is", "whose choice"), "|---|---|---|---|"]
-    lines += [row(f"`{key.name}`", f"`{shown(key.default)}`", key.help, ORIGINS[key.origin]) for key in keys]
+    """Return a table with one row per key: default, meaning, and origin of the default."""
+    lines = [table_row("key", "default", "meaning", "whose choice"), "|---|---|---|---|"]
+    lines += [
+        table_row(f"`{key.name}`", f"`{format_default(key.default)}`", key.help, ORIGINS[key.origin]) for key in keys
+    ]
     return "\n".join(lines).replace("| `` |", "|  |")
 
 
-def takes(key: Key) -> str:
-    """What a key takes, in words: its type or choices, and its bounds."""
+def allowed_values(key: Key) -> str:
+    """Return the allowed values of a key in words: its type or choices, and its bounds."""
     if key.word:
-        return f"{takes(replace(key, word=None))}, or `{key.word}`"
+        return f"{allowed_values(replace(key, word=None))}, or `{key.word}`"
     if key.parts:
-        return f"{takes(replace(key, parts=()))}, or some of {', '.join(f'`{part}`' for part in key.parts)}"
+        return f"{allowed_values(replace(key, parts=()))}, or some of {', '.join(f'`{part}`' for part in key.parts)}"
     if "|" in key.kind:
         return " or ".join(f"`{word}`" for word in key.kind.split("|"))
     words = {"int": "whole number", "float": "number", "bool": "`true` or `false`", "str": "word"}
@@ -60,28 +63,31 @@ def takes(key: Key) -> str:
 
 
 def full_table(keys: Sequence[Key]) -> str:
-    """One row a key, with what it takes."""
-    lines = [row("key", "takes", "default", "what it is", "whose choice"), "|---|---|---|---|---|"]
-    lines += [row(f"`{k.name}`", takes(k), f"`{shown(k.default)}`", k.help, ORIGINS[k.origin]) for k in keys]
+    """Return the same table with the allowed values of each key."""
+    lines = [table_row("key", "allowed values", "default", "meaning", "whose choice"), "|---|---|---|---|---|"]
+    lines += [
+        table_row(f"`{k.name}`", allowed_values(k), f"`{format_default(k.default)}`", k.help, ORIGINS[k.origin])
+        for k in keys
+    ]
     return "\n".join(lines).replace("| `` |", "|  |")
 
 
-def choices() -> str:
-    """The README's table: RSMatch's own keys."""
+def own_key_table() -> str:
+    """Return the README's table of RSMatch's own keys."""
     return key_table([key for key in KEYS.values() if key.name.startswith("rs_")])
 
 
 def config_page() -> str:
-    """docs/config.md: every key, and those without effect."""
+    """Return the text of docs/config.md: all keys, and the keys without effect."""
     usb = [key for key in KEYS.values() if key.origin == "usb"]
     own = [key for key in KEYS.values() if key.name.startswith("rs_")]
     pool = [key for key in KEYS.values() if key.origin != "usb" and not key.name.startswith("rs_")]
-    dead = "\n".join(row(f"`{key}`", reason) for key, reason in DEAD.items())
+    dead = "\n".join(table_row(f"`{key}`", reason) for key, reason in DEAD.items())
     return f"""# Configuration keys
 
-Made by `python -m benchmarks.readme_tables`. The keys of the chosen algorithm (`p_cutoff`, `T`, ...) come on top, with
-USB's defaults. Any key may also be given as a flag: `--num_labels 100`. Where no default is shown, none is set. "Whose
-choice" says where the default comes from: USB, what is known of RSMatch's paper, or us.
+Made by `python -m benchmarks.readme_tables`. The keys of the chosen algorithm (`p_cutoff`, `T`, ...) are added with
+USB's defaults. Any key may also be given as a flag: `--num_labels 100`. An empty default means that none is set. "Whose
+choice" is the origin of the default: USB, what is known of RSMatch's paper, or us.
 
 ## RSMatch
 
@@ -97,7 +103,7 @@ choice" says where the default comes from: USB, what is known of RSMatch's paper
 
 ## Without effect
 
-Accepted with a note, because USB's shipped configurations hold them.
+Accepted with a note, because USB's shipped configurations contain them.
 
 | key | why |
 |---|---|
@@ -106,13 +112,16 @@ Accepted with a note, because USB's shipped configurations hold them.
 
 
 def quickstart_table(results: dict[str, Any]) -> str:
-    """The README's table of the quickstart comparison, with what it was measured on."""
-    lines = [row("real digits, 20 labels", "unlabelled pool", "accuracy (%)", "detector's AUROC"), "|---|---|--:|--:|"]
+    """Return the README's table of the quickstart comparison, with the conditions of the measurement."""
+    lines = [
+        table_row("real digits, 20 labels", "unlabelled pool", "accuracy (%)", "detector's AUROC"),
+        "|---|---|--:|--:|",
+    ]
     for arm in results["rows"]:
         accuracy, auroc = arm["accuracy"], arm["auroc"]
         spread = "" if accuracy["std"] is None else f" ± {accuracy['std']:.1f}"
         measured = f"{accuracy['mean']:.1f}{spread}"
-        lines.append(row(arm["arm"], arm["pool"], measured, f"{auroc['mean']:.2f}" if auroc else "–"))
+        lines.append(table_row(arm["arm"], arm["pool"], measured, f"{auroc['mean']:.2f}" if auroc else "–"))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines += [
         "",
@@ -123,15 +132,15 @@ def quickstart_table(results: dict[str, Any]) -> str:
 
 
 def summarise(folder: str) -> dict[str, Any]:
-    """The contents of results/quickstart.json from the folder of a finished comparison.
+    """Return the contents of results/quickstart.json from the folder of a finished comparison.
 
-    Raises UserError for runs of different versions or thread counts, which have no place in one table.
+    Raises UserError for runs with different versions or thread counts.
     """
     from usb_rsmatch.report.collection import collect
     from usb_rsmatch.report.statistics import estimate
 
     records = collect(folder, False)
-    name = records.name  # of the grid, as shipped: quickstart/grid, fashionmnist/grid
+    name = records.name  # of the shipped grid: quickstart or fashionmnist
     arms: dict[str, list[Any]] = {}
     for record in records.records:
         arms.setdefault(record.arm, []).append(record.result)
@@ -150,7 +159,7 @@ def summarise(folder: str) -> dict[str, Any]:
     everything = [result for results in arms.values() for result in results]
     for field in ("versions", "threads"):
         if any(getattr(result, field) != getattr(everything[0], field) for result in everything):
-            raise UserError(f"{folder} holds runs of different {field}: remove them and compare again")
+            raise UserError(f"{folder} has runs with different {field}: remove them and compare again")
     threads = everything[0].threads
     return {
         "command": f"usb-rsmatch compare --c {name}/grid",
@@ -164,88 +173,99 @@ def summarise(folder: str) -> dict[str, Any]:
 
 
 SPEED_ROWS = {
-    "views_ratio": "weak and strong views of 32 px colour images, one core: USB's PIL over ours",
-    "step_ratio_wrn_28_2": "FixMatch step with data, wrn_28_2, 64 + 7 x 64 images: stock USB over ours",
-    "step_ratio_small": "FixMatch step with data, the quickstart's network: stock USB over ours",
-    "rsmatch_over_fixmatch_wrn_28_2": "RSMatch step over FixMatch step, wrn_28_2",
-    "rsmatch_over_fixmatch_small": "RSMatch step over FixMatch step, the quickstart's network",
+    "views_ratio": "weak and strong views of 32 px colour images, one core: USB's PIL / ours",
+    "step_ratio_wrn_28_2": "FixMatch step with data, wrn_28_2, 64 + 7 x 64 images: stock USB / ours",
+    "step_ratio_small": "FixMatch step with data, the quickstart's network: stock USB / ours",
+    "rsmatch_over_fixmatch_wrn_28_2": "RSMatch step / FixMatch step, wrn_28_2",
+    "rsmatch_over_fixmatch_small": "RSMatch step / FixMatch step, the quickstart's network",
 }
 
 
 def speed_table(results: dict[str, Any]) -> str:
-    """The README's table of speed: ratios of two sides timed in turn in one run."""
-    lines = [row("ratio", "median", "minimum", "maximum"), "|---|--:|--:|--:|"]
+    """Return the README's table of speed: ratios of times, measured alternately in one run."""
+    lines = [table_row("ratio", "median", "minimum", "maximum"), "|---|--:|--:|--:|"]
     for name, what in SPEED_ROWS.items():
-        lines.append(row(what, *(f"{results[name][part]:.2f}" for part in ("median", "min", "max"))))
+        lines.append(table_row(what, *(f"{results[name][part]:.2f}" for part in ("median", "min", "max"))))
     return "\n".join(lines)
 
 
 def faults_table(results: dict[str, Any]) -> str:
-    """The README's table of fault injection: promise, test, last result."""
-    done = results["mishaps"]
+    """Return the README's table of fault injection: promise, test, last result."""
+    done = results["mishaps"]  # the fault scenarios; the key keeps its name for committed result files
     passed = sum(outcome == "passed" for outcome in done.values())
     fuzzed = ", ".join(f"{count:,} {name}" for name, count in results["fuzzed"].items())
     slope = results["memory_slope_mib_per_hour"]
-    soaked = "not yet" if slope is None else f"{results['soak_minutes']:g} minutes: {slope:+.1f} MiB an hour"
-    lines = [row("promise", "how it is tested", "last measured"), "|---|---|---|"]
+    endurance = "not yet" if slope is None else f"{results['soak_minutes']:g} minutes: {slope:+.1f} MiB an hour"
+    lines = [table_row("promise", "how it is tested", "last measured"), "|---|---|---|"]
     lines += [
-        row(
-            "a killed run loses nothing but the steps since its checkpoint",
-            "kill -9 at random moments and while a checkpoint is written, then the same weights bit for bit",
+        table_row(
+            "a killed run loses only the steps since its last checkpoint",
+            "kill -9 at random moments and while a checkpoint is written; the resumed run ends with the same weights, "
+            "bit for bit",
             f"{results['kills']} kills: {results['lost']} lost, {results['silent_wrong']} silently wrong",
         ),
-        row(
-            "so does a run that lacks resources or is stopped",
+        table_row(
+            "the same holds for a run that lacks resources or is stopped",
             "disk full at each write, read-only folder, lost data, dead workers, damaged checkpoints, signals, NaN, "
             "two runs in one folder",
             f"{passed} of {len(done)} scenarios passed",
         ),
-        row(
+        table_row(
             "malformed files are refused in one line",
             "fuzzed readers of configurations, checkpoints, metadata and pools",
             f"{results['fuzz_cases']:,} cases ({fuzzed}): {results['tracebacks']} tracebacks, "
             f"{results['hangs']} hangs, {results['writes_outside']} writes outside",
         ),
-        row("memory does not grow", "a long run, sampled each second", soaked),
+        table_row("memory does not grow", "a long run, sampled every second", endurance),
     ]
     return "\n".join([*lines, "", f"{results['date'][:10]}, `{results['command']}`."])
 
 
-def fill(text: str, marker: str, body: str) -> str:
-    """`text` with what stands between `<!-- marker -->` and `<!-- end -->` replaced by `body`."""
+def replace_between_markers(text: str, marker: str, body: str) -> str:
+    """Return `text` with `body` between `<!-- marker -->` and the next `<!-- end -->`."""
     start = text.index(f"<!-- {marker} -->") + len(f"<!-- {marker} -->")
     return text[:start] + "\n" + body + "\n" + text[text.index("<!-- end -->", start) :]
 
 
-def wanted() -> dict[Path, str]:
-    """What README.md, docs/config.md and docs/method.md should hold."""
-    readme = fill((ROOT / "README.md").read_text(encoding="utf-8"), "choices", choices())
+def generated_texts() -> dict[Path, str]:
+    """Return the up-to-date texts of README.md, docs/config.md and docs/method.md by path."""
+    readme = replace_between_markers((ROOT / "README.md").read_text(encoding="utf-8"), "choices", own_key_table())
     if RESULTS.exists():
-        readme = fill(readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        readme = replace_between_markers(
+            readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8")))
+        )
     if SPEED.exists():
-        readme = fill(readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
+        readme = replace_between_markers(
+            readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8")))
+        )
     if SAME_RESULT.exists():
         from benchmarks.same_result import table
 
-        readme = fill(readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8"))))
+        readme = replace_between_markers(
+            readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8")))
+        )
     if FAULTS.exists():
-        readme = fill(readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8"))))
-    method = fill((ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", choices())
+        readme = replace_between_markers(
+            readme, "faults table", faults_table(json.loads(FAULTS.read_text(encoding="utf-8")))
+        )
+    method = replace_between_markers(
+        (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", own_key_table()
+    )
     if METHOD.exists():
         from benchmarks.method_tables import benchmark_table, measured
 
         results = json.loads(METHOD.read_text(encoding="utf-8"))
-        method = fill(method, "measured", measured(results))
+        method = replace_between_markers(method, "measured", measured(results))
         if "benchmark" in results["tables"]:
-            readme = fill(readme, "benchmark table", benchmark_table(results))
+            readme = replace_between_markers(readme, "benchmark table", benchmark_table(results))
     return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables", description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--quickstart", metavar="FOLDER")
-    parser.add_argument("--out", metavar="FILE.json", default=str(RESULTS))
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
+    parser.add_argument("--quickstart", metavar="FOLDER", help="finished comparison to summarise first")
+    parser.add_argument("--out", metavar="FILE", default=str(RESULTS), help="its result file (results/quickstart.json)")
     args = parser.parse_args(argv)
     try:
         if args.quickstart:
@@ -253,13 +273,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    stale = [path for path, text in wanted().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in generated_texts().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     for path in stale:
         print(
-            f"{path.relative_to(ROOT)} is not what the code says" if args.check else f"wrote {path.relative_to(ROOT)}"
+            f"{path.relative_to(ROOT)} is out of date: run python -m benchmarks.readme_tables"
+            if args.check
+            else f"wrote {path.relative_to(ROOT)}"
         )
         if not args.check:
-            write_text(path, wanted()[path])
+            write_text(path, generated_texts()[path])
     return int(bool(stale) and args.check)
 
 

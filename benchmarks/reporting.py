@@ -1,7 +1,7 @@
 """Time and memory of a report over many runs; the goal for 1,000 runs is 30 seconds and one GiB.
 
-Two short runs are trained on embedded digits (FixMatch, RSMatch); their files, with other accuracies, make the folders
-of a grid of 4 arms, 10 numbers of labels and 25 seeds, which fresh processes report.
+Two short runs (FixMatch and RSMatch) are trained on scikit-learn's digits. Copies of their files with other accuracies
+form the run folders of a grid of 4 arms, 10 numbers of labels and 25 seeds. New processes make the report.
 
     python -m benchmarks.reporting --out results/reporting.json
 """
@@ -27,7 +27,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from benchmarks.speed import processor
-from benchmarks.timing import spread
+from benchmarks.timing import median_min_max
 from usb_rsmatch.compare.grid import Run, parse_grid, plan
 from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.io import write_json
@@ -37,7 +37,7 @@ from usb_rsmatch.usb import training as training
 GOALS = {"seconds": 30.0, "cpu_seconds": 30.0, "peak_memory_mib": 1024.0}
 ARMS = {"FixMatch": "fixmatch", "RSMatch": "rsmatch", "RSMatch, second": "rsmatch", "FixMatch, second": "fixmatch"}
 LABELS, SEEDS = 10, 25
-LINES = 200  # of each run's metrics.jsonl
+LINES = 200  # in each run's metrics.jsonl
 REPORT = """
 import sys, time
 from pathlib import Path
@@ -49,8 +49,11 @@ print(len(written.table.records), time.process_time(), *peak)
 """
 
 
-def train_two(folder: Path) -> dict[str, Path]:
-    """A short run of either algorithm on digits and blends of two digits of a class; {algorithm: run folder}."""
+def train_both(folder: Path) -> dict[str, Path]:
+    """Train both algorithms for a few steps; return {algorithm: run folder}.
+
+    The synthetic images are means of two digits of one class.
+    """
     digits, draw = load_digits(), generator(0, "blends")
     images, labels = [], np.repeat(np.arange(10), 60)
     for label in labels:
@@ -68,8 +71,8 @@ def train_two(folder: Path) -> dict[str, Path]:
     return {algorithm: folder / algorithm for algorithm in ("fixmatch", "rsmatch")}
 
 
-def lay_out(folder: Path, trained: dict[str, Path], labels: int, seeds: int) -> Path:
-    """The folder of a finished grid of copies; accuracies are drawn."""
+def make_grid_folder(folder: Path, trained: dict[str, Path], labels: int, seeds: int) -> Path:
+    """Make the folder of a finished grid from copies of trained runs, with random accuracies, and return its path."""
     content = {
         "config": {"algorithm": "fixmatch"},
         "axes": {"num_labels": [20 * (1 + number) for number in range(labels)], "seed": list(range(seeds))},
@@ -84,11 +87,11 @@ def lay_out(folder: Path, trained: dict[str, Path], labels: int, seeds: int) -> 
     write_record(grid.record(runs, {run.name: f"{at:064x}" for at, run in enumerate(runs)}), grid.folder)
     draw = generator(0, "accuracies")
     for at, run in enumerate(runs):
-        _copy(run, trained[run.config["algorithm"]], f"{at:064x}", float(draw.uniform(0.7, 0.95)))
+        _copy_run(run, trained[run.config["algorithm"]], f"{at:064x}", float(draw.uniform(0.7, 0.95)))
     return grid.folder
 
 
-def _copy(run: Run, source: Path, sha256: str, accuracy: float) -> None:
+def _copy_run(run: Run, source: Path, sha256: str, accuracy: float) -> None:
     run.folder.mkdir(parents=True)
     result = json.loads((source / "result.json").read_text(encoding="utf-8"))
     result |= {"seed": run.config["seed"], "num_labels": run.config["num_labels"], "config_sha256": sha256}
@@ -101,7 +104,10 @@ def _copy(run: Run, source: Path, sha256: str, accuracy: float) -> None:
 
 
 def report_once(folder: Path, out: Path) -> tuple[int, dict[str, float]]:
-    """Runs reported by a fresh process, with its seconds, CPU seconds and peak memory (where the system tells it)."""
+    """Make one report in a new process; return the number of runs, and {name: seconds, CPU seconds, peak MiB}.
+
+    The peak memory is only included on systems with /proc.
+    """
     begin = time.perf_counter()
     words = [sys.executable, "-c", REPORT, str(folder), str(out)]
     output = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
@@ -110,14 +116,14 @@ def report_once(folder: Path, out: Path) -> tuple[int, dict[str, float]]:
 
 
 def measure(labels: int, seeds: int, rounds: int) -> dict[str, Any]:
-    """Medians over `rounds` reports of the same folder."""
+    """Make the report of one grid `rounds` times; return the spread of each value, and the conditions."""
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        grid = lay_out(folder / "grids", train_two(folder), labels, seeds)
+        grid = make_grid_folder(folder / "grids", train_both(folder), labels, seeds)
         output = [report_once(grid, folder / f"report{number}") for number in range(rounds)]
         size = sum(path.stat().st_size for path in (folder / "report0").iterdir())
-    values: dict[str, Any] = {key: spread([each[key] for _, each in output], 2) for key in output[0][1]}
+    values: dict[str, Any] = {key: median_min_max([each[key] for _, each in output], 2) for key in output[0][1]}
     return values | {
         "runs": output[0][0],
         "rounds": rounds,

@@ -1,4 +1,4 @@
-"""Compares the accuracy of the fast path with that of the exact path, from the runs of fashionmnist/same_result.
+"""Accuracy of the fast path compared with the exact path, from the runs of fashionmnist/same_result.
 
 usb-rsmatch compare --c fashionmnist/same_result
 python -m benchmarks.same_result saved_models/same_result --out results/same_result.json
@@ -23,9 +23,9 @@ SIDES = ("exact", "fast")  # rs_loader: pil and rs_fast: false, against batched 
 
 
 def by_side(folder: str) -> dict[str, dict[str, dict[int, Result]]]:
-    """{algorithm: {side: {seed: result}}} of the arms `ALGORITHM, SIDE` below a folder.
+    """Return {algorithm: {side: {seed: result}}} of the arms `ALGORITHM, SIDE` in a comparison's folder.
 
-    Raises UserError for arms of other names, sides that do not share their seeds, fewer than two seeds, and runs of
+    Raises UserError for arms with other names, sides with different seeds, fewer than two seeds, and runs with
     different versions, threads or devices.
     """
     records = collect(folder).records
@@ -34,32 +34,32 @@ def by_side(folder: str) -> dict[str, dict[str, dict[int, Result]]]:
         algorithm, _, side = record.arm.rpartition(", ")
         if not algorithm or side not in SIDES:
             raise UserError(
-                f"{folder}: the arm {record.arm!r} is not of {GRID}, whose arms are `ALGORITHM, exact|fast`"
+                f"{folder}: the arm {record.arm!r} is not an arm of {GRID}: its arms are `ALGORITHM, exact|fast`"
             )
         sides.setdefault(algorithm, {}).setdefault(side, {})[record.result.seed] = record.result
     for algorithm, seeds in sides.items():
         if seeds.get("exact", {}).keys() != seeds.get("fast", {}).keys() or len(seeds["fast"]) < 2:
             raise UserError(
-                f"{folder}: {algorithm} needs two seeds or more on both sides, the same: finish the comparison"
+                f"{folder}: {algorithm} needs the same seeds on both sides, two or more: finish the comparison"
             )
     first = records[0].result
     for name in ("versions", "threads", "device"):
         if any(getattr(record.result, name) != getattr(first, name) for record in records):
-            raise UserError(f"{folder} holds runs of different {name}: remove them and compare again")
+            raise UserError(f"{folder} has runs with different {name}: remove them and compare again")
     return sides
 
 
 def summarise(folder: str) -> dict[str, Any]:
-    """The contents of results/same_result.json: accuracies in %, and fast - exact paired over seeds, with its interval.
+    """Return the contents of results/same_result.json: accuracies in %, and fast - exact with its interval.
 
-    Raises as `by_side`.
+    Differences are paired by seed. Raises UserError as `by_side` does.
     """
     sides = by_side(folder)
     rows = []
     for algorithm, results in sides.items():
         last = {side: {seed: 100 * result.last for seed, result in results[side].items()} for side in SIDES}
         difference = paired_difference(last["fast"], last["exact"])
-        assert difference is not None and difference.low is not None  # `by_side` saw to it
+        assert difference is not None and difference.low is not None  # `by_side` requires two seeds
         row: dict[str, Any] = {"algorithm": algorithm, "seeds": sorted(last["fast"])}
         for side in SIDES:
             mean = estimate(list(last[side].values()))
@@ -83,7 +83,7 @@ def summarise(folder: str) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The comparison as a Markdown table, with what it was measured on under it."""
+    """Return the comparison as a Markdown table, followed by a line with the conditions of the measurement."""
     lines = [
         "| accuracy (%) | exact | fast | fast - exact, 95 % interval | seeds |",
         "|---|--:|--:|--:|--:|",

@@ -1,4 +1,4 @@
-"""The workloads of the speed benchmark: stock USB and ours on the same images, in two sizes."""
+"""Workloads of the speed benchmark: stock USB's algorithms and ours on the same images, with two networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from usb_rsmatch.usb import training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.config import resolve
 
-STEPS = 2_000  # more than are measured: no evaluation, log line or checkpoint falls between
+STEPS = 2_000  # more than are measured, so that no evaluation, log line or checkpoint is timed
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "wrn_28_2": {"net": "wrn_28_2", "batch_size": 64, "uratio": 7},
     "small": {"net": "small_wrn_10_1", "batch_size": 16, "uratio": 7},  # config/quickstart
@@ -30,7 +30,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 
 
 def colour_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embedded digits at 32 px in noisy colours: images uint8 [count, 32, 32, 3] and labels int64 [count]."""
+    """Return scikit-learn's digits at 32 px in noisy colours: images uint8 [count, 32, 32, 3], labels int64 [count]."""
     digits, rng = load_digits(), np.random.default_rng(seed)
     chosen = rng.integers(len(digits.images), size=count)
     grey = np.kron(digits.images[chosen] / 16, np.ones((4, 4)))[..., None]
@@ -39,23 +39,26 @@ def colour_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_images(folder: Path) -> None:
-    """A folder data set of 600 colour digits and 100 test ones, and an archive of synthetic ones beside it."""
+    """Write a folder data set of 600 training and 100 test images, and an npz file of 600 synthetic images."""
     for part, count in (("train", 600), ("test", 100)):
-        for number, (image, label) in enumerate(zip(*colour_digits(count, number_of(part)), strict=True)):
+        for number, (image, label) in enumerate(zip(*colour_digits(count, seed_of(part)), strict=True)):
             path = folder / part / str(label) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    images, labels = colour_digits(600, number_of("synthetic"))
+    images, labels = colour_digits(600, seed_of("synthetic"))
     np.savez(folder / "synthetic.npz", image=images, label=labels)
 
 
-def number_of(part: str) -> int:
-    """The seed of a part's images."""
+def seed_of(part: str) -> int:
+    """Return the seed of the images of a part."""
     return ("train", "test", "synthetic").index(part)
 
 
 def configuration(size: str, folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run on the images of `write_images` (`wrn_28_2`) or on embedded digits (`small`), with all that is fast."""
+    """Return the configuration of a run with the fast path.
+
+    The images are those of `write_images` for `wrn_28_2`, and scikit-learn's digits for `small`.
+    """
     config: dict[str, Any] = {
         **NETWORKS[size],
         "algorithm": "fixmatch",
@@ -63,8 +66,8 @@ def configuration(size: str, folder: Path, **changes: Any) -> dict[str, Any]:
         "num_train_iter": STEPS,
         "num_eval_iter": STEPS,
         "num_log_iter": STEPS,
-        "num_workers": 0,  # as many processes as the other side: one
-        "rs_warmup": 0.0,  # RSMatch's every part acts from the first step on
+        "num_workers": 0,  # one process, as on the other side
+        "rs_warmup": 0.0,  # all parts of RSMatch are active from the first step
         "rs_loader": "batched",
         "rs_fast": True,
         "device": "cpu",
@@ -79,16 +82,16 @@ def configuration(size: str, folder: Path, **changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def ours(config: Mapping[str, Any]) -> Any:
-    """The algorithm of a configuration as `usb-rsmatch train` builds it."""
+def build_ours(config: Mapping[str, Any]) -> Any:
+    """Build the algorithm of a configuration as `usb-rsmatch train` does."""
     args, _ = resolve(config)
     return training.build(args)
 
 
-def stock(config: Mapping[str, Any]) -> Any:
-    """The algorithm of a configuration as USB itself builds it: its class, hooks, samplers, loaders and PIL views.
+def build_stock_usb(config: Mapping[str, Any]) -> Any:
+    """Build the algorithm of a configuration as USB itself does: its class, hooks, samplers, loaders and PIL views.
 
-    Ours are only the images in memory, and what stands in for the GPU that USB's code names.
+    Only two parts are ours: the images in memory, and the redirection of USB's CUDA calls to the CPU.
     """
     args, _ = resolve(config)
     training.complete(args)

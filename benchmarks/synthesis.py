@@ -1,4 +1,7 @@
-"""Speed and image quality of the flow engine: `python -m benchmarks.synthesis --out results/synthesis.json`."""
+"""Speed and image quality of the flow engine, the small generator of `usb-rsmatch synthesize --engine flow`.
+
+python -m benchmarks.synthesis --out results/synthesis.json
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ from usb_rsmatch.synthesis.sampler import BATCH
 from usb_rsmatch.synthesis.settings import FlowSettings
 from usb_rsmatch.synthesis.training_images import part_images
 
-# Name -> (what it is, goal, whether the goal is a least value).
+# Name -> (description, goal, whether the goal is a minimum).
 GOALS: Mapping[str, tuple[str, float | None, bool]] = {
-    "images_per_s": ("images a second at sampling", 20.0, True),
-    "class_accuracy": ("share that a classifier of real images takes for the intended class", 0.9, True),
+    "images_per_s": ("images per second of sampling", 20.0, True),
+    "class_accuracy": ("share of images that a classifier of real images assigns to their class", 0.9, True),
     "train_minutes": ("minutes of training", 15.0, False),
     "peak_memory_mib": ("peak memory of training and sampling, MiB", None, False),
 }
@@ -38,24 +41,24 @@ GOALS: Mapping[str, tuple[str, float | None, bool]] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured: a data set at a size, how many images are made, training steps (None: the recommended)."""
+    """What is measured: a data set at `size` pixels, `count` generated images, training steps (None: recommended)."""
 
     dataset: str
     size: int
     count: int
     steps: int | None = None
-    judge_steps: int = 800
+    judge_steps: int = 800  # training of the classifier that measures quality; the key of committed result files
 
 
 FULL = Scale("fashionmnist", 32, 2048)
 QUICK = Scale("digits", 8, 256, steps=20, judge_steps=20)
 
 
-def flow(scale: Scale, data_dir: str, threads: int, say: Any = print) -> dict[str, Any]:
-    """Train a generator from nothing and sample it, as `usb-rsmatch synthesize --engine flow` does, then judge it.
+def flow(scale: Scale, data_dir: str, threads: int, log: Any = print) -> dict[str, Any]:
+    """Train a generator from scratch, sample it as `usb-rsmatch synthesize --engine flow` does, and measure quality.
 
-    `train_cpu_minutes` and `sample_cpu_s` are the processor's time over all threads: on a busy machine they say what
-    the wall clock does not.
+    `train_cpu_minutes` and `sample_cpu_s` are CPU time over all threads, which other processes on the machine change
+    little.
     """
     torch.set_num_threads(threads)
     real = open_real(scale.dataset, data_dir)
@@ -66,17 +69,17 @@ def flow(scale: Scale, data_dir: str, threads: int, say: Any = print) -> dict[st
     plan = Plan(classes, tuple(range(len(classes))), scale.count, BATCH)
     with tempfile.TemporaryDirectory() as cache:
         engine = FlowEngine(images, labels, len(classes), settings, 0, BATCH, "train", "cpu", cache)
-        say(f"training for {settings.steps} steps on {len(images)} images ...")
+        log(f"training for {settings.steps} steps on {len(images)} images ...")
         begin, cpu = time.perf_counter(), time.process_time()
         engine.train()
         train_s, train_cpu_s = time.perf_counter() - begin, time.process_time() - cpu
         engine.make(plan.items(0))  # the first batch also builds the network
-        say(f"{train_s / 60:.1f} minutes; making {scale.count} images ...")
+        log(f"{train_s / 60:.1f} minutes; sampling {scale.count} images ...")
         begin, cpu = time.perf_counter(), time.process_time()
         made = [image for batch in range(len(plan)) for image in engine.make(plan.items(batch))]
         sample_s, sample_cpu_s = time.perf_counter() - begin, time.process_time() - cpu
     peak = peak_memory_mib()
-    say("judging them ...")
+    log("measuring quality ...")
     pixels = np.stack([image.image for image in made])
     quality = measure(images, labels, pixels, plan.labels(), len(classes), steps=scale.judge_steps, device="cpu")
     return {
@@ -92,7 +95,7 @@ def flow(scale: Scale, data_dir: str, threads: int, say: Any = print) -> dict[st
 
 
 def peak_memory_mib() -> float | None:
-    """Of this process so far, by means that do not load semilearn; None where the system does not tell."""
+    """Return this process's peak memory, without importing semilearn; None on systems that do not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -102,7 +105,7 @@ def peak_memory_mib() -> float | None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The values as lines of text, each with its goal."""
+    """Return the values as lines of text, each with its goal."""
     lines = []
     for key, (what, goal, at_least) in GOALS.items():
         value = result["flow"][key]
@@ -118,13 +121,13 @@ def table(result: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.synthesis", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
-    parser.add_argument("--data-dir", default="./data", metavar="DIR", help="where Fashion-MNIST is")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default: two")
+    parser.add_argument("--data-dir", default="./data", metavar="DIR", help="folder of Fashion-MNIST")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (two)")
     parser.add_argument("--quick", action="store_true", help="trial run on digits: its numbers are meaningless")
     args = parser.parse_args(argv)
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     result: dict[str, Any] = {"flow": flow(QUICK if args.quick else FULL, args.data_dir, args.threads)}
-    from benchmarks.speed import processor  # late: they import semilearn, which takes memory
+    from benchmarks.speed import processor  # imported late: semilearn would add to the peak memory
     from usb_rsmatch.usb.training import versions
 
     words = ["python", "-m", "benchmarks.synthesis", *(sys.argv[1:] if argv is None else argv)]

@@ -1,4 +1,4 @@
-"""Timing of alternatives in one process, alternating after a warm-up, with median, minimum and maximum."""
+"""Timing of alternatives ("sides") in one process: they alternate round by round, after a warm-up."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# Runs a side once and gives seconds, by its own clock.
+# Runs one alternative once and returns the seconds it took.
 Side = Callable[[], float]
 
 
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median, minimum and maximum."""
+def median_min_max(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Return median, minimum and maximum, rounded."""
     centre = statistics.median(values)
     return {"median": round(centre, digits), "min": round(min(values), digits), "max": round(max(values), digits)}
 
 
 def ratios(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
-    """Round by round: what slows the machine down for a while slows both sides of a round."""
+    """Return upper / lower for each round: a busy machine slows both sides of a round, so the ratio stays fair."""
     return [a / b for a, b in zip(upper, lower, strict=True)]
 
 
-def take_turns(sides: Mapping[str, Side], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side in each of `rounds`, after `warmup` rounds that do not count."""
+def time_alternately(sides: Mapping[str, Side], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of each side in each of `rounds` rounds; `warmup` rounds before them do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warmup + rounds):
         for name, side in sides.items():
@@ -34,7 +34,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int, warmup: int = 1) -> dict[
 
 
 def timed(function: Callable[[], Any]) -> Side:
-    """The side that calls `function`."""
+    """Return a side that calls `function`."""
 
     def side() -> float:
         begin = time.perf_counter()

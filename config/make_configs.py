@@ -1,10 +1,11 @@
-"""Write config/classic_cv/: RSMatch and the open-set algorithms, a file a data set, labels, seed; and config/paper/.
+"""Generate the configurations in config/classic_cv/ and the grids in config/paper/.
 
-RSMatch has USB's FixMatch settings. The open-set algorithms have those, too, in all that their authors do not publish.
-config/paper/ holds the grids of the RS-SSL benchmark, a file a data set.
+config/classic_cv/ has one file per algorithm (RSMatch and the open-set baselines), data set, number of labels and seed.
+The settings are those of USB's FixMatch, except what the authors of an open-set baseline publish.
+config/paper/ has the grids of the RS-SSL benchmark, one file per data set.
 
-    python config/make_configs.py           # write what is missing or differs
-    python config/make_configs.py --check   # write nothing; name what would be written, exit code 1 if any
+    python config/make_configs.py           # write the files that are missing or differ
+    python config/make_configs.py --check   # write nothing; list these files, exit code 1 if there are any
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HEADER = "# Made by config/make_configs.py: change it there.\n"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What differs between data sets in USB's classic_cv settings, and the synthetic images added to each."""
+    """A data set: its settings in USB's classic_cv configurations, and the synthetic images that are added."""
 
     dataset: str
     generator: str
@@ -46,7 +47,7 @@ BENCHMARKS = (
 
 @dataclass(frozen=True)
 class Method:
-    """An algorithm: its own keys, what it changes of USB's FixMatch settings, and RSMatch's keys at the end."""
+    """An algorithm: its own keys, published changes of USB's FixMatch settings, and further keys for the file's end."""
 
     name: str
     own: dict[str, Any]
@@ -76,7 +77,7 @@ RSMATCH = Method(
     },
 )
 # CIFAR-10 settings of the authors' repositories: VisionLearningGroup/OP_Match, nukezil/IOMatch, komejisatori/SCOMatch,
-# yanbeic/ssl-class-mismatch. UASD's are for Adam and a batch of another make: only its length is taken.
+# yanbeic/ssl-class-mismatch. UASD's are for Adam and for batches of another composition: we only use its length.
 OPEN_SET = (
     Method(
         "openmatch",
@@ -100,28 +101,28 @@ OPEN_SET = (
     ),
 )
 
-PAPER = """# The benchmark of RS-SSL (arXiv 2405.16930): its data sets and generators, and baselines of its kinds.
-# NOT YET RUN HERE: no GPU was at hand, so no result is claimed.
-# Its label counts, shares of synthetic images and lengths of training could not be obtained: here are our settings.
-# Synthetic images are looked for in ./data/synthetic/GENERATOR/{dataset}/CLASS/.
+PAPER = """# The RS-SSL benchmark (arXiv 2405.16930): its data sets and generators, and baselines of the same kinds.
+# NOT YET RUN HERE: no GPU was available, so no result is claimed.
+# We could not obtain its numbers of labels, shares of synthetic images and training lengths: these are our settings.
+# Synthetic images are read from ./data/synthetic/GENERATOR/{dataset}/CLASS/.
 #
-#     usb-rsmatch compare --c paper/{dataset} --dry-run    # lists the runs and measures what they take on your GPU
+#     usb-rsmatch compare --c paper/{dataset} --dry-run    # lists the runs and estimates their time on your GPU
 #     usb-rsmatch compare --c paper/{dataset} --jobs 1
 #
-# Cost: {runs} runs of {steps:,} steps. At {pace} steps a second, which is a guess and not a measurement, that is
-# {hours:,} GPU hours: one for a cluster. `--num_train_iter 131072` is an eighth of it, `--shard I/N` a part.
+# Cost: {runs} runs of {steps:,} steps. At {pace} steps a second (a guess, not a measurement), this takes
+# {hours:,} GPU hours: use a cluster, `--num_train_iter 131072` for an eighth of the steps, or `--shard I/N`.
 """
 GENERATORS = ("glide", "sd14", "sdxl_lightning")
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """A grid of the paper's benchmark: shares of synthetic images in the pool, and what differs from `settings`."""
+    """A grid of the RS-SSL benchmark: shares of synthetic images in the pool, and changes of `settings`."""
 
     benchmark: Benchmark
     shares: tuple[float, ...] = (0.0, 0.25, 0.5)
     changes: dict[str, Any] = field(default_factory=dict)
-    pace: float = 20  # steps a second on one GPU, guessed
+    pace: float = 20  # steps per second on one GPU, a guess
 
 
 GRIDS = (
@@ -131,17 +132,20 @@ GRIDS = (
     Contamination(
         Benchmark("imagenet", "", "", (100_000,), 1000, img_size=224, net="resnet50", decay=3e-4),
         (0.0, 0.1, 0.25),
-        {"uratio": 1, "num_log_iter": 1024},  # USB's own settings of ImageNet, as of its CoMatch
+        {"uratio": 1, "num_log_iter": 1024},  # USB's settings for CoMatch on ImageNet
         pace=4,
     ),
 )
 USB_ALGORITHMS = {"FixMatch": "fixmatch", "FlexMatch": "flexmatch", "FreeMatch": "freematch", "SoftMatch": "softmatch"}
 OPEN_SET_NAMES = {"OpenMatch": "openmatch", "IOMatch": "iomatch", "SCOMatch": "scomatch", "UASD": "uasd"}
-BEYOND_CIFAR10 = {"openmatch": {"lambda_socr": 1.0}, "iomatch": {"dist_align": True}}  # the authors', of CIFAR-100
+BEYOND_CIFAR10 = {
+    "openmatch": {"lambda_socr": 1.0},
+    "iomatch": {"dist_align": True},
+}  # the authors' settings for CIFAR-100
 
 
 def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> dict[str, Any]:
-    """Return the keys and values of one run: USB's for FixMatch, in USB's order, as far as the method keeps them."""
+    """Return the keys and values of one run, in USB's order: USB's for FixMatch with the changes of the method."""
     values = {
         "algorithm": method.name,
         "save_dir": "./saved_models/classic_cv",
@@ -181,7 +185,7 @@ def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> di
 
 
 def grid(contamination: Contamination) -> dict[str, Any]:
-    """Return a grid file's content: labels x share of synthetic images x seeds x algorithms."""
+    """Return the content of a grid file: labels x shares of synthetic images x seeds x algorithms."""
     benchmark = contamination.benchmark
     own = {*RSMATCH.own, *RSMATCH.tail, "algorithm", "save_dir", "save_name", "num_labels", "seed", "use_tensorboard"}
     config = {key: value for key, value in settings(RSMATCH, benchmark, 0, 0).items() if key not in own}
@@ -209,7 +213,7 @@ def grid(contamination: Contamination) -> dict[str, Any]:
 
 
 def cost(contamination: Contamination) -> dict[str, int | float]:
-    """Return what the grid takes: its runs, steps of each, guessed steps a second and whole GPU hours."""
+    """Return the cost of a grid: runs, steps per run, guessed steps per second, and total GPU hours."""
     content = grid(contamination)
     labels, shares, seeds = (len(content["axes"][key]) for key in ("num_labels", "synthetic_ratio", "seed"))
     spread = sum(1 if "synthetic_ratio" in own else shares for own in content["arms"].values())
@@ -219,7 +223,7 @@ def cost(contamination: Contamination) -> dict[str, int | float]:
 
 
 def configs() -> dict[str, str]:
-    """Return the text of every file by its path below this folder."""
+    """Return the text of each generated file by its path relative to this folder."""
     pairs = [(benchmark, labels) for benchmark in BENCHMARKS for labels in benchmark.labels]
     runs = [(RSMATCH, *pair, seed) for pair in pairs for seed in SEEDS]
     runs += [(method, BENCHMARKS[0], labels, 0) for method in OPEN_SET for labels in BENCHMARKS[0].labels]
@@ -236,17 +240,17 @@ def configs() -> dict[str, str]:
 
 
 def stale(folder: Path) -> dict[str, str]:
-    """Return those of the files that `folder` lacks or holds otherwise."""
+    """Return the generated files that are missing in `folder` or differ there."""
     paths = {name: folder / name for name in configs()}
     found = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
     return {name: text for name, text in configs().items() if found.get(name) != text}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the script: 0 done or up to date, 1 out of date under --check."""
+    """Run the script; return 0, or 1 if files are out of date with --check."""
     parser = argparse.ArgumentParser(description="Write the generated configurations.")
-    parser.add_argument("--check", action="store_true", help="only say which files are out of date")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write below (default: this one)")
+    parser.add_argument("--check", action="store_true", help="only list the files that are out of date")
+    parser.add_argument("--out", type=Path, default=HERE, help="output folder (default: config/)")
     args = parser.parse_args(argv)
     changed = stale(args.out)
     for name, text in changed.items():

@@ -1,10 +1,10 @@
-"""Apply the patches of this folder to a semilearn, or revert them, guarded by the hash of every touched file.
+"""Applies the patches of this folder to semilearn, or reverts them, after checking the hash of each file.
 
     python patches/apply.py [--revert | --check] [PATH_TO_semilearn]
 
-Each sub-folder is a patch set for one upstream version: unified diffs without context that only insert lines,
-and the SHA256SUMS of the files as upstream ships them. A file is *clean* if it has that hash, *patched* if it
-has it once the inserted lines are taken out, and *unknown* otherwise: nothing is written then.
+Each sub-folder is a patch set for one upstream version: unified diffs without context lines that only insert lines,
+and SHA256SUMS of the original files. A file is *clean* if it has that hash, *patched* if it has the hash after the
+inserted lines are removed, and *unknown* otherwise: then nothing is written.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ HUNK = re.compile(rb"@@ -(\d+),0 \+(\d+)(?:,(\d+))? @@")
 
 
 class Refusal(Exception):
-    """Why nothing was written, in one line."""
+    """Nothing was written; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Insertion:
-    """The lines of one hunk, and how many upstream lines stand before them."""
+    """The inserted lines of one hunk, and the number of upstream lines before them."""
 
     after: int
     lines: tuple[bytes, ...]
@@ -38,21 +38,21 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Target:
-    """One upstream file: where it lies below semilearn's parent, its hash, and what is inserted."""
+    """One upstream file: its path relative to semilearn's parent folder, its hash, and the inserted lines."""
 
     name: str
     sha256: str
     insertions: tuple[Insertion, ...]
 
     def insert(self, clean: bytes) -> bytes:
-        """Return the patched text of a clean file."""
+        """Return the patched content of a clean file."""
         lines = clean.splitlines(keepends=True)
         for hunk in sorted(self.insertions, key=lambda hunk: hunk.after, reverse=True):
             lines[hunk.after : hunk.after] = hunk.lines
         return b"".join(lines)
 
-    def take_out(self, patched: bytes) -> bytes | None:
-        """Return the clean text of a patched file, or None if the inserted lines are not in their place."""
+    def remove(self, patched: bytes) -> bytes | None:
+        """Return the clean content of a patched file, or None if the inserted lines are not where they should be."""
         lines = patched.splitlines(keepends=True)
         for hunk in sorted(self.insertions, key=lambda hunk: hunk.after):
             end = hunk.after + len(hunk.lines)
@@ -62,17 +62,20 @@ class Target:
         return b"".join(lines)
 
     def state(self, content: bytes) -> str:
-        """Say whether the content is `clean`, `patched` or `unknown`."""
+        """Return the state of a file with this content: `clean`, `patched` or `unknown`."""
         if hashlib.sha256(content).hexdigest() == self.sha256:
             return "clean"
-        without = self.take_out(content)
+        without = self.remove(content)
         if without is not None and hashlib.sha256(without).hexdigest() == self.sha256:
             return "patched"
         return "unknown"
 
 
 def read_patch(path: Path) -> tuple[str, list[Insertion]]:
-    """Read a diff of one file: its name and insertions. Errors: ValueError if it does more than insert."""
+    """Read a diff of one file; return the file's name and the insertions.
+
+    Raises ValueError if the diff is incomplete or does more than insert lines.
+    """
     name = ""
     hunks: list[tuple[int, int, list[bytes]]] = []
     for line in path.read_bytes().splitlines(keepends=True):
@@ -85,12 +88,12 @@ def read_patch(path: Path) -> tuple[str, list[Insertion]]:
         elif hunks or line.startswith(b"@@"):
             raise ValueError(f"{path} does more than insert lines")
     if not name or any(len(lines) != count for _, count, lines in hunks):
-        raise ValueError(f"{path} is not a whole patch")
+        raise ValueError(f"{path} is not a complete patch")
     return name, [Insertion(after, tuple(lines)) for after, _, lines in hunks]
 
 
 def read_set(folder: Path) -> list[Target]:
-    """Read a patch set: its SHA256SUMS and its *.patch files, one target for each hashed file."""
+    """Read the SHA256SUMS and *.patch files of a patch set; return one target per file in SHA256SUMS."""
     insertions: dict[str, list[Insertion]] = {}
     for path in sorted(folder.glob("*.patch")):
         name, found = read_patch(path)
@@ -102,31 +105,34 @@ def read_set(folder: Path) -> list[Target]:
 def find_package(given: str | None) -> Path:
     """Return semilearn's folder: the given one, the one inside the given checkout, or the installed one."""
     if given is None:
-        spec = importlib.util.find_spec("semilearn")  # looks a top-level package up without importing it
+        spec = importlib.util.find_spec("semilearn")  # finds a top-level package without importing it
         if spec is None or spec.origin is None:
-            raise Refusal("no semilearn is installed here: give the path of its folder")
+            raise Refusal("semilearn is not installed in this Python: give the path of its folder")
         return Path(spec.origin).resolve().parent
     for folder in (Path(given), Path(given) / "semilearn"):
         if folder.name == "semilearn" and (folder / "__init__.py").is_file():
             return folder.resolve()
-    raise Refusal(f"{given} is not a semilearn folder, nor a checkout with one")
+    raise Refusal(f"{given} is not the folder of semilearn, nor a checkout that contains it")
 
 
 def choose_set(package: Path) -> tuple[str, dict[Target, bytes]]:
-    """Return the set that knows all of its files here, the one with most files first, and their content."""
+    """Return the name of the patch set that fits, and the content of its files.
+
+    A set fits if all of its files are clean or patched; of several sets, the one with most files is chosen.
+    """
     sets = {path.parent.name: read_set(path.parent) for path in HERE.glob("*/SHA256SUMS")}
-    strangers: list[str] = []
+    unknown: list[str] = []
     for name, targets in sorted(sets.items(), key=lambda item: (-len(item[1]), item[0])):
         paths = {target: package.parent / target.name for target in targets}
         contents = {target: path.read_bytes() if path.is_file() else b"" for target, path in paths.items()}
-        strangers = [target.name for target, text in contents.items() if target.state(text) == "unknown"]
-        if not strangers:
+        unknown = [target.name for target, text in contents.items() if target.state(text) == "unknown"]
+        if not unknown:
             return name, contents
-    raise Refusal(f"{package.parent / strangers[0]} is of no known version (its hash differs): left as it is")
+    raise Refusal(f"{package.parent / unknown[0]} is not from a supported version (its hash differs): not changed")
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write the content beside the file, flush it, give it the file's mode, and rename it over the file."""
+    """Replace a file atomically: write a temporary file in its folder, copy the file's mode, rename."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -141,12 +147,14 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool: 0 done, 2 refused."""
-    parser = argparse.ArgumentParser(description="Patch a semilearn so that it loads plugins by entry point.")
+    """Run the script; return 0, or 2 if it refuses."""
+    parser = argparse.ArgumentParser(description="Patch semilearn so that it loads plugins by entry point.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--revert", action="store_true", help="take the inserted lines out again")
-    what.add_argument("--check", action="store_true", help="say what state the files are in, write nothing")
-    parser.add_argument("package", nargs="?", help="its folder or a checkout (default: the installed one)")
+    what.add_argument("--revert", action="store_true", help="remove the inserted lines")
+    what.add_argument("--check", action="store_true", help="report the state of the files, write nothing")
+    parser.add_argument(
+        "package", nargs="?", help="folder of semilearn, or a checkout of USB (default: the installed semilearn)"
+    )
     args = parser.parse_args(argv)
     try:
         package = find_package(args.package)
@@ -154,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         for target, content in contents.items():
             state, path = target.state(content), package.parent / target.name
             if not args.check and state == ("patched" if args.revert else "clean"):
-                replace(path, target.insert(content) if state == "clean" else target.take_out(content) or b"")
+                replace(path, target.insert(content) if state == "clean" else target.remove(content) or b"")
                 state = "clean" if args.revert else "patched"
             print(f"{state}: {path} ({name})")
     except (Refusal, OSError) as error:

@@ -1,4 +1,4 @@
-"""What is published: wheel and sdist build and pass their checks, and the wheel alone runs outside the repository."""
+"""Tests of the release: wheel and sdist build and pass their checks, and the wheel runs outside of the repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(*words: str, **options: object) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """wheel and sdist, the wheel being built from the sdist, of a copy of the tree."""
+    """Build the sdist from a copy of the tree, and the wheel from the sdist; return their folder."""
     folder = tmp_path_factory.mktemp("release")
     ignored = shutil.ignore_patterns(".git", ".venv*", "saved_models", "__pycache__", ".*_cache", "build", "*.egg-info")
     shutil.copytree(ROOT, folder / "tree", ignore=ignored)
@@ -39,18 +39,22 @@ def test_wheel_and_sdist_pass_their_checks(dist: Path) -> None:
     assert sorted(path.name.split("-")[0] for path in dist.iterdir()) == ["usb_rsmatch"] * 2
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "usb_rsmatch/py.typed" in names and "usb_rsmatch/use/audit.py" in names
-    assert not [name for name in names if name.startswith(("tests/", "docs/", "results/"))]
+    assert "usb_rsmatch/py.typed" in names and "usb_rsmatch/inference/audit.py" in names
+    assert not [name for name in names if name.startswith(("tests/", "docs/", "results/", "patches/"))]
+    assert not [name for name in names if "benchmarks" in name]
+    campaigns = {path.name for path in (ROOT / "benchmarks").rglob("*.py") if not path.name.startswith("__")}
+    modules = {name for name in names if name.endswith(".py") and Path(name).name in campaigns}
+    assert modules == {"usb_rsmatch/inference/audit.py"}  # the command `usb-rsmatch audit`, not its campaign
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("/pyproject.toml") for name in archive.getnames())
     if importlib.util.find_spec("twine") is None:
-        pytest.skip("twine is not installed: its check is left out")
+        pytest.skip("twine is not installed: no check of the metadata")
     assert run(sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())).count("PASSED") == 2
 
 
 @pytest.mark.slow
 def test_the_wheel_alone_runs_anywhere(dist: Path, tmp_path: Path) -> None:
-    """In an environment that holds the wheel, and beside it what this one has installed of others."""
+    """In a new environment with the wheel and, by path, the other packages of this environment."""
     venv.create(tmp_path / "env", with_pip=True, symlinks=os.name == "posix")
     binaries = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
     python = str(binaries / "python")

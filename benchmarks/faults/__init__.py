@@ -1,1 +1,1 @@
-"""Fault injection: killed processes, full disks, damaged files, malformed input."""
+"""Fault injection campaign: killed processes, full disks, damaged checkpoints, malformed input, endurance run."""

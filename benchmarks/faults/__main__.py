@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults`."""
+"""Entry point of `python -m benchmarks.faults`."""
 
 import sys
 

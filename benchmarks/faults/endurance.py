@@ -1,4 +1,4 @@
-"""The endurance run: memory, open files and threads of a long training must not grow after its warm-up."""
+"""The endurance run: memory, open files and threads of a long training run must not grow after a warm-up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROWTH = 0.05  # growth relative to the memory after the warm-up; more is a leak
 
 
 def sample(pid: int) -> tuple[float, int, int]:
-    """Resident MiB, open files and threads of a process."""
+    """Return resident memory (MiB), number of open files and of threads of a process, from /proc (Linux)."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return int(status["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
 
@@ -27,8 +27,8 @@ def slope_per_hour(seconds: np.ndarray, values: np.ndarray) -> float:
     return float(np.polyfit(seconds, values, 1)[0] * 3600) if len(seconds) > 2 else 0.0
 
 
-def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
-    """What has grown from the first to the last quarter of the samples [n], by medians; "" for nothing."""
+def find_leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
+    """Return what has grown from the first to the last quarter of the samples [n], by medians; "" for no growth."""
     quarter = max(len(memory) // 4, 1)
     grown = []
     for name, values, share in (("MiB", memory, GROWTH), ("open files", files, 0.0), ("threads", threads, 0.0)):
@@ -39,10 +39,13 @@ def leak(memory: np.ndarray, files: np.ndarray, threads: np.ndarray) -> str:
 
 
 def endurance_run(workspace: RunWorkspace, minutes: float) -> dict[str, Any]:
-    """Train RSMatch, PIL loader with workers, evaluation and checkpoint every 20 steps, and monitor the process."""
+    """Train RSMatch for `minutes` and sample its process every `SECONDS`.
+
+    PIL loader with a worker, evaluation and checkpoint every 20 steps. Raises RuntimeError if the run ends early.
+    """
     config = workspace.config(
         1,
-        workspace.fresh(),
+        workspace.new_run_name(),
         num_train_iter=10**7,
         epoch=1,
         num_eval_iter=20,
@@ -54,19 +57,19 @@ def endurance_run(workspace: RunWorkspace, minutes: float) -> dict[str, Any]:
     with workspace.start(config) as child:
         if not child.wait_for(latest.exists):
             raise RuntimeError(child.output())
-        begun, taken = time.monotonic(), []
+        begun, samples = time.monotonic(), []
         while time.monotonic() - begun < 60 * minutes and child.poll() is None:
-            taken.append((time.monotonic() - begun, *sample(child.pid)))
+            samples.append((time.monotonic() - begun, *sample(child.pid)))
             time.sleep(SECONDS)
         if child.poll() is not None:
             raise RuntimeError(child.output())
-    seconds, memory, files, threads = np.array(taken).T
-    kept = slice(int(WARMUP * len(taken)), None)
+    seconds, memory, files, threads = np.array(samples).T
+    kept = slice(int(WARMUP * len(samples)), None)
     return {
-        "soak_minutes": round(float(seconds[-1]) / 60, 1),
+        "soak_minutes": round(float(seconds[-1]) / 60, 1),  # keeps its name for committed result files
         "memory_slope_mib_per_hour": round(slope_per_hour(seconds[kept], memory[kept]), 2),
         "memory_mib": {"after_warmup": round(float(memory[kept][0]), 1), "end": round(float(memory[-1]), 1)},
         "open_files": {"after_warmup": int(files[kept][0]), "most": int(files[kept].max())},
-        "leak": leak(memory[kept], files[kept], threads[kept]),
+        "leak": find_leak(memory[kept], files[kept], threads[kept]),
         "process_threads": {"after_warmup": int(threads[kept][0]), "most": int(threads[kept].max())},
     }

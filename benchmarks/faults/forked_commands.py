@@ -1,4 +1,7 @@
-"""Commands as forked child processes, to be killed or limited; they start fast, as everything is imported already."""
+"""`usb-rsmatch` commands in forked child processes that tests can kill or limit.
+
+A fork starts fast, because the parent has already imported all modules.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ HUNG = -1000  # exit code of a child that was killed because it did not end
 class ForkedCommand:
     """`usb-rsmatch ARGV` in a child process of its own session, its output in a file.
 
-    `prepare` runs in the child first, to set limits. As a context it ends the child at exit.
+    `prepare` runs first in the child, for example to set limits. The context manager kills the child at its exit.
     """
 
     def __init__(self, argv: Sequence[str], log: Path, prepare: Callable[[], object] | None = None) -> None:
@@ -31,18 +34,18 @@ class ForkedCommand:
 
     @staticmethod
     def _run(argv: Sequence[str], log: Path, prepare: Callable[[], object] | None) -> None:
-        """The code of the child; it never returns."""
+        """Run the command in the child process; never returns."""
         code = 70
         try:
             os.setsid()
             if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when its parent ends
             for number in (signal.SIGINT, signal.SIGTERM):  # reset the parent's signal handlers
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  pytest's stand-ins are no files
+            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  pytest's replacements are no files
             sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             if prepare is not None:
                 prepare()
@@ -55,7 +58,7 @@ class ForkedCommand:
             os._exit(code)
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it is running."""
+        """Return the exit code, negative for a signal; None while the child is running."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -63,7 +66,7 @@ class ForkedCommand:
         return self.code
 
     def wait(self, seconds: float = 120.0) -> int:
-        """The exit code; a child that takes longer is killed, and the code is `HUNG`."""
+        """Wait for the end and return the exit code; after `seconds` the child is killed and the code is `HUNG`."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -76,7 +79,7 @@ class ForkedCommand:
         return self.code
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 120.0) -> bool:
-        """Wait until `condition` is true; False if the child ended or the time was over before."""
+        """Wait until `condition` is true; return False if the child ends or `seconds` pass before."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.poll() is not None or time.monotonic() > deadline:
@@ -90,7 +93,7 @@ class ForkedCommand:
             os.kill(self.pid, number)
 
     def output(self) -> str:
-        """The output so far."""
+        """Return what the child has printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def __enter__(self) -> ForkedCommand:

@@ -1,7 +1,7 @@
-"""Fuzzing of everything that reads files: configurations, pools, checkpoints, metadata, result files.
+"""Fuzzing of all file readers: configurations, pools, checkpoints, metadata, result files.
 
-A reader may return a value or raise `UserError`, which is always one line. Anything else, a case that takes more than
-`SECONDS`, and a file written outside of the case's folder are findings.
+A reader may return a value or raise `UserError`, which is always one line. Findings are: any other exception, a case
+that takes more than `SECONDS`, and a file written outside of the case's folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from benchmarks.faults.hostile_inputs import BOMB, GRID, NAMES, RESULT, VALUES, Runs, arrays, as_json, damaged, edited
+from benchmarks.faults.malformed_inputs import (
+    GRID_JSON,
+    ODD_NAMES,
+    RESULT_JSON,
+    VALUES,
+    YAML_BOMB,
+    UnpicklePayload,
+    arrays,
+    as_json,
+    damaged,
+    edited,
+)
 from usb_rsmatch.errors import UserError
 
 SECONDS = 10.0  # limit of processor time for a case; one takes milliseconds
@@ -38,7 +49,7 @@ class _Hang(BaseException):
 
 @dataclass
 class Findings:
-    """The number of cases, and the problems found."""
+    """The number of cases, and the problems found, one line each."""
 
     cases: int = 0
     tracebacks: list[str] = field(default_factory=list)
@@ -47,7 +58,9 @@ class Findings:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
+    """Raise `_Hang` in the block after `SECONDS` of processor time."""
+
     def over(number: int, frame: Any) -> None:
         raise _Hang
 
@@ -61,11 +74,11 @@ def _in_time() -> Iterator[None]:
 
 
 def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Configurations as mappings with any value for any key, and as YAML text, valid or not."""
+    """Configurations as mappings with any value for any key, and as YAML text, valid or invalid."""
     from usb_rsmatch.usb import config
 
-    kinds = {"int": st.integers(0, 300), "float": st.floats(0, 1), "bool": st.booleans(), "str": NAMES}
-    kinds |= {"list": st.lists(VALUES, max_size=2), "mapping": st.dictionaries(NAMES, VALUES, max_size=2)}
+    kinds = {"int": st.integers(0, 300), "float": st.floats(0, 1), "bool": st.booleans(), "str": ODD_NAMES}
+    kinds |= {"list": st.lists(VALUES, max_size=2), "mapping": st.dictionaries(ODD_NAMES, VALUES, max_size=2)}
 
     def pair(name: str) -> st.SearchStrategy[Any]:
         key = config.KEYS[name]
@@ -74,7 +87,7 @@ def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
 
     keys = st.sampled_from(sorted(set(config.KEYS) - {"plugins"}))
     known = st.lists(keys.flatmap(pair), max_size=6).map(dict)
-    mappings = known | st.dictionaries(keys | st.text(max_size=8) | NAMES, VALUES, max_size=3)
+    mappings = known | st.dictionaries(keys | st.text(max_size=8) | ODD_NAMES, VALUES, max_size=3)
     texts = st.one_of(
         known.map(lambda content: as_json(content).decode()),
         st.text(max_size=60),
@@ -82,7 +95,14 @@ def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
             lambda raw: raw.decode("latin-1")
         ),
         st.sampled_from(
-            [BOMB, "&a [*a]", "!!python/object/apply:os.mkdir [../evil]", "[" * 5000, "? {a: b}: c", "a: " + "9" * 6000]
+            [
+                YAML_BOMB,
+                "&a [*a]",
+                "!!python/object/apply:os.mkdir [../evil]",
+                "[" * 5000,
+                "? {a: b}: c",
+                "a: " + "9" * 6000,
+            ]
         ),
     )
 
@@ -99,7 +119,7 @@ def config_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], 
 
 
 def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Pools of digits with any setting, and synthetic images from damaged or malformed npz files."""
+    """Pools of digits with any settings, and with synthetic images from damaged or malformed npz files."""
     from usb_rsmatch.data.pool.pool import HybridPool
 
     rng, file = np.random.default_rng(0), io.BytesIO()
@@ -107,7 +127,7 @@ def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
     good = file.getvalue()
     deflated, pickled, claims = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez_compressed(deflated, image=np.zeros((40, 64, 64), np.uint8), label=np.zeros(40, int))
-    np.savez(pickled, image=np.array([Runs(str(folder.parent / "evil"))], dtype=object))
+    np.savez(pickled, image=np.array([UnpicklePayload(str(folder.parent / "evil"))], dtype=object))
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 8, 8), }\n"
     with zipfile.ZipFile(claims, "w") as archive:
         archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
@@ -127,7 +147,9 @@ def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
     changes = st.dictionaries(st.sampled_from(keys), VALUES | st.integers(-2, 40), max_size=2)
     whole = st.just("npz:{}")
     sources = st.one_of(
-        *[whole] * 6, NAMES, st.tuples(st.sampled_from(["npz:", "folder:", "flow:", "what:"]), NAMES).map("".join)
+        *[whole] * 6,
+        ODD_NAMES,
+        st.tuples(st.sampled_from(["npz:", "folder:", "flow:", "what:"]), ODD_NAMES).map("".join),
     )
 
     def read(case: Any) -> object:
@@ -138,37 +160,37 @@ def pool_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], ob
         synthetic = [{"source": source.replace("{}", str(path)), "generator": generator}]
         return HybridPool.from_config(SimpleNamespace(**{**args, "synthetic": synthetic, **changed}))
 
-    # flow sources would train a generator: only their names are fuzzed here, not their keys.
-    return st.tuples(files, changes, sources.filter(lambda text: not text.startswith("flow:")), NAMES), read
+    # Complete flow sources are left out: they would train a generator.
+    return st.tuples(files, changes, sources.filter(lambda text: not text.startswith("flow:")), ODD_NAMES), read
 
 
 def checkpoint_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """Checkpoints that are damaged, compressed, contain code, or claim data that does not exist."""
+    """Checkpoints that are damaged, contain code, claim data that does not exist, or have unexpected content."""
     from usb_rsmatch.usb import checkpoint
 
     content: dict[str, Any] = {"model": {"weight": torch.arange(12.0)}, "it": 3, checkpoint.KEY: {"it": 3, "hooks": {}}}
     checkpoint.write(content, folder / "good.pth")
     good, evil, legacy = (folder / "good.pth").read_bytes(), io.BytesIO(), io.BytesIO()
-    torch.save({"model": {}, "evil": Runs(str(folder.parent / "evil"))}, evil)
+    torch.save({"model": {}, "evil": UnpicklePayload(str(folder.parent / "evil"))}, evil)
     torch.save({"model": {}}, legacy, _use_new_zipfile_serialization=False)
-    plain = pickle.dumps(Runs(str(folder.parent / "evil")))
+    plain = pickle.dumps(UnpicklePayload(str(folder.parent / "evil")))
     bomb: list[Any] = [0] * 9
     for _ in range(12):
         bomb = [bomb] * 9
     tensor = torch.zeros(2, 3)
     odd = [tensor, tensor.T, tensor.bool(), tensor.to_sparse(), tensor.bfloat16(), tensor.to("meta")]
 
-    def signed(changes: dict[str, Any]) -> bytes:
+    def with_digest(changes: dict[str, Any]) -> bytes:
         file, content = io.BytesIO(), {"model": {}, **changes}
         if isinstance(content.get(checkpoint.KEY), dict) and bomb not in content.values():
-            with contextlib.suppress(Exception):  # of content that is not the state of a run
+            with contextlib.suppress(Exception):  # content that is not the state of a run has no digest
                 content[checkpoint.KEY]["digest"] = checkpoint.digest(content)
         torch.save(content, file)
         return file.getvalue()
 
     names = st.sampled_from(["model", "it", "optimizer", checkpoint.KEY])
-    hostile = st.dictionaries(names, VALUES | st.sampled_from(odd) | st.just(bomb), max_size=3).map(signed)
-    files = hostile | damaged(good) | damaged(evil.getvalue()) | damaged(legacy.getvalue()) | damaged(plain)
+    malformed = st.dictionaries(names, VALUES | st.sampled_from(odd) | st.just(bomb), max_size=3).map(with_digest)
+    files = malformed | damaged(good) | damaged(evil.getvalue()) | damaged(legacy.getvalue()) | damaged(plain)
     files |= st.just(plain)
 
     def read(case: bytes) -> object:
@@ -179,7 +201,7 @@ def checkpoint_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[An
 
 
 def metadata_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object]]:
-    """`metadata.csv` and `.jsonl` of image folders, and the metrics and results of run folders."""
+    """`metadata.csv` and `metadata.jsonl` of image folders, metrics and results of run folders, records of grids."""
     from usb_rsmatch.data.sources.metadata import read_metadata
     from usb_rsmatch.report.grid_record import read_record
     from usb_rsmatch.report.learning_curves import read_curve
@@ -196,8 +218,8 @@ def metadata_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any]
         "metadata.csv": (lambda path: read_metadata(folder), csv | csv.flatmap(damaged)),
         "metadata.jsonl": (lambda path: read_metadata(folder), jsonl | jsonl.flatmap(damaged)),
         "metrics.jsonl": (lambda path: (read_metrics(path), read_curve(path, "train/total_loss")), edited(metrics)),
-        "result.json": (read_result, edited(RESULT)),
-        "grid.json": (read_record, edited(GRID)),
+        "result.json": (read_result, edited(RESULT_JSON)),
+        "grid.json": (read_record, edited(GRID_JSON)),
     }
     odd = st.sampled_from([b"[" * 100000, b'{"it": 1, "train/total_loss": ' + b"9" * 5000, b"[]", b"null"])
     cases = st.sampled_from(sorted(readers)).flatmap(
@@ -214,13 +236,14 @@ def metadata_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any]
     return cases, read
 
 
+# The keys are keys of committed result files and must not change.
 READERS = {"config": config_cases, "pool": pool_cases, "checkpoint": checkpoint_cases, "metadata": metadata_cases}
 
 
 def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
-    """Run `cases` inputs through a reader of `READERS`; `number` is their seed."""
+    """Give `cases` random inputs to a reader of `READERS`; `number` is the seed of the inputs."""
     findings, root = Findings(), Path(tempfile.mkdtemp(prefix="fuzz-"))
-    before, folder = Path.cwd(), root / "between" / "inside"  # so that "../.." stays inside our folder
+    before, folder = Path.cwd(), root / "between" / "inside"  # "../.." is still inside of our folder
     folder.mkdir(parents=True)
     os.chdir(folder)
     try:
@@ -229,16 +252,16 @@ def fuzz(reader: str, cases: int, number: int = 0) -> Findings:
         def attempt(case: Any) -> None:
             findings.cases += 1
             try:
-                with _in_time():
+                with _time_limit():
                     read(case)
             except _Hang:
                 findings.hangs.append(f"{reader}: {case!r:.500}")
             except (UserError, OSError):
-                pass  # a name that no file system accepts: an OSError, which the command reports in one line
+                pass  # OSError: a name that no file system accepts; the command reports it in one line
             except Exception as error:
                 findings.tracebacks.append(f"{reader}: {type(error).__name__}: {str(error)[:200]} from {case!r:.500}")
-            beside = (*root.iterdir(), *folder.parent.iterdir())
-            outside = [path for path in beside if path not in (folder, folder.parent)]
+            siblings = (*root.iterdir(), *folder.parent.iterdir())
+            outside = [path for path in siblings if path not in (folder, folder.parent)]
             if outside:
                 findings.writes_outside.append(f"{reader}: {outside} from {case!r:.300}")
                 for path in outside:

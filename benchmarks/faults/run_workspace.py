@@ -1,4 +1,4 @@
-"""A workspace of short runs: starts them, knows the result of the undisturbed run, and compares disturbed ones."""
+"""A folder of short training runs: starts them and compares a disturbed run with the undisturbed reference run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from benchmarks.faults.forked_commands import HUNG, ForkedCommand
 from usb_rsmatch.usb import checkpoint
 
 STEPS, EVERY = 40, 4  # steps of a run, and between its checkpoints
-# The variants: both loaders, the fast step, and the algorithms with the most state (queues, thresholds, banks).
+# Configurations of the runs: both loaders, the fast step, and the algorithms with the most state (queues, thresholds,
+# memory banks).
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"algorithm": "rsmatch", "rs_warmup": 0.1},
     {"algorithm": "rsmatch", "rs_warmup": 0.1, "rs_loader": "pil"},
@@ -31,7 +32,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class RunWorkspace:
-    """A folder for runs of a few seconds that are disturbed, with the results of undisturbed reference runs."""
+    """A folder for runs of a few seconds, and the results of the undisturbed reference run of each variant."""
 
     root: Path
     started: int = 0
@@ -48,6 +49,7 @@ class RunWorkspace:
         np.savez(self.root / "blends.npz", image=images, label=np.repeat(np.arange(10), 30))
 
     def config(self, variant: int, name: str, **changes: Any) -> dict[str, Any]:
+        """Return the configuration of a run; `changes` replace keys of the variant."""
         return {
             **{"dataset": "digits", "num_labels": 20, "real_count": 200, "synthetic_count": 200, "num_workers": 0},
             "synthetic": [{"source": f"npz:{self.root / 'blends.npz'}", "generator": "blend"}],
@@ -58,28 +60,29 @@ class RunWorkspace:
             **changes,
         }
 
-    def fresh(self) -> str:
-        """A new run name."""
+    def new_run_name(self) -> str:
+        """Return a run name that is not in use."""
         self.started += 1
         return f"run{self.started}"
 
     def folder(self, config: dict[str, Any]) -> Path:
+        """Return the run folder of a configuration."""
         return Path(config["save_dir"]) / config["save_name"]
 
     def start(self, config: dict[str, Any], prepare: Callable[[], object] = lambda: None) -> ForkedCommand:
-        """`usb-rsmatch train` with that configuration; its output file is outside of the run folders."""
+        """Start `usb-rsmatch train` with this configuration; the output goes to a file outside of the run folder."""
 
-        def act() -> None:
+        def prepare_child() -> None:
             torch.set_num_threads(1)
             os.chdir(self.root)
             prepare()
 
         path = self.root / f"{config['save_name']}.yaml"
         path.write_text(yaml.safe_dump(config))
-        return ForkedCommand(["train", "--c", str(path)], path.with_suffix(".log"), act)
+        return ForkedCommand(["train", "--c", str(path)], path.with_suffix(".log"), prepare_child)
 
     def reference(self, variant: int) -> tuple[str, float]:
-        """The digest of the undisturbed run's final state, and its seconds."""
+        """Return the digest of the undisturbed run's final state, and the seconds that the run took."""
         variant %= len(VARIANTS)
         if variant not in self._reference:
             config, begun = self.config(variant, f"whole{variant}"), time.monotonic()
@@ -90,31 +93,34 @@ class RunWorkspace:
         return self._reference[variant]
 
     def digest(self, config: dict[str, Any]) -> str:
-        """The digest of weights, optimiser, position, best accuracy, hooks and random generators, without the times."""
+        """Return the digest of a run's latest checkpoint without the state of the timer, which differs between runs."""
         content = checkpoint.read(self.folder(config) / "latest_model.pth")
         del content[checkpoint.KEY]["hooks"]["TimerHook"]
         return checkpoint.digest(content)
 
-    def resumes_exactly(self, variant: int, config: dict[str, Any], expected: str = "") -> str:
-        """Start the run again until it ends: "" if it ends like the undisturbed one."""
+    def check_resume(self, variant: int, config: dict[str, Any], expected: str = "") -> str:
+        """Restart the run and let it finish; return "" if it ends with the undisturbed run's state, else a problem.
+
+        `expected` is text that the output must contain. The first word of a problem is its kind.
+        """
         with self.start(config) as child:
             code = child.wait()
             output = child.output()
         if code != 0:
-            return f"lost: exit code {code} when started again: {output[-300:]}"
+            return f"lost: exit code {code} after a restart: {output[-300:]}"
         if "Traceback" in output:
             return f"traceback: {output[-300:]}"
         if expected and expected not in output:
             return f"unreported: {expected!r} is not in {output[-300:]!r}"
         if self.digest(config) != self.reference(variant)[0]:
-            return "silent: another final state"
+            return "silent: the final state differs"
         left = [path.name for path in self.folder(config).glob(".*") if path.name != ".lock"]
         shutil.rmtree(self.folder(config))
         return f"left behind: {left}" if left else ""
 
 
-def refused(child: ForkedCommand, codes: tuple[int, ...], seconds: float = 120.0) -> str:
-    """ "" if a child ends with one of the exit codes and one line with the reason."""
+def check_refusal(child: ForkedCommand, codes: tuple[int, ...], seconds: float = 120.0) -> str:
+    """Return "" if a child ends with one of the exit codes and a last line with the reason, else a problem."""
     code = child.wait(seconds)
     lines = child.output().splitlines()
     if code == HUNG:

@@ -1,4 +1,4 @@
-"""The audit benchmark: what it writes, on tiny pools; what its numbers mean is for the full run."""
+"""Tests of the audit benchmark on tiny pools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "SUPERVISED_STEPS", 30)
 
 
-def test_a_quick_try_writes_every_pool_and_the_control(
+def test_a_trial_run_writes_every_pool_and_the_control(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("USB_RSMATCH_CACHE", str(tmp_path / "cache"))
@@ -37,7 +37,7 @@ def test_a_quick_try_writes_every_pool_and_the_control(
     assert "within 5 points" in capsys.readouterr().out
 
 
-def test_a_pool_holds_the_share_that_it_says_and_no_trusted_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_has_the_given_share_and_no_trusted_image(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
     real = open_digits(Path()).train.images[:300]
     made = np.full((100, 8, 8, 1), 255, np.uint8)
@@ -56,6 +56,6 @@ def test_a_pool_holds_the_share_that_it_says_and_no_trusted_image(monkeypatch: p
     assert len(copies) <= len(real) - len({image.tobytes() for image in real})
 
 
-def test_no_data_set_at_hand_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_available_data_set_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.main(["--only", "nothing of this name", "--out", str(tmp_path / "a.json")]) == 2
-    assert "no data set is at hand" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert "no data set is available" in capsys.readouterr().err and list(tmp_path.iterdir()) == []

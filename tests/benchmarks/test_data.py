@@ -1,4 +1,4 @@
-"""The benchmark of data makes what it says, and runs end to end on a small scale, leaving nothing behind."""
+"""Tests of the data benchmark: its test data, and a small end-to-end run that removes its temporary files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from usb_rsmatch.data.sources.class_folders import class_folders
 from usb_rsmatch.data.sources.npz import read_npz
 
 
-def test_files_and_images_are_what_the_names_say(tmp_path: Path) -> None:
+def test_generated_files_and_images_have_the_given_sizes(tmp_path: Path) -> None:
     data.make_files(tmp_path / "files", 60, 3)
     source, classes = class_folders(tmp_path / "files", "{class}/{file}")
     assert len(source) == 60 and len(classes) == 3 and np.bincount(source.labels).tolist() == [20] * 3
@@ -26,7 +26,7 @@ def test_files_and_images_are_what_the_names_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_benchmark_writes_every_value_that_it_names(tmp_path: Path) -> None:
+def test_the_benchmark_writes_all_values(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     cache = os.environ.get("USB_RSMATCH_CACHE")
     assert data.main(["--out", str(path), "--folder", str(tmp_path), "--quick"]) == 0

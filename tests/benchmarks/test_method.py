@@ -1,4 +1,4 @@
-"""The figures of the method: by hand from small result files, and the shipped grids fit them."""
+"""Tests of the method's figures: computed from small result files, and compatible with the shipped grids."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ Runs = Mapping[tuple[str, str | float | None], tuple[float, ...]]
 
 @pytest.fixture
 def compared(write_result: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """`compared(grid's name, {(arm, place): figures by seed}, axis)`: a comparison's folder, figures as AUROC or
-    accuracy."""
+    """Make a comparison's folder: `compared(name of grid, {(arm, value of axis): values by seed}, axis)`.
+
+    The values are accuracies, or AUROCs with `auroc`.
+    """
 
     def make(name: str, runs: Runs, axis: str | None = None, auroc: bool = False) -> Path:
         places = []
@@ -68,10 +70,10 @@ def test_differences_are_paired_and_against_the_better_baseline(
         assert figure["n"] == 3
     assert content["seeds"] == [0, 1, 2] and "gain_over_best_baseline" not in content
     printed = capsys.readouterr().out
-    assert "main and dummy head, normalised second | 89.0 ± 1.0 |" in printed
+    assert "main and dummy head, normalised apart | 89.0 ± 1.0 |" in printed
 
 
-def test_the_same_where_the_pool_does_harm(compared: Callable[..., Path], tmp_path: Path) -> None:
+def test_figures_of_a_harmful_pool(compared: Callable[..., Path], tmp_path: Path) -> None:
     runs = {
         method_tables.REAL: (0.8, 0.9),
         method_tables.POOL: (0.7, 0.8),
@@ -84,7 +86,7 @@ def test_the_same_where_the_pool_does_harm(compared: Callable[..., Path], tmp_pa
     assert means == pytest.approx({"harm_ceiling_real": 15.0, "harm_gain": 1.5, "harm_oracle_gain": 4.0})
 
 
-def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: Path) -> None:
+def test_figures_over_the_share_of_synthetic_images(compared: Callable[..., Path], tmp_path: Path) -> None:
     runs: dict[tuple[str, float], tuple[float, ...]] = {}
     for ratio, values in {0.0: (0.80, 0.84), 0.5: (0.70, 0.78)}.items():
         runs |= {
@@ -93,7 +95,9 @@ def test_the_curve_gives_the_headline(compared: Callable[..., Path], tmp_path: P
             (method_tables.ORACLE, ratio): tuple(v + 0.06 for v in values),
         }
     content = summary(tmp_path, compared("contamination", runs, "synthetic_ratio"))
-    assert content["gain_over_best_baseline"]["mean"] == pytest.approx(-3.0)  # to the real part
+    assert content["gain_over_best_baseline"]["mean"] == pytest.approx(
+        -3.0
+    )  # compared with the real part, the better baseline
     assert content["gap_to_oracle"]["mean"] == pytest.approx(1.0)
     assert content["clean_pool_gap"]["mean"] == pytest.approx(5.0)
 
@@ -123,7 +127,7 @@ def test_efficiency_and_control(compared: Callable[..., Path], tmp_path: Path) -
     assert content["control_auroc"]["low"] == pytest.approx(expected.low)
 
 
-def test_what_is_kept_is_not_overwritten(
+def test_an_existing_copy_is_not_overwritten(
     compared: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = compared("control", {(method_tables.MINED, None): (0.5, 0.52)}, auroc=True)
@@ -133,12 +137,12 @@ def test_what_is_kept_is_not_overwritten(
     path = folder / "1" / "result.json"
     path.write_text(path.read_text().replace("0.52", "0.62"))
     assert method.main(arguments) == 2
-    told = capsys.readouterr().err
-    assert "remove it first" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "remove it first" in message and message.count("\n") == 1
     assert method.main(["--out", "x.json", "--kept", str(tmp_path / "none")]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "has no results" in capsys.readouterr().err
     assert method.main([*arguments[:-1], str(tmp_path)]) == 2
-    assert "no comparison's folder" in capsys.readouterr().err
+    assert "is not the folder of a comparison" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -170,7 +174,7 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
 def test_the_committed_figures_are_those_of_the_committed_results(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     if not (root / method.KEPT).is_dir():
-        pytest.skip("no results are kept in this tree")
+        pytest.skip("this tree has no committed results")
     committed = json.loads((root / "results" / "method.json").read_text())
     again = method.summarise(root / method.KEPT)
     assert {name: committed[name] for name in again} == json.loads(json.dumps(again))

@@ -1,4 +1,4 @@
-"""README.md and docs say what the code says, and every command that they show parses."""
+"""Tests that README.md and docs match the code, and that all commands in them parse."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ NAMES = ("train", "compare", "report", "pool", "eval", "predict", "audit", "expo
 
 
 def test_tables_are_up_to_date() -> None:
-    stale = [path.name for path, text in readme_tables.wanted().items() if path.read_text(encoding="utf-8") != text]
+    stale = [
+        path.name for path, text in readme_tables.generated_texts().items() if path.read_text(encoding="utf-8") != text
+    ]
     assert not stale, "run python -m benchmarks.readme_tables"
 
 
 def test_every_key_of_rsmatch_names_its_origin() -> None:
-    table = readme_tables.choices()
+    table = readme_tables.own_key_table()
     for name, key in KEYS.items():
         if name.startswith("rs_"):
             assert f"`{name}`" in table and key.origin in ("paper", "ours")
 
 
 def commands() -> list[str]:
-    """What a reader could type: `usb-rsmatch` with all its words, up to the end of the line or code span."""
+    """Return the `usb-rsmatch` commands in the pages, each up to the end of its line or code span."""
     found = []
     for page in PAGES:
         for match in re.finditer(rf"usb-rsmatch ((?:{'|'.join(NAMES)})\b[^`\n|]*)", page.read_text("utf-8")):
@@ -59,7 +61,7 @@ def test_files_that_pages_link_to_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_first_screen_holds_the_two_commands_and_a_result() -> None:
+def test_the_first_screen_has_two_commands_and_a_result() -> None:
     text = (readme_tables.ROOT / "README.md").read_text("utf-8")
     for marker in ("quickstart command", "test command"):
         block = text.split(f"<!-- {marker} -->\n```bash\n")[1].split("```")[0].strip()
@@ -67,19 +69,19 @@ def test_first_screen_holds_the_two_commands_and_a_result() -> None:
     assert Path(readme_tables.RESULTS).exists() and "<!-- quickstart table -->\n| " in text
 
 
-def test_the_page_of_keys_holds_every_key_and_what_it_takes() -> None:
+def test_the_page_of_keys_has_every_key_and_its_allowed_values() -> None:
     page = readme_tables.config_page()
     for name, key in KEYS.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        assert key.help.replace("|", "\\|") in line and readme_tables.takes(key).replace("|", "\\|") in line
+        assert key.help.replace("|", "\\|") in line and readme_tables.allowed_values(key).replace("|", "\\|") in line
     for name, reason in DEAD.items():
         assert f"| `{name}` | {reason} |" in page
-    assert readme_tables.takes(KEYS["ema_m"]) == "number, 0 to 1"
-    assert readme_tables.takes(KEYS["optim"]) == "`SGD` or `AdamW`"
-    assert readme_tables.takes(KEYS["seed"]) == "whole number, 0 to 4294967295"
+    assert readme_tables.allowed_values(KEYS["ema_m"]) == "number, 0 to 1"
+    assert readme_tables.allowed_values(KEYS["optim"]) == "`SGD` or `AdamW`"
+    assert readme_tables.allowed_values(KEYS["seed"]) == "whole number, 0 to 4294967295"
 
 
-def test_a_comparison_is_summed_up_from_its_results(write_result: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_comparison_is_summarised_from_its_results(write_result: Callable[..., Path], tmp_path: Path) -> None:
     for seed, last in enumerate((0.9, 0.8)):
         write_result(f"plain{seed}", seed=seed, accuracy__last=last)
         figures = {"auroc": 0.7, "ap": 0.7, "fpr95": 0.3, "by_generator": {}}
@@ -98,28 +100,30 @@ def test_a_comparison_is_summed_up_from_its_results(write_result: Callable[..., 
         readme_tables.summarise(str(tmp_path / "results"))
 
 
-def test_fill_replaces_what_stands_between_its_markers_alone() -> None:
+def test_only_text_between_its_markers_is_replaced() -> None:
     text = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n"
-    filled = readme_tables.fill(text, "one", "new")
-    assert filled == text.replace("old", "new") and readme_tables.fill(filled, "one", "new") == filled
+    filled = readme_tables.replace_between_markers(text, "one", "new")
+    assert (
+        filled == text.replace("old", "new") and readme_tables.replace_between_markers(filled, "one", "new") == filled
+    )
 
 
-def test_check_tells_what_is_stale_and_writes_nothing(
+def test_check_reports_stale_files_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "docs").mkdir()
-    for path, text in readme_tables.wanted().items():
+    for path, text in readme_tables.generated_texts().items():
         (tmp_path / path.relative_to(readme_tables.ROOT)).write_text(text, encoding="utf-8")
     monkeypatch.setattr(readme_tables, "ROOT", tmp_path)
     assert readme_tables.main(["--check"]) == 0
     stale = (tmp_path / "README.md").read_text("utf-8").replace("`32` | entries", "`64` | entries")
     (tmp_path / "README.md").write_text(stale, encoding="utf-8")
     assert readme_tables.main(["--check"]) == 1
-    assert "README.md is not what the code says" in capsys.readouterr().out
+    assert "README.md is out of date: run python -m benchmarks.readme_tables" in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text("utf-8") == stale
     assert readme_tables.main([]) == 0 and readme_tables.main(["--check"]) == 0
 
 
-def test_a_folder_without_results_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_results_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert readme_tables.main(["--quickstart", str(tmp_path), "--out", str(tmp_path / "out.json")]) == 2
     assert "no run below it has finished" in capsys.readouterr().err and not (tmp_path / "out.json").exists()

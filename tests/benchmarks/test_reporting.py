@@ -1,4 +1,4 @@
-"""The benchmark of reports runs end to end on a few runs, and the committed result meets its goals."""
+"""Tests of the report benchmark: a small end-to-end run, and the goals of the committed result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESULT = Path(__file__).parents[2] / "results" / "reporting.json"
 
 
 @pytest.mark.slow
-def test_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
+def test_the_benchmark_writes_all_values(tmp_path: Path) -> None:
     path = tmp_path / "reporting.json"
     assert reporting.main(["--out", str(path), "--quick"]) == 0
     result = json.loads(path.read_text())
@@ -22,7 +22,7 @@ def test_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
         assert 0 < result[key]["min"] <= result[key]["median"] <= result[key]["max"]
 
 
-def test_the_committed_result_is_of_a_thousand_runs_and_meets_the_goals() -> None:
+def test_the_committed_result_has_a_thousand_runs_and_meets_the_goals() -> None:
     result = json.loads(RESULT.read_text())
     assert result["runs"] == 1000 and not result["quick"] and result["goals"] == reporting.GOALS
     assert result["cpu_seconds"]["median"] < reporting.GOALS["cpu_seconds"]

@@ -1,4 +1,4 @@
-"""The table of fast against exact: figures by hand, and results that have no place in it."""
+"""Tests of the comparison of fast and exact path: its figures, and results that are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACCURACIES = {"fixmatch, exact": (0.60, 0.64, 0.71), "fixmatch, fast": (0.61, 0.
 
 @pytest.fixture
 def compared(write_result: Callable[..., Path], tmp_path: Path) -> Path:
-    """A folder of runs as `compare` leaves it."""
+    """A folder of runs as `usb-rsmatch compare` writes it."""
     runs = []
     for arm, accuracies in ACCURACIES.items():
         for seed, last in enumerate(accuracies):
@@ -69,7 +69,7 @@ def test_other_arms_and_mixed_threads_are_refused(
     assert "ALGORITHM, exact|fast" in capsys.readouterr().err
 
 
-def test_the_shipped_grid_differs_in_what_it_compares_alone() -> None:
+def test_the_arms_of_the_shipped_grid_differ_only_in_algorithm_and_path() -> None:
     import_semilearn()
     grid = read_grid(find_config(same_result.GRID), all_keys(), lambda name: read_yaml(find_config(name)))
     runs = plan(grid)
@@ -86,6 +86,6 @@ def test_the_shipped_grid_differs_in_what_it_compares_alone() -> None:
     assert all(other == rest[0] for other in rest)
 
 
-def test_the_readme_shows_it_once_it_is_measured() -> None:
+def test_the_readme_has_a_place_for_the_table() -> None:
     text = (readme_tables.ROOT / "README.md").read_text("utf-8")
     assert "<!-- same result table -->" in text and find_config(same_result.GRID).exists()

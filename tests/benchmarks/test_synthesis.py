@@ -1,4 +1,4 @@
-"""The benchmark of the flow engine runs end to end on a tiny scale and writes what it names."""
+"""Test of the synthesis benchmark: a tiny end-to-end run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import synthesis
 
 
-def test_benchmark_writes_every_value_that_it_names(tmp_path: Path) -> None:
+def test_the_benchmark_writes_all_values(tmp_path: Path) -> None:
     path = tmp_path / "synthesis.json"
     assert synthesis.main(["--out", str(path), "--threads", "1", "--quick"]) == 0
     result = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The recipes for a GPU plan their runs, and each resolves; what they cost is what their heads say."""
+"""Tests of the grids for one GPU: all runs resolve, and the cost in the header comment is correct."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GPU = Path(__file__).resolve().parents[2] / "config" / "gpu"
 
 
 @pytest.mark.parametrize("name", ["cifar10_edm", "cifar10_cifake"])
-def test_every_run_of_a_recipe_resolves(name: str) -> None:
+def test_every_run_of_a_grid_resolves(name: str) -> None:
     config.import_semilearn()
     grid = read_grid(GPU / f"{name}.yaml", {**config.all_keys()}, lambda base: {})
     runs = plan(grid)

@@ -1,4 +1,4 @@
-"""The generated configurations: up to date, known key by key, and USB's FixMatch in all that they share."""
+"""Tests of the generated configurations: up to date, valid, and with the same settings as USB's FixMatch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
-    """`--check` finds nothing to do here, names what it misses elsewhere, and writes nothing itself."""
+    """`--check` finds no difference here, lists missing files in another folder, and writes nothing."""
     assert make("--check").returncode == 0
     missing = make("--check", "--out", tmp_path)
     assert missing.returncode == 1
@@ -42,7 +42,7 @@ def test_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_found(tmp_path: Path) -> None:
-    """One edited file is reported, and written anew."""
+    """An edited file is reported, and restored by the script."""
     make("--out", tmp_path)
     edited = tmp_path / "classic_cv" / "rsmatch" / FILES[7].name
     edited.write_text(edited.read_text().replace("lr: 0.03", "lr: 0.3"))
@@ -54,7 +54,7 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "stl10"])
 def test_each_resolves_without_a_note(dataset: str) -> None:
-    """No key is unknown, dead or of the wrong type, and the file's name tells what is in it."""
+    """No key is unknown, without effect or of the wrong type, and the file name matches the content."""
     files = [path for path in FILES if path.stem.split("_")[1] == dataset]
     assert len(files) == 9
     for path in files:
@@ -65,7 +65,7 @@ def test_each_resolves_without_a_note(dataset: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["openmatch", "iomatch", "scomatch", "uasd"])
 def test_each_open_set_file_resolves_without_a_note(algorithm: str) -> None:
-    """They differ from RSMatch's in the algorithm, its own keys and the length of training, which it divides."""
+    """They differ from RSMatch's in the algorithm, its keys and the training length, a multiple of the interval."""
     files = [path for path in OPEN_SET if path.parent.name == algorithm]
     assert [path.stem.split("_")[2] for path in files] == ["250", "4000", "40"]
     for path in files:
@@ -82,7 +82,7 @@ def test_each_open_set_file_resolves_without_a_note(algorithm: str) -> None:
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_each_grid_of_the_paper_plans_runs_that_resolve_without_a_note(path: Path) -> None:
-    """Its data set, generators, several label counts, shares and seeds; the supervised arm has no share to vary."""
+    """Data set, generators, label counts, shares and seeds are as expected; the supervised arm has a fixed share."""
     import_semilearn()
     grid = read_grid(path, all_keys(), lambda name: {})
     runs = plan(grid)
@@ -94,9 +94,9 @@ def test_each_grid_of_the_paper_plans_runs_that_resolve_without_a_note(path: Pat
     assert "our settings" in text and "NOT YET RUN HERE" in text and f"--c paper/{path.stem} --dry-run" in text
     found = re.search(r"Cost: (\d+) runs of ([\d,]+) steps\. At (\d+) steps[^#]*# ([\d,]+) GPU hours", text)
     assert found is not None
-    told, steps, pace, hours = (int(number.replace(",", "")) for number in found.groups())
-    assert told == len(runs) and {run.config["num_train_iter"] for run in runs} == {steps}
-    assert hours == pytest.approx(told * steps / pace / 3600, abs=1)
+    count, steps, pace, hours = (int(number.replace(",", "")) for number in found.groups())
+    assert count == len(runs) and {run.config["num_train_iter"] for run in runs} == {steps}
+    assert hours == pytest.approx(count * steps / pace / 3600, abs=1)
     assert {"openmatch", "iomatch", "scomatch", "uasd", "rsmatch"} < {run.config["algorithm"] for run in runs}
     authors = {run.config["lambda_socr"] for run in runs if run.arm == "OpenMatch"}
     aligned = {run.config["dist_align"] for run in runs if run.arm == "IOMatch"}
@@ -107,8 +107,8 @@ def test_each_grid_of_the_paper_plans_runs_that_resolve_without_a_note(path: Pat
         PoolConfig.read(config)
 
 
-def test_rsmatch_keys_are_all_there_with_their_defaults() -> None:
-    """The shipped files show every key of RSMatch, at the value that it has without a file."""
+def test_all_rsmatch_keys_are_present_with_their_defaults() -> None:
+    """The shipped files contain every key of RSMatch with its default value."""
     defaults = {name: key.default for name, key in KEYS.items() if name.startswith("rs_")}
     for path in FILES:
         content = yaml.safe_load(path.read_text())
@@ -117,7 +117,7 @@ def test_rsmatch_keys_are_all_there_with_their_defaults() -> None:
 
 @pytest.mark.skipif("USB_HEAD" not in os.environ, reason="set USB_HEAD to a checkout of USB to compare")
 def test_settings_are_those_of_usbs_fixmatch() -> None:
-    """Seed 0 shares every live key and value with USB's FixMatch on the same data and label count."""
+    """With seed 0, all keys that have an effect equal those of USB's FixMatch on the same data and label count."""
     upstream = Path(os.environ["USB_HEAD"]) / "config" / "classic_cv" / "fixmatch"
     for path in (path for path in FILES if path.stem.endswith("_0")):
         theirs = yaml.safe_load((upstream / path.name.replace("rsmatch", "fixmatch")).read_text())

@@ -1,4 +1,4 @@
-"""The patches for USB's own train.py: they load plugins, only insert, mind hashes, revert byte for byte."""
+"""Tests of the patches for USB's own train.py: they load plugins, only insert lines, check hashes, and revert."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = sorted(PATCHES.glob("*/*.patch"))
 
 
 def run(*command: object, cwd: Path | None = None, **env: object) -> subprocess.CompletedProcess[str]:
-    """Run a command, its output captured, with `env` on top of this process's environment."""
+    """Run a command with captured output and with `env` added to this process's environment."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -30,12 +30,12 @@ def run(*command: object, cwd: Path | None = None, **env: object) -> subprocess.
 
 
 def apply(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the tool as its README says, without site-packages: it needs Python alone."""
+    """Run the script as in its README, without site-packages: it only needs Python."""
     return run(sys.executable, "-I", "-S", PATCHES / "apply.py", *arguments)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder but Python's caches, with its bytes."""
+    """Return {path: bytes} of all files in a folder, except Python's caches."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -49,7 +49,7 @@ def copy_of(package: Path, target: Path) -> Path:
 
 
 def clean_from_installed(target: Path) -> Path:
-    """Copy the installed semilearn, in its upstream state even where somebody has patched the environment."""
+    """Copy the installed semilearn in its original state, even if the installed one is patched."""
     installed = importlib.metadata.distribution("semilearn").locate_file("semilearn")
     package = copy_of(Path(str(installed)), target)
     assert apply("--revert", package).returncode == 0
@@ -124,7 +124,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("patch", ALL, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_hunks_only_insert(patch: Path) -> None:
-    """No line of upstream stands in a patch, neither as context nor as something to remove."""
+    """A patch has no upstream lines: no context lines and no removed lines."""
     lines = patch.read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("@@"))
     hunks = [line for line in lines[first:] if line.startswith("@@")]
@@ -165,7 +165,7 @@ def test_head_patches_register_everywhere(head: Path, tmp_path: Path) -> None:
 
 
 def plugin_loader(patch: Path, site: Path) -> Path:
-    """Write a package `semilearn` that holds what a patch inserts and nothing else."""
+    """Write a package `semilearn` that only contains the inserted lines of a patch."""
     package = site / "semilearn"
     package.mkdir(parents=True)
     _, *hunks = patch.read_text().split("@@ -")
@@ -176,7 +176,7 @@ def plugin_loader(patch: Path, site: Path) -> Path:
 
 @pytest.mark.parametrize("folder", [WHEEL, HEAD], ids=lambda path: path.name)
 def test_broken_plugin_warns_with_its_name(folder: Path, tmp_path: Path) -> None:
-    """A plugin that cannot be imported is named in a warning; semilearn and the next plugin load, once."""
+    """A warning names a plugin that cannot be imported; semilearn and the next plugin are loaded, once."""
     plugin_loader(folder / "plugins.patch", tmp_path)
     (tmp_path / "breaks.py").write_text("raise RuntimeError('on purpose')\n")
     (tmp_path / "works.py").write_text("print('loaded')\n")
@@ -191,7 +191,7 @@ def test_broken_plugin_warns_with_its_name(folder: Path, tmp_path: Path) -> None
 
 
 def test_plugin_may_be_imported_before_semilearn(tmp_path: Path) -> None:
-    """A plugin imported first imports semilearn, which meets it half-way, and loads without a warning."""
+    """A plugin that is imported first imports semilearn, which finds it partly imported: it loads without a warning."""
     plugin_loader(WHEEL / "plugins.patch", tmp_path)
     (tmp_path / "early.py").write_text("import semilearn\nprint('registered')\n")
     install_entry_points(tmp_path, "early", "early = early")
@@ -200,7 +200,7 @@ def test_plugin_may_be_imported_before_semilearn(tmp_path: Path) -> None:
 
 
 def test_applying_and_reverting_twice_changes_nothing_more(package: Path) -> None:
-    """The tool is idempotent in both directions, and `--check` writes nothing."""
+    """Applying and reverting are idempotent, and `--check` writes nothing."""
     clean = content(package)
     assert apply("--check", package).stdout.startswith("clean: ") and content(package) == clean
     apply(package)
@@ -216,7 +216,7 @@ def test_applying_and_reverting_twice_changes_nothing_more(package: Path) -> Non
 @pytest.mark.parametrize("arguments", [(), ("--revert",), ("--check",)])
 @pytest.mark.parametrize("patched_first", [False, True])
 def test_refuses_a_shifted_file(package: Path, arguments: tuple[str, ...], patched_first: bool) -> None:
-    """A file with one line more than upstream's, clean or patched, is left alone: one line, exit code 2."""
+    """A clean or patched file with an additional line is refused: one line of output, exit code 2, no change."""
     if patched_first:
         apply(package)
     target = package / "__init__.py"
@@ -228,8 +228,8 @@ def test_refuses_a_shifted_file(package: Path, arguments: tuple[str, ...], patch
     assert content(package) == before
 
 
-def test_refuses_what_is_no_semilearn(tmp_path: Path) -> None:
-    """A folder without semilearn is named in one line."""
+def test_refuses_a_folder_without_semilearn(tmp_path: Path) -> None:
+    """The message is one line that names the folder."""
     done = apply(tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
 
@@ -241,8 +241,8 @@ GIT = ["git", "apply", "--unidiff-zero"]
 @pytest.mark.parametrize(
     ("forth", "back"), [(PATCH, [*PATCH[:2], "-R", "-i"]), (GIT, [*GIT, "-R"])], ids=["patch", "git"]
 )
-def test_ordinary_tools_do_the_same(package: Path, forth: list[str], back: list[str]) -> None:
-    """`patch` and `git apply` give the bytes that the tool gives, both ways."""
+def test_patch_and_git_apply_do_the_same(package: Path, forth: list[str], back: list[str]) -> None:
+    """`patch` and `git apply` produce the same bytes as the script, for applying and reverting."""
     if shutil.which(forth[0]) is None:
         pytest.skip(f"{forth[0]} is not installed")
     clean = content(package)
@@ -256,8 +256,8 @@ def test_ordinary_tools_do_the_same(package: Path, forth: list[str], back: list[
         assert content(package) == wanted
 
 
-def test_paste_for_forks_is_in_the_readme(tmp_path: Path) -> None:
-    """The three lines that README.md offers do load a plugin."""
+def test_lines_for_forks_in_the_readme_load_a_plugin(tmp_path: Path) -> None:
+    """The three lines in patches/README.md load a plugin."""
     lines = (PATCHES / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(lines.splitlines()) == 3
     (tmp_path / "semilearn").mkdir()

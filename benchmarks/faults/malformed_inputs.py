@@ -1,4 +1,4 @@
-"""Malformed values and files, as hypothesis strategies."""
+"""Malformed values and files for fuzzing, as hypothesis strategies."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+# Nested aliases: a few hundred bytes that expand to 9^13 items.
+YAML_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)
 )
-RESULT: dict[str, Any] = {  # a complete `result.json`
+RESULT_JSON: dict[str, Any] = {  # a complete `result.json`
     **{"algorithm": "rsmatch", "dataset": "digits", "seed": 0, "num_labels": 20, "iterations": 8},
     "pool": {"real": 6, "synthetic": 4, "by_generator": {"flow": 4}},
     "accuracy": {"last": 0.5, "best": 0.6, "best_iteration": 4, "validation": None},
@@ -21,12 +22,12 @@ RESULT: dict[str, Any] = {  # a complete `result.json`
     "time": {"train_seconds": 1.5, "images_per_second": 9.0},
     **{"peak_memory_mib": 4.0, "versions": {"usb_rsmatch": "0"}, "config_sha256": "0" * 64, "device": "cpu"},
 }
-GRID: dict[str, Any] = {  # a complete `grid.json`
+GRID_JSON: dict[str, Any] = {  # a complete `grid.json`
     **{"name": "g", "baseline": "a", "varied": ["lr"]},
     "runs": [{"folder": "r", "arm": "a", "axes": {"lr": 1}, "config_sha256": "0" * 64}],
 }
 
-NAMES = st.sampled_from(
+ODD_NAMES = st.sampled_from(
     [
         "../../evil",
         "/etc/passwd",
@@ -51,7 +52,7 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=12),
-    NAMES,
+    ODD_NAMES,
     st.integers(-3, 30),
     st.binary(max_size=4),
     st.sampled_from([10**400, -(2**63), 1e308, "9" * 5000]),
@@ -65,7 +66,7 @@ VALUES = st.recursive(
 
 @st.composite
 def damaged(draw: Any, whole: bytes) -> bytes:
-    """A file with bytes changed, removed, repeated, or truncated."""
+    """Draw a damaged version of a file: bytes changed, removed or inserted, or the end cut off."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         where = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -83,7 +84,7 @@ def damaged(draw: Any, whole: bytes) -> bytes:
 
 @st.composite
 def edited(draw: Any, whole: dict[str, Any]) -> bytes:
-    """JSON in which one value, at any depth, is changed or missing."""
+    """Draw a version of a JSON object in which one value, at any depth, is changed or removed."""
     content = place = json.loads(json.dumps(whole))
     while True:
         key = draw(st.sampled_from(sorted(place)))
@@ -98,12 +99,12 @@ def edited(draw: Any, whole: dict[str, Any]) -> bytes:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON of any value; values without a JSON form become text."""
+    """Return a value as JSON bytes; parts without a JSON form become strings."""
     return json.dumps(value, default=str).encode()
 
 
-class Runs:
-    """Creates a file when it is unpickled."""
+class UnpicklePayload:
+    """An object that creates the folder `path` when it is unpickled: proof that a reader has executed foreign code."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -114,7 +115,7 @@ class Runs:
 
 @st.composite
 def arrays(draw: Any) -> bytes:
-    """An npz file of images and labels of any type and shape."""
+    """Draw an npz file of images and labels with any type and shape."""
     types = ["u1"] * 6 + ["i1", ">u2", "i8", "f4", "?", "c8", "S3", "U2", "M8[s]", [("a", "u1")]]
     shape = draw(st.sampled_from([(12, 8, 8), (12, 3, 8, 8), (3, 9, 2, 8), (0, 8, 8, 3), (1,), (), (4, 1, 1)]))
     labels = np.array(draw(st.lists(st.integers(-2, 11) | st.integers(-(2**63), 2**63 - 1), max_size=12)), np.int64)
