@@ -1,4 +1,4 @@
-"""What is published: wheel and sdist build and pass their checks, and the wheel alone runs outside the repository."""
+"""The release: wheel and sdist build and pass their checks, and the installed wheel runs outside the repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(*words: str, **options: object) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """wheel and sdist, the wheel being built from the sdist, of a copy of the tree."""
+    """The folder with the sdist of a copy of the tree, and the wheel built from that sdist."""
     folder = tmp_path_factory.mktemp("release")
     ignored = shutil.ignore_patterns(".git", ".venv*", "saved_models", "__pycache__", ".*_cache", "build", "*.egg-info")
     shutil.copytree(ROOT, folder / "tree", ignore=ignored)
@@ -39,25 +39,25 @@ def test_wheel_and_sdist_pass_their_checks(dist: Path) -> None:
     assert sorted(path.name.split("-")[0] for path in dist.iterdir()) == ["usb_rsmatch"] * 2
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "usb_rsmatch/py.typed" in names and "usb_rsmatch/use/audit.py" in names
+    assert "usb_rsmatch/py.typed" in names and "usb_rsmatch/inference/audit.py" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/", "results/"))]
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("/pyproject.toml") for name in archive.getnames())
     if importlib.util.find_spec("twine") is None:
-        pytest.skip("twine is not installed: its check is left out")
+        pytest.skip("twine is not installed: its check is skipped")
     assert run(sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())).count("PASSED") == 2
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_runs_anywhere(dist: Path, tmp_path: Path) -> None:
-    """In an environment that holds the wheel, and beside it what this one has installed of others."""
+def test_the_installed_wheel_runs_outside_the_repository(dist: Path, tmp_path: Path) -> None:
+    """In an environment with the wheel and, as dependencies, the packages installed in this environment."""
     venv.create(tmp_path / "env", with_pip=True, symlinks=os.name == "posix")
     binaries = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
     python = str(binaries / "python")
     (wheel,) = dist.glob("*.whl")
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", str(wheel))
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    others = [path for path in sys.path if path.endswith("site-packages")]  # a line in a .pth runs no other .pth file
+    others = [path for path in sys.path if path.endswith("site-packages")]  # a path in a .pth file runs no other one
     (Path(site) / "others.pth").write_text("\n".join(others))
     work, env = tmp_path / "work", {**os.environ, "OMP_NUM_THREADS": "1", "USB_RSMATCH_CACHE": str(tmp_path / "cache")}
     env.pop("PYTHONPATH", None)
@@ -74,6 +74,6 @@ def test_the_wheel_alone_runs_anywhere(dist: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == ["saved_models"]
 
 
-def test_the_workflow_does_what_ci_run_does() -> None:
+def test_the_workflow_runs_ci_run() -> None:
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert "run: bash .ci/run" in workflow and (ROOT / ".ci" / "run").exists()
