@@ -13,7 +13,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def write_files_of(page: Path, folder: Path) -> list[Path]:
-    """The files that a page's blocks name in their first line, `# my_module.py`, in parts one after the other."""
+    """Write the files that a page's blocks name in their first line, `# my_module.py`, and join blocks of one file."""
     parts: dict[str, list[str]] = {}
     for body in blocks(page, "python") + blocks(page, "yaml"):
         first, _, rest = body.partition("\n")

@@ -1,4 +1,4 @@
-"""The command: exit codes, one line for every mistake, and interrupted runs that go on."""
+"""The command `usb-rsmatch`: exit codes, one-line errors, and interrupted runs that resume."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def config(tiny: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-# help and mistakes --------------------------------------------------------------------------------------------------
+# help and user errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["synthesize", "--help"]])
-def test_help_is_quick_and_imports_nothing_heavy(words: list[str]) -> None:
+def test_help_is_fast_and_imports_no_large_package(words: list[str]) -> None:
     code = f"""
 import sys
 from usb_rsmatch.cli import main
@@ -64,7 +64,7 @@ print([name for name in ("torch", "semilearn", "numpy", "sklearn") if name in sy
     assert took < 2, f"{took:.1f} s"
 
 
-def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     text = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixtur
         (["train", "--c", "quickstart/rsmatch", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["train", "--c", "quickstart/rsmatch", "--max-minutes", "soon"], "invalid float value: 'soon'"),
         (["train", "--c", "quickstart/rsmatch", "--max-minute", "1"], "unknown key 'max_minute'"),
-        (["report", "nowhere"], "nowhere is no folder"),
+        (["report", "nowhere"], "nowhere is not a folder"),
         (["report", "nowhere", "--colour"], "unknown argument '--colour'"),
         (["pool", "--c", "quickstart/rsmatch", "--synthetic_count", "-1"], "synthetic_count takes a number"),
         (["pool", "--c", "quickstart/fixmatch", "--synthetic_count", "0", "--out", "a.png"], "the manifest is JSON"),
@@ -104,7 +104,7 @@ def test_the_commands_that_help_names_are_explained(capsys: pytest.CaptureFixtur
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line_and_exit_code_2(
+def test_user_errors_are_one_line_with_exit_code_2(
     words: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
@@ -118,13 +118,13 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert out == "" and list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config.parent / "file").touch()
     code, _, err = run_cli(capsys, "train", "--c", str(config), "--save_dir", str(config.parent / "file"))
     assert code == 2 and str(config.parent / "file") in err and len(err.splitlines()) == 1
 
 
-def test_words_stay_the_words_that_were_typed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_keys_keep_the_typed_text(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """YAML would read 007 as seven and 1_0 as ten."""
     keys = ("--save_name", "007", "--num-labels=10", "--lb_imb_ratio", "1", "--lr", "1e-3", "--num_train_iter", "2")
     assert run_cli(capsys, "train", "--c", str(config), *keys)[0] == 0
@@ -135,7 +135,7 @@ def test_words_stay_the_words_that_were_typed(config: Path, capsys: pytest.Captu
 # train --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_done_once_and_refused_under_another_configuration(
+def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run_cli(capsys, "train", "--c", str(config), "--clip", "1")
@@ -150,14 +150,14 @@ def test_a_run_is_done_once_and_refused_under_another_configuration(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_a_run_that_is_out_of_time_goes_on(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_stopped_by_max_minutes_resumes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run_cli(capsys, "train", "--c", str(config), "--max-minutes", "0")
     assert code == 130 and err.splitlines()[-1] == "usb-rsmatch: stopped after step 1 of 12; saved"
     code, _, err = run_cli(capsys, "train", "--c", str(config))
     assert code == 0 and "resuming after step 1 of 12" in err
 
 
-def test_a_run_that_fails_is_exit_code_1(
+def test_a_failed_run_has_exit_code_1(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(config.parent))
@@ -176,7 +176,7 @@ def test_a_run_that_fails_is_exit_code_1(
     assert err.splitlines()[-1] == "usb-rsmatch: run: ValueError: too many dreams"
 
 
-def test_a_network_that_cannot_be_built_is_told_before_anything_is_written(
+def test_a_network_that_cannot_be_built_is_reported_before_anything_is_written(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(config.parent))
@@ -195,7 +195,7 @@ def test_a_network_that_cannot_be_built_is_told_before_anything_is_written(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(number: signal.Signals, config: Path) -> None:
+def test_a_signal_saves_a_checkpoint_and_exits(number: signal.Signals, config: Path) -> None:
     keys = ["--num_train_iter", "100000", "--num_eval_iter", "50000", "--num_log_iter", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "usb_rsmatch", "train", "--c", str(config), *keys],
@@ -226,7 +226,7 @@ def test_a_signal_saves_and_leaves(number: signal.Signals, config: Path) -> None
 # pool, compare, report ----------------------------------------------------------------------------------------------
 
 
-def test_pool_tells_and_writes_what_a_configuration_holds(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pool_prints_and_writes_the_contents_of_a_pool(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_file = config.parent / "manifest.json"
     code, out, _ = run_cli(capsys, "pool", "--c", str(config), "--out", str(out_file), "--check-shortcuts")
     assert code == 0 and "blend" in out
@@ -240,7 +240,7 @@ def test_pool_tells_and_writes_what_a_configuration_holds(config: Path, capsys: 
     assert code == 0 and "of one provenance only" in out
 
 
-def test_pool_packs_image_files_into_the_cache_and_gives_the_same_pool(
+def test_pool_packs_image_files_into_the_cache_without_changing_the_pool(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USB_RSMATCH_CACHE", str(tmp_path / "cache"))
@@ -251,17 +251,17 @@ def test_pool_packs_image_files_into_the_cache_and_gives_the_same_pool(
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     keys = {"dataset": "folder", "data_dir": str(tmp_path), "num_labels": 4}
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(keys))
-    told_of = [
+    outputs = [
         run_cli(capsys, "pool", "--c", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / f"{name}.json"), *flags)
         for name, flags in (("plain", ()), ("packed", ("--pack",)), ("again", ()))
     ]
-    assert [code for code, _, _ in told_of] == [0, 0, 0]
+    assert [code for code, _, _ in outputs] == [0, 0, 0]
     manifests = [(tmp_path / f"{name}.json").read_bytes() for name in ("plain", "packed", "again")]
     assert len(set(manifests)) == 1
     assert len([path for path in (tmp_path / "cache" / "packs").glob("*x3.npy")]) == 2  # train and test
 
 
-def test_compare_goes_on_where_it_stopped_and_reports(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_resumes_and_reports(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = config.parent / "grid.yaml"
     arms = {"FixMatch": {}, "RSMatch": {"algorithm": "rsmatch"}}
     content = yaml.safe_load(config.read_text())
@@ -292,14 +292,14 @@ def test_compare_goes_on_where_it_stopped_and_reports(config: Path, capsys: pyte
     assert again == (folder / "report" / "report.md").read_bytes()
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -m usb_rsmatch --help | head -1", shell=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.startswith("usage: ") and "Traceback" not in done.stderr
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version() -> None:
     done = command("--version")
     from usb_rsmatch import __version__
 

@@ -1,4 +1,4 @@
-"""What the documents show is run: modules, configurations, and with --runslow the README's first screen."""
+"""The code, configurations and commands of the documents run; the long ones with --runslow."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from usb_rsmatch.usb.shipped_configs import find_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "patches" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = ("train", "compare", "report", "pool", "eval", "predict", "synthesize", "audit", "export", "doctor")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path, tmp_path: Path) -> None:
+def test_code_parses_and_configurations_have_known_keys_only(page: Path, tmp_path: Path) -> None:
     for body in blocks(page, "python"):
         ast.parse(body)
     for body in blocks(page, "yaml"):
@@ -38,14 +40,14 @@ def test_shown_code_parses_and_shown_configurations_hold_known_keys(page: Path, 
             (tmp_path / "grid.yaml").write_text(body, encoding="utf-8")
             known = {**config.all_keys(), **dict.fromkeys(config.DEAD)}
             grid = read_grid(tmp_path / "grid.yaml", known, lambda base: config.read_yaml(find_config(base)))
-            assert len(plan(grid)) == 3 * 3 * 2 * 3 - 3 * 2  # three axes and arms, less what is left out
-        elif "plugins" not in content:  # the others run below, with their plugin
+            assert len(plan(grid)) == 3 * 3 * 2 * 3 - 3 * 2  # three axes and arms, minus the excluded combinations
+        elif "plugins" not in content:  # test_extending.py runs the others, with their plugin
             assert resolve(content)[1] == []
 
 
 @pytest.mark.slow
 def test_the_quickstart_command_sets_everything_up_and_makes_the_table(tmp_path: Path) -> None:
-    """On a copy without anything that was built, as on a fresh clone."""
+    """On a copy without build outputs, as on a fresh clone."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = readme.split("<!-- quickstart command -->\n```bash\n")[1].split("\n```")[0]
     ignored = shutil.ignore_patterns(".git", ".venv*", "saved_models", "__pycache__", ".*_cache", "build", "*.egg-info")
@@ -60,7 +62,7 @@ def test_the_quickstart_command_sets_everything_up_and_makes_the_table(tmp_path:
 
 
 def run_commands(body: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A page's shell block in `folder`, with this environment's commands first on the path."""
+    """Run a page's shell block in `folder`, with this environment's commands first on the path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
@@ -102,7 +104,7 @@ def test_the_notebook_is_clean_and_its_code_parses() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """Its cells in order in one fresh process; no Jupyter is needed for that."""
+    """Run its cells in order in one new process, without Jupyter."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     (tmp_path / "notebook.py").write_text("\n\n".join(notebook_cells()), encoding="utf-8")
     env = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "USB_RSMATCH_CACHE": str(tmp_path / "cache")}
@@ -116,7 +118,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_readmes_table_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """With files in the place of the table's words in capitals; a word that is not known here fails."""
+    """With files in place of the table's words in capitals; an unknown word fails."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `(usb-rsmatch [^`]+)` \|", page, re.MULTILINE)
     assert {line.split()[1] for line in table} == set(COMMANDS)
@@ -151,8 +153,8 @@ def test_every_command_of_the_readmes_table_runs(tiny: dict[str, Any], tmp_path:
 
 
 @pytest.mark.slow
-def test_three_lines_turn_a_config_of_usb_into_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's three lines over a configuration with the keys of USB's own, on images in folders."""
+def test_the_three_lines_extend_a_config_of_usb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's three lines, added to a configuration with USB's keys, on images in folders."""
     from usb_rsmatch.cli import main
 
     (lines,) = blocks(ROOT / "README.md", "yaml")

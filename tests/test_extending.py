@@ -1,4 +1,4 @@
-"""docs/extending.md: every kind of part is added from outside of the package, as a user would do it."""
+"""docs/extending.md: a user's own source, data set, detector, algorithm, generator and plot, outside of the package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIGS = ("my_config.yaml", "ramp.yaml", "stripes.yaml")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder after training the page's configurations: none of it is in the package."""
+    """A user's folder with the page's module, after training the page's configurations."""
     folder = tmp_path_factory.mktemp("extending")
     written = write_files_of(ROOT / "docs" / "extending.md", folder)
     assert sorted(path.name for path in written) == sorted([*CONFIGS, "my_module.py", "my_plot.py"])
@@ -49,6 +49,10 @@ def result_of(folder: Path, algorithm: str, dataset: str = "digits") -> dict[str
     return next(r for r in results if (r["algorithm"], r["dataset"]) == (algorithm, dataset))
 
 
+def saved_configs(folder: Path) -> list[dict[str, Any]]:
+    return [yaml.safe_load(path.read_text()) for path in folder.rglob("config.yaml")]
+
+
 def test_a_source_and_a_layout(folder: Path) -> None:
     result = result_of(folder, "rsmatch")
     assert result["pool"]["by_generator"].keys() == {"noise", "mirror"}
@@ -58,15 +62,13 @@ def test_a_source_and_a_layout(folder: Path) -> None:
 def test_a_detector_and_a_network(folder: Path) -> None:
     result = result_of(folder, "rsmatch")
     assert set(result["detection"]["by_generator"]) == {"noise", "mirror"}
-    config = next(path for path in folder.rglob("config.yaml") if "my_module" in path.read_text())
-    saved = [yaml.safe_load(path.read_text()) for path in folder.rglob("config.yaml")]
-    assert config.exists() and any(c["net"] == "flat_net" and c["rs_detector_input"] == "high_pass" for c in saved)
+    (config,) = [config for config in saved_configs(folder) if config["algorithm"] == "rsmatch"]
+    assert (config["plugins"], config["net"], config["rs_detector_input"]) == (["my_module"], "flat_net", "high_pass")
 
 
 def test_an_algorithm_with_a_key(folder: Path) -> None:
     assert result_of(folder, "rampmatch")["iterations"] == 20
-    saved = [yaml.safe_load(path.read_text()) for path in folder.rglob("config.yaml")]
-    assert any(config.get("ramp") == 0.5 for config in saved)
+    assert any(config.get("ramp") == 0.5 for config in saved_configs(folder))
 
 
 def test_a_data_set_and_a_generator(folder: Path) -> None:
@@ -82,18 +84,25 @@ def test_a_plot(folder: Path) -> None:
         assert image.width > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
-def test_contributing_names_files_that_exist() -> None:
-    """The tree and the table of CONTRIBUTING.md, against the package."""
+def test_contributing_matches_the_package() -> None:
+    """The registries that CONTRIBUTING.md names are in those files, and its tree contains every package."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for place in (
-        "data/sources/registry.py",
-        "data/sources/folder.py",
-        "data/sources/dataset_registry.py",
-        "usb/registration.py",
-        "synthesis/command.py",
-        "report/command.py",
+    adding = text.split("## Adding something")[1].split("## Rules")[0]
+    for place, name in (
+        ("data/sources/registry.py", "_OPENERS"),
+        ("data/sources/folder.py", "LAYOUTS"),
+        ("data/sources/dataset_registry.py", "_DATASETS"),
+        ("detection/detector.py", "register_detector"),
+        ("usb/registration.py", "register"),
+        ("synthesis/engine.py", "Engine"),
+        ("synthesis/arguments.py", "--engine"),
+        ("synthesis/command.py", "Engine"),
+        ("report/command.py", "_plots"),
+        ("report/command.py", "PLOTS"),
+        ("report/html_page.py", "CAPTIONS"),
     ):
-        assert f"`{place}`" in text and (ROOT / "usb_rsmatch" / place).is_file()
+        assert f"`{place}`" in adding and f"`{name}`" in adding, (place, name)
+        assert name in (ROOT / "usb_rsmatch" / place).read_text(encoding="utf-8"), (place, name)
     tree = text.split("## The packages")[1].split("Imports point")[0]
     for package in sorted(path.parent.name for path in (ROOT / "usb_rsmatch").rglob("__init__.py")):
         assert f"{package}/" in tree, package

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
-from usb_rsmatch.inference.commands import add_commands, quiet
+from usb_rsmatch.inference.commands import add_commands, silence_deprecations
 from usb_rsmatch.synthesis.arguments import add_arguments
 from usb_rsmatch.version import __version__
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("usb-rsmatch: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -76,7 +76,7 @@ def _parser() -> _Parser:
         "--c", required=True, metavar="GRID", help="a grid file, or a shipped name such as quickstart/grid"
     )
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="parallel runs; default: one per core")
-    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="submit jobs, by submitit")
+    sub.add_argument("--submit", default=None, choices=["slurm", "local"], help="run the grid as jobs, by submitit")
     sub.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="for submitit, such as slurm_partition=gpu"
     )
@@ -90,7 +90,6 @@ def _parser() -> _Parser:
     sub.add_argument("results", metavar="RESULTS_DIR")
     sub.add_argument("--out", default=None, metavar="DIR", help="default: RESULTS_DIR/report")
     sub.add_argument("--baseline", default=None, metavar="ARM", help="the arm with which the others are compared")
-
     sub.add_argument("--mixed", action="store_true", help="allow results of different pools in one table")
 
     sub = command("pool", _pool, "show what a configuration's pool contains", takes_keys=True)
@@ -111,7 +110,7 @@ def _parser() -> _Parser:
 
 
 def _keys(rest: Sequence[str]) -> dict[str, Any]:
-    """`--KEY VALUE` and `--KEY=VALUE` pairs as a mapping, values are read as YAML unless the key takes plain text."""
+    """`--KEY VALUE` and `--KEY=VALUE` pairs as a mapping, with values read as YAML unless the key takes plain text."""
     from usb_rsmatch.usb.config import KEYS
     from usb_rsmatch.usb.plain_values import parse
 
@@ -134,7 +133,7 @@ def _keys(rest: Sequence[str]) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    quiet()
+    silence_deprecations()
     from usb_rsmatch.usb.training import config_line, train
 
     if args.device is not None:
@@ -147,7 +146,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    quiet()
+    silence_deprecations()
     from usb_rsmatch.compare.command import compare
 
     return compare(
@@ -172,15 +171,15 @@ def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _pool(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
-    quiet()
-    from usb_rsmatch.inference.pool_report import describe
+    silence_deprecations()
+    from usb_rsmatch.inference.pool_report import pool_report
 
-    print(describe(args.c, overrides, Path(args.out) if args.out else None, args.check_shortcuts, args.pack))
+    print(pool_report(args.c, overrides, Path(args.out) if args.out else None, args.check_shortcuts, args.pack))
     return 0
 
 
 def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    quiet()
+    silence_deprecations()
     from usb_rsmatch.synthesis.command import run
 
     print(run(args))
@@ -188,7 +187,7 @@ def _synthesize(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _doctor(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    quiet()
+    silence_deprecations()
     from usb_rsmatch.usb.doctor import report
 
     print(report())

@@ -1,4 +1,4 @@
-"""Runs loaded for use, and images in the forms that the commands take."""
+"""Fixtures: trained runs, loaded, and images as files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digit_files(runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the run's images are not at hand: reading a pool or a data set fails the test."""
+    """Make reading a pool or a data set fail: prediction must not need the run's images."""
     from usb_rsmatch.inference import loaded_run
 
     def fail(*_: Any) -> Any:
@@ -43,6 +43,6 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noisy(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """uint8 images with noise, as a stand-in for what a detector can find."""
+    """The uint8 images with added noise, which a detector can detect."""
     rng = np.random.default_rng(seed)
     return np.clip(images + rng.normal(scale=12, size=images.shape), 0, 255).astype(np.uint8)

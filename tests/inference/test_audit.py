@@ -1,4 +1,4 @@
-"""audit: shares, probabilities and papers, by each of the three ways; the images are only ever read."""
+"""`usb-rsmatch audit`: share, probabilities and written files with each kind of detector; the images are only read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("real", "mixed")}
 
 
-def state(root: Path) -> dict[str, tuple[str, int]]:
+def file_states(root: Path) -> dict[str, tuple[str, int]]:
     return {
         str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in sorted(root.rglob("*"))
@@ -71,18 +71,18 @@ def blurred(images: Any) -> np.ndarray:
     return np.array([Path(name).name.startswith("b") for name in images.names])
 
 
-# the three ways -------------------------------------------------------------------------------------------------
+# the three kinds of detectors ---------------------------------------------------------------------------------------
 
 
-def test_with_trusted_images_alone(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
-    before = state(folders["mixed"].parent)
+def test_audit_with_trusted_images(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    before = file_states(folders["mixed"].parent)
     out = tmp_path / "audit.csv"
     words = ["audit", str(folders["mixed"]), "--real", str(folders["real"]), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "of 150 images look synthetic (95 %" in said and "rests on" in said
+    assert "of 150 images look synthetic (95 %" in said and "The share assumes" in said
     assert said.splitlines()[-3:] == [str(out), str(tmp_path / "audit.html"), str(tmp_path / "audit.detector.pt")]
-    assert state(folders["mixed"].parent) == before
+    assert file_states(folders["mixed"].parent) == before
     rows = rows_of(out)
     truth = np.array([Path(row["file"]).name.startswith("b") for row in rows])
     found = auroc(np.array([float(row["score"]) for row in rows]), truth)
@@ -90,7 +90,7 @@ def test_with_trusted_images_alone(folders: dict[str, Path], tmp_path: Path, cap
     probability = np.array([float(row["probability"]) for row in rows])
     assert probability[truth].mean() > probability[~truth].mean() and {row["error"] for row in rows} == {""}
 
-    assert main([*words[:4], "--out", str(tmp_path / "audit.html")]) == 2  # the gallery's own name
+    assert main([*words[:4], "--out", str(tmp_path / "audit.html")]) == 2  # the name of the gallery
     assert main(words) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     again = tmp_path / "again.csv"
@@ -100,7 +100,7 @@ def test_with_trusted_images_alone(folders: dict[str, Path], tmp_path: Path, cap
     assert len(rows_of(again)) == 150 and not (tmp_path / "again.detector.pt").exists()
 
 
-def test_a_seed_repeats_and_a_saved_detector_remembers(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_same_seed_and_a_saved_detector_give_the_same_scores(folders: dict[str, Path], tmp_path: Path) -> None:
     real, mixed = open_images([folders["real"]]), open_images([folders["mixed"]])
     first, saved = audit_with_real(real, mixed, seed=3)
     second, _ = audit_with_real(real, mixed, seed=3)
@@ -114,29 +114,29 @@ def test_a_seed_repeats_and_a_saved_detector_remembers(folders: dict[str, Path],
     assert (auroc(direct.score, blurred(mixed)) or 0) > 0.8
 
 
-def test_images_beyond_those_trained_on_are_scored_too(
+def test_images_outside_the_training_sample_are_scored(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audits, "MOST_TRAINED_ON", 100)
+    monkeypatch.setattr(audits, "MAX_TRAINING_IMAGES", 100)
     audit, saved = audit_with_real(open_images([folders["real"]]), open_images([folders["mixed"]]))
     assert np.isfinite(audit.score).all() and sum(map(len, saved.real_scores)) == 100
     assert sorted(np.concatenate([part.rows for part in audit.parts]).tolist()) == list(range(150))
     assert (auroc(audit.score, blurred(audit.images)) or 0) > 0.75
 
 
-def test_images_on_both_sides_and_too_few_are_told(
+def test_images_on_both_sides_and_too_few_images_are_reported(
     runs: dict[str, Any], folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     both = [str(folders["mixed"]), str(folders["real"] / "r00*.png")]
     assert main(["audit", *both, "--real", str(folders["real"]), "--out", str(tmp_path / "a.csv")]) == 0
-    assert "10 of the audited images are trusted ones too" in capsys.readouterr().err
+    assert "10 of the audited images are also trusted ones" in capsys.readouterr().err
     few = ImageList.of_array(runs["rsmatch"].test.images[:5], "digit")
     assert few.names == [f"digit#{number}" for number in range(5)]
     audit = audit_with_run(runs["rsmatch"], few)
-    assert np.isfinite(audit.score).all() and "5 images are few" in audit.warnings[0]
+    assert np.isfinite(audit.score).all() and "5 images are too few" in audit.warnings[0]
 
 
-def test_with_a_trained_run(runs: dict[str, Any], folders: dict[str, Path]) -> None:
+def test_audit_with_a_trained_run(runs: dict[str, Any], folders: dict[str, Path]) -> None:
     run, images = runs["rsmatch"], open_images([folders["mixed"]])
     audit = audit_with_run(run, images, batch_size=64)
     batch = np.concatenate([b.images for b in images.batches(run.pipeline)])
@@ -147,20 +147,24 @@ def test_with_a_trained_run(runs: dict[str, Any], folders: dict[str, Path]) -> N
         audit_with_run(runs["fixmatch"], images)
 
 
-# traps ----------------------------------------------------------------------------------------------------------
+# different formats and unreadable files -----------------------------------------------------------------------------
 
 
-def test_another_format_is_told_and_taken_out(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_different_file_formats_are_reported_and_removed_by_reencoding(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     for path in folders["real"].iterdir():
         Image.open(path).save(tmp_path / f"{path.stem}.jpg", quality=90)
     images = open_images([tmp_path])
     audit, saved = audit_with_real(open_images([folders["real"]]), images)
-    assert saved.pipeline.jpeg == audits.JPEG and "re-encoded as JPEG" in audit.warnings[0]
+    assert saved.pipeline.jpeg == audits.JPEG_QUALITY and "re-encoded as JPEG" in audit.warnings[0]
     off, saved = audit_with_real(open_images([folders["real"]]), images, jpeg=None)
-    assert saved.pipeline.jpeg is None and "may be that" in off.warnings[0]
+    assert saved.pipeline.jpeg is None and "the detector may detect that instead of synthesis" in off.warnings[0]
 
 
-def test_bad_files_are_listed_never_fatal(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+def test_unreadable_files_are_listed_and_do_not_stop_the_audit(
+    folders: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
     shutil.copytree(folders["mixed"], tmp_path / "mixed")
     (tmp_path / "mixed" / "c<b>.png").write_bytes(b"no image")
     (tmp_path / "mixed" / "=d.png").touch()
@@ -174,11 +178,11 @@ def test_bad_files_are_listed_never_fatal(folders: dict[str, Path], tmp_path: Pa
     assert "c&lt;b&gt;.png" in page and "c<b>.png" not in page
 
 
-# gallery --------------------------------------------------------------------------------------------------------
+# gallery ------------------------------------------------------------------------------------------------------------
 
 
-class Page(HTMLParser):
-    """What a browser would load, and the captions in order."""
+class LoadedResources(HTMLParser):
+    """The tags of a page, and all addresses that a browser would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -191,7 +195,7 @@ class Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
 
 
-def test_the_gallery_needs_nothing_else_and_is_sorted(
+def test_the_gallery_is_self_contained_and_sorted(
     runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, name in enumerate(["<script>alert(1)</script>.png".replace("/", "_"), 'quote".png', "&amp;.png"]):
@@ -200,20 +204,20 @@ def test_the_gallery_needs_nothing_else_and_is_sorted(
         Image.fromarray(runs["rsmatch"].test.images[number, ..., 0]).save(tmp_path / f"{number}.png")
     audit = audit_with_run(runs["rsmatch"], open_images([tmp_path]))
     text = gallery(audit)
-    page = Page(text)
+    page = LoadedResources(text)
     assert len(page.sources) == 30 and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "script" not in page.tags and "default-src 'none'" in text
     shown = [html.unescape(name) for name in re.findall(r'alt="([^"]*)"', text)]
     assert shown == [audit.images.names[row] for row in audit.order()]
     scores = [float(score) for score in re.findall(r"score (-?[\d.]+)", text)]
     assert scores == sorted(scores, reverse=True)
-    monkeypatch.setattr(galleries, "MOST_TOP", 4)
-    monkeypatch.setattr(galleries, "MOST_BOTTOM", 2)
+    monkeypatch.setattr(galleries, "TOP_COUNT", 4)
+    monkeypatch.setattr(galleries, "BOTTOM_COUNT", 2)
     short = gallery(audit)
     assert short.count("<figure>") == 6 and "The 4 that look most synthetic" in short
 
 
-# mistakes -------------------------------------------------------------------------------------------------------
+# user errors --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,24 +225,27 @@ def test_the_gallery_needs_nothing_else_and_is_sorted(
     [
         (["{mixed}", "--out", "{tmp}/a.csv"], "one of the arguments --run --real --detector is required"),
         (["{mixed}", "--real", "{real}", "--run", "x", "--out", "{tmp}/a.csv"], "not allowed with"),
-        (["{empty}", "--real", "{real}", "--out", "{tmp}/a.csv"], "holds no images"),
-        (["{mixed}", "--real", "{empty}", "--out", "{tmp}/a.csv"], "holds no images"),
+        (["{empty}", "--real", "{real}", "--out", "{tmp}/a.csv"], "contains no images"),
+        (["{mixed}", "--real", "{empty}", "--out", "{tmp}/a.csv"], "contains no images"),
         (["{mixed}", "--real", "{real}/r00*.png", "--out", "{tmp}/a.csv"], "10 trusted real images are too few"),
         (["{mixed}", "--real", "{real}", "--size", "4", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not 4"),
         (["{mixed}", "--real", "{real}", "--size", "0", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not 0"),
         (["{mixed}", "--real", "{real}", "--size", "-5", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not -5"),
-        (["{mixed}", "--real", "{real}", "--out", "{tmp}/a.html"], "it names the CSV"),
+        (["{mixed}", "--real", "{real}", "--out", "{tmp}/a.html"], "names the CSV: give another extension"),
         (["{mixed}", "--real", "{real}", "--size", "x", "--out", "{tmp}/a.csv"], "invalid"),
         (["{mixed}", "--real", "{real}", "--jpeg", "101", "--out", "{tmp}/a.csv"], "--jpeg takes"),
         (["{mixed}", "--run", "{tmp}/no", "--out", "{tmp}/a.csv"], "no such run folder"),
         (["{mixed}", "--run", "{fixmatch}", "--out", "{tmp}/a.csv"], "trained no detector"),
-        (["{mixed}", "--detector", "{real}/r000.png", "--out", "{tmp}/a.csv"], "no detector that"),
+        (
+            ["{mixed}", "--detector", "{real}/r000.png", "--out", "{tmp}/a.csv"],
+            "not a detector saved by `audit --real`",
+        ),
         (["{mixed}", "--detector", "{tmp}/no.pt", "--out", "{tmp}/a.csv"], "no such file"),
-        (["{mixed}", "--real", "{real}", "--out", "{real}/r000.png/a.csv"], "is no folder"),
+        (["{mixed}", "--real", "{real}", "--out", "{real}/r000.png/a.csv"], "is not a folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     words: list[str],
     message: str,
     folders: dict[str, Path],
@@ -254,7 +261,7 @@ def test_mistakes_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_damaged_detector_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_and_foreign_detector_files_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     look = audit_detector.Look((0.5,) * 3, (0.2,) * 3)
     from usb_rsmatch.data.pool.preprocessing import Pipeline
     from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
@@ -270,5 +277,5 @@ def test_a_damaged_detector_is_told(folders: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(UserError, match="in format 99"):
         load_detector(tmp_path / "later.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "d.pt").read_bytes()[:500])
-    with pytest.raises(UserError, match="no detector that"):
+    with pytest.raises(UserError, match="not a detector saved by `audit --real`"):
         load_detector(tmp_path / "cut.pt")

@@ -1,4 +1,4 @@
-"""Exported networks: the run's own numbers in every format, no dummy head, and papers that say what they are."""
+"""Exported networks: every format agrees with the run, without the dummy head, with description and model card."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from usb_rsmatch import load_run
 from usb_rsmatch.cli import main
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.export import FORMATS, export, load_exported
-from usb_rsmatch.inference.exported_network import deployed
-from usb_rsmatch.inference.model_card import card, describe
+from usb_rsmatch.inference.exported_network import build_exported_network
+from usb_rsmatch.inference.model_card import describe_export, model_card
 
 
 def needs(format: str) -> None:
@@ -31,7 +31,7 @@ def needs(format: str) -> None:
 
 
 def outputs_of(path: Path, format: str, images: np.ndarray) -> list[np.ndarray]:
-    """What a file alone says of uint8 [N, H, W, C], by the means that its users have."""
+    """Outputs of an exported file for images uint8 [N, H, W, C], read as its users would read it."""
     batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if format == "onnx":
         import onnxruntime
@@ -44,7 +44,7 @@ def outputs_of(path: Path, format: str, images: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", ["rsmatch", "fixmatch"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_file_says_what_the_run_says(format: str, name: str, runs: dict[str, Any], tmp_path: Path) -> None:
+def test_an_exported_file_agrees_with_the_run(format: str, name: str, runs: dict[str, Any], tmp_path: Path) -> None:
     needs(format)
     run = runs[name]
     out = tmp_path / ("model.pt2" if format == "torch-export" else "model.bin")
@@ -58,22 +58,22 @@ def test_a_file_says_what_the_run_says(format: str, name: str, runs: dict[str, A
             np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
-def test_no_dummy_head_leaves_the_house(runs: dict[str, Any], tmp_path: Path) -> None:
+def test_the_dummy_head_is_not_exported(runs: dict[str, Any], tmp_path: Path) -> None:
     run = runs["rsmatch"]
     assert any("dummy_head" in name for name in run.model.state_dict())
-    with_detector, alone = deployed(run), deployed(run, detector=False)
+    with_detector, alone = build_exported_network(run), build_exported_network(run, detector=False)
     assert not any("dummy" in name for name in with_detector.state_dict())
     assert {name.partition(".")[0] for name in with_detector.state_dict()} == {"classifier", "detector", "mean", "std"}
     assert {name.partition(".")[0] for name in alone.state_dict()} == {"classifier", "mean", "std"}
-    assert any("dummy_head" in name for name in run.model.state_dict())  # the run is left as it was
+    assert any("dummy_head" in name for name in run.model.state_dict())  # the run itself is not changed
     export(run, "torch-export", tmp_path / "model.pt2", detector=False)
     program = torch.export.load(str(tmp_path / "model.pt2"))
     assert not any("dummy" in name or "detector" in name for name in program.state_dict)
     with pytest.raises(UserError, match="trained no detector"):
-        deployed(runs["fixmatch"], detector=True)
+        build_exported_network(runs["fixmatch"], detector=True)
 
 
-def test_the_papers_say_what_it_is(finished: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+def test_description_and_model_card(finished: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     out = tmp_path / "model.safetensors"
     words = ["export", str(finished["rsmatch"]), "--format", "safetensors", "--out", str(out)]
@@ -91,7 +91,7 @@ def test_the_papers_say_what_it_is(finished: dict[str, Path], tmp_path: Path, ca
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-def test_the_card_tells_of_the_weights_that_are_exported(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_the_model_card_reports_the_results_of_the_exported_weights(finished: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished["fixmatch"], folder)
     result = json.loads((folder / "result.json").read_text())
@@ -107,14 +107,14 @@ def test_the_card_tells_of_the_weights_that_are_exported(finished: dict[str, Pat
     result["accuracy"]["best_iteration"] = 45
     (folder / "result.json").write_text(json.dumps(result))
     run = load_run(folder / "previous_model.pth", device="cpu")
-    text = card(describe(run, deployed(run), "torch-export"), "model.pt2")
-    assert "of step 30, are not measured" in text and "accuracy 25" not in text and "accuracy 75" not in text
+    text = model_card(describe_export(run, build_exported_network(run), "torch-export"), "model.pt2")
+    assert "of step 30, were not evaluated" in text and "accuracy 25" not in text and "accuracy 75" not in text
 
 
-def test_the_preprocessing_that_is_written_down_is_enough(
+def test_the_described_preprocessing_reproduces_the_predictions(
     runs: dict[str, Any], digit_files: Path, tmp_path: Path
 ) -> None:
-    """By Pillow alone and the JSON, from an odd file to the class that `predict` gives."""
+    """With Pillow and the JSON alone: the same probabilities as `predict` for an image of another size and mode."""
     run = runs["rsmatch"]
     Image.open(next(digit_files.rglob("*.png"))).convert("RGB").resize((31, 19)).save(tmp_path / "odd.png")
     export(run, "torch-export", tmp_path / "model.pt2")
@@ -132,7 +132,9 @@ def test_the_preprocessing_that_is_written_down_is_enough(
     np.testing.assert_allclose(found[1], run.predict(batch.images), atol=1e-5)
 
 
-def test_a_missing_extra_is_told(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_extra_is_reported_with_the_command_that_installs_it(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
     code = f"""
 import sys
 sys.modules["onnx"] = None
@@ -144,10 +146,10 @@ sys.exit(main(["export", {str(finished["fixmatch"])!r}, "--format", "onnx", "--o
     assert len(done.stderr.splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
+def test_a_safetensors_file_of_another_origin_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="no safetensors file of this package"):
+    with pytest.raises(UserError, match="not a safetensors file of this package"):
         load_exported(tmp_path / "a.safetensors")
 
 
@@ -156,12 +158,12 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
     [
         (["export", "{tmp}/no", "--format", "onnx", "--out", "{tmp}/a"], "no such run folder"),
         (["export", "{run}", "--format", "gguf", "--out", "{tmp}/a"], "invalid choice: 'gguf'"),
-        (["export", "{run}", "--format", "onnx", "--out", "{run}/log.txt/a"], "is no folder"),
+        (["export", "{run}", "--format", "onnx", "--out", "{run}/log.txt/a"], "is not a folder"),
         (["export", "{run}", "--format", "onnx", "--out", "{tmp}/a", "--detector"], "trained no detector"),
     ],
     ids=["run", "format", "target", "detector"],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     words: list[str], message: str, finished: dict[str, Path], tmp_path: Path, capsys: Any
 ) -> None:
     assert main([word.format(run=finished["fixmatch"], tmp=tmp_path) for word in words]) == 2

@@ -1,4 +1,4 @@
-"""Images by file, folder, glob and npz: the pixels of the pool's own path, and bad files told, never fatal."""
+"""Images by file, folder, glob and npz: the same pixels as in a pool; unreadable files are reported and skipped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(images: ImageList, pipeline: Pipeline, batch_size: int = 7) -> tuple[np
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Files of many sizes and modes, and some that are no images."""
+    """Image files of several sizes and modes."""
     rng = np.random.default_rng(0)
     for number, mode in enumerate(("RGB", "L", "RGBA", "P", "CMYK", "I;16", "1")):
         size = (20 + number, 15 + 2 * number)
@@ -36,7 +36,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pipeline", [Pipeline(12, 3), Pipeline(16, 1), Pipeline(12, 3, jpeg=80)])
-def test_pixels_are_those_of_a_pool(mixed: Path, pipeline: Pipeline) -> None:
+def test_pixels_equal_those_of_a_pool(mixed: Path, pipeline: Pipeline) -> None:
     images = open_images([mixed])
     source = FileSource("reference", [Path(name) for name in images.names], np.zeros(len(images)))
     pixels, failed = read(images, pipeline)
@@ -44,7 +44,7 @@ def test_pixels_are_those_of_a_pool(mixed: Path, pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(pixels, pipeline.load(source, np.arange(len(source))))
 
 
-def test_every_form_of_a_place(mixed: Path, tmp_path: Path) -> None:
+def test_files_folders_and_globs(mixed: Path, tmp_path: Path) -> None:
     files = sorted(str(path) for path in mixed.iterdir())
     assert open_images([mixed]).names == files
     assert open_images([mixed / "*.png"]).names == [name for name in files if name.endswith(".png")]
@@ -64,7 +64,7 @@ def test_npz_arrays_of_any_order(tmp_path: Path) -> None:
     assert images.native_side() == 8 and not images.is_grey()
 
 
-def test_bad_files_are_listed_and_the_rest_is_read(mixed: Path) -> None:
+def test_unreadable_files_are_listed_and_the_others_are_read(mixed: Path) -> None:
     (mixed / "empty.png").touch()
     (mixed / "text.jpg").write_text("no picture")
     (mixed / "gone.png").symlink_to(mixed / "nowhere.png")
@@ -78,22 +78,22 @@ def test_bad_files_are_listed_and_the_rest_is_read(mixed: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["nowhere", "nowhere/*.png", ""])
-def test_places_that_are_not_there(place: str) -> None:
+def test_missing_files_and_folders_are_refused(place: str) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         open_images([place])
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no images"):
         open_images([tmp_path])
 
 
-def test_leaving_early_stops_the_threads(mixed: Path) -> None:
+def test_stopping_early_stops_the_threads(mixed: Path) -> None:
     for _ in open_images([mixed] * 1).batches(Pipeline(8, 3), 1):
-        break  # the generator is closed here: nothing hangs
+        break  # this closes the generator: its threads must not hang
 
 
-def test_grey_is_seen(tmp_path: Path, runs: dict[str, Any]) -> None:
+def test_grey_images_are_recognised(tmp_path: Path, runs: dict[str, Any]) -> None:
     np.savez(tmp_path / "grey.npz", image=runs["fixmatch"].test.images[:3])
     assert open_images([tmp_path / "grey.npz"]).is_grey()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""A run folder from Python: the same predictions that the run measured, and wrong input refused in one line."""
+"""`load_run`: predictions agree with the metrics that the run measured; wrong input is refused in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs(finished: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["rsmatch", "fixmatch"])
-def test_predictions_are_those_that_the_run_measured(
+def test_predictions_agree_with_the_accuracy_of_the_run(
     name: str, runs: dict[str, Any], finished: dict[str, Path]
 ) -> None:
     run, test = runs[name], runs[name].pool.test
@@ -36,10 +36,10 @@ def test_predictions_are_those_that_the_run_measured(
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     accuracy = float((probabilities.argmax(1) == test.labels).mean())
     assert accuracy == pytest.approx(result(finished[name])["accuracy"]["last"], abs=1e-9)
-    assert accuracy > 0.15  # it learned something that chance would not give
+    assert accuracy > 0.15  # above chance
 
 
-def test_synthetic_scores_are_those_that_the_run_measured(runs: dict[str, Any], finished: dict[str, Path]) -> None:
+def test_synthetic_scores_agree_with_the_metrics_of_the_run(runs: dict[str, Any], finished: dict[str, Path]) -> None:
     run, pool = runs["rsmatch"], runs["rsmatch"].pool.unlabeled
     scores = run.synthetic_score(pool.images)
     assert scores.dtype == np.float32 and scores.shape == (len(pool),)
@@ -52,7 +52,7 @@ def test_synthetic_scores_are_those_that_the_run_measured(runs: dict[str, Any], 
 
 
 @pytest.mark.parametrize("method", ["predict", "synthetic_score"])
-def test_batches_and_forms_of_the_same_images_change_nothing(method: str, runs: dict[str, Any]) -> None:
+def test_batch_size_and_array_type_do_not_change_the_outputs(method: str, runs: dict[str, Any]) -> None:
     call, images = getattr(runs["rsmatch"], method), runs["rsmatch"].pool.test.images[:50]
     whole = call(images)
     np.testing.assert_allclose(call(images, batch_size=7), whole, rtol=1e-4, atol=1e-6)
@@ -77,19 +77,19 @@ def test_batches_and_forms_of_the_same_images_change_nothing(method: str, runs: 
     ],
     ids=["size", "dtype", "channels", "one image", "axes", "ragged", "sizes", "text"],
 )
-def test_wrong_images_are_told_in_one_line(method: str, images: Any, runs: dict[str, Any]) -> None:
+def test_wrong_images_are_refused_in_one_line(method: str, images: Any, runs: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="image") as caught:
         getattr(runs["rsmatch"], method)(images)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_a_detector_says_so(runs: dict[str, Any]) -> None:
+def test_synthetic_scores_need_a_detector(runs: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="trained no detector"):
         runs["fixmatch"].synthetic_score(runs["fixmatch"].pool.test.images)
 
 
 @pytest.mark.filterwarnings("error:.*GradScaler")
-def test_loading_warns_of_nothing(finished: dict[str, Path]) -> None:
+def test_loading_prints_no_warning(finished: dict[str, Path]) -> None:
     load_run(finished["rsmatch"], device="cpu")
 
 
@@ -103,7 +103,7 @@ def test_loading_changes_no_file(finished: dict[str, Path], tmp_path: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_folders_that_are_no_runs(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_folders_that_are_not_runs_are_refused(finished: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         load_run(tmp_path)
     (tmp_path / "run").mkdir()
@@ -112,13 +112,13 @@ def test_folders_that_are_no_runs(finished: dict[str, Path], tmp_path: Path) -> 
         load_run(tmp_path / "run")
     for name in ("latest_model.pth", "previous_model.pth"):
         (tmp_path / "run" / name).write_bytes(b"damaged")
-    with pytest.raises(UserError, match="no whole checkpoint is left"):
+    with pytest.raises(UserError, match="no valid checkpoint is left"):
         load_run(tmp_path / "run")
     with pytest.raises(UserError, match="device takes auto, cpu or cuda"):
         load_run(finished["rsmatch"], device="tpu")
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     assert usb_rsmatch.HybridPool.__name__ == "HybridPool" and callable(usb_rsmatch.train)
     assert all(getattr(usb_rsmatch, name) is not None for name in usb_rsmatch.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

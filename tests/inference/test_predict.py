@@ -1,4 +1,4 @@
-"""predict and eval: the numbers of the run itself, from files, without the run's data."""
+"""`usb-rsmatch predict` and `eval`: they agree with the run's own metrics and do not need the run's data."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# predict --------------------------------------------------------------------------------------------------------
+# predict ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rsmatch", "fixmatch"])
-def test_predictions_are_those_of_the_test_set(
+def test_predictions_from_files_equal_those_from_the_test_set(
     name: str, runs: dict[str, Any], digit_files: Path, tmp_path: Path
 ) -> None:
     run = runs[name]
@@ -49,7 +49,7 @@ def test_predictions_are_those_of_the_test_set(
         assert {row["synthetic"] for row in rows} == {""}
 
 
-def test_bad_files_have_a_row_that_says_why(runs: dict[str, Any], digit_files: Path, tmp_path: Path) -> None:
+def test_unreadable_files_have_a_row_with_the_reason(runs: dict[str, Any], digit_files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(digit_files / "0", folder)
     (folder / "0_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -61,7 +61,7 @@ def test_bad_files_have_a_row_that_says_why(runs: dict[str, Any], digit_files: P
     assert rows["=1+1.png"]["class"] and not rows["=1+1.png"]["error"]
 
 
-def test_predict_needs_none_of_the_runs_data(
+def test_predict_does_not_read_the_data_of_the_run(
     finished: dict[str, Path], digit_files: Path, tmp_path: Path, without_data: None, capsys: Any
 ) -> None:
     words = ["predict", str(digit_files), "--run", str(finished["rsmatch"]), "--out", str(tmp_path / "a.csv")]
@@ -71,11 +71,11 @@ def test_predict_needs_none_of_the_runs_data(
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-# eval -----------------------------------------------------------------------------------------------------------
+# eval ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rsmatch", "fixmatch"])
-def test_eval_gives_the_runs_own_numbers(
+def test_eval_returns_the_metrics_of_the_run(
     name: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(finished[name]), "--out", str(tmp_path / "eval.json")]) == 0
@@ -88,7 +88,9 @@ def test_eval_gives_the_runs_own_numbers(
     assert f"top-1-acc      {logged['top-1-acc']:.4f}" in capsys.readouterr().out
 
 
-def test_eval_of_folders_that_lack_classes(runs: dict[str, Any], digit_files: Path, tmp_path: Path) -> None:
+def test_eval_of_folders_with_missing_and_unknown_classes(
+    runs: dict[str, Any], digit_files: Path, tmp_path: Path
+) -> None:
     run = runs["fixmatch"]
     for label in ("0", "3", "7"):
         shutil.copytree(digit_files / label, tmp_path / "few" / label)
@@ -121,10 +123,10 @@ def test_eval_of_npz_and_of_a_data_set(runs: dict[str, Any], tmp_path: Path) -> 
         ("nothing:here", "unknown source"),
         ("fashionmnist", "no class matches"),
         ("{run}/log.txt", "a labelled source is"),
-        ("{empty}", "holds no images"),
+        ("{empty}", "contains no images"),
     ],
 )
-def test_labelled_sources_that_cannot_be(
+def test_invalid_labelled_sources_are_refused(
     data: str, message: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if data == "fashionmnist" and not Path("/usr/share/datasets/fashion-mnist").exists():
@@ -136,11 +138,11 @@ def test_labelled_sources_that_cannot_be(
     assert message in err and len(err.splitlines()) == 1
 
 
-# which run --------------------------------------------------------------------------------------------------------
+# loading the run ----------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_usb_itself(finished: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
-    """As semilearn's own classes save it, with the prefix that data-parallel training leaves."""
+    """A checkpoint as semilearn's own classes save it, with the prefix of data-parallel training."""
     own = torch.load(finished["fixmatch"] / "latest_model.pth", weights_only=True)
     theirs = {key: value for key, value in own.items() if key != checkpoint.KEY}
     theirs["ema_model"] = {f"module.{key}": value for key, value in own["ema_model"].items()}
@@ -149,7 +151,7 @@ def test_a_checkpoint_of_usb_itself(finished: dict[str, Path], tmp_path: Path, c
     config = yaml.safe_load((finished["fixmatch"] / "config.yaml").read_text())
     (tmp_path / "usb.yaml").write_text(yaml.safe_dump({**config, "resume": True, "gpu": "None"}))
     assert main(["eval", str(tmp_path / "usb")]) == 2
-    assert "name that by --c CONFIG" in capsys.readouterr().err
+    assert "give it by --c CONFIG" in capsys.readouterr().err
     for place in (tmp_path / "usb", tmp_path / "usb" / "latest_model.pth"):
         loaded = load_run(place, device="cpu", config=tmp_path / "usb.yaml", note=lambda line: None)
         assert evaluate(loaded).metrics == pytest.approx(evaluate(load_run(finished["fixmatch"])).metrics, abs=1e-6)
@@ -172,12 +174,12 @@ def test_a_run_of_another_version_is_read_with_notes(
     run = load_run(folder, device="cpu", note=notes.append)
     said = "\n".join(notes)
     assert "made by usb_rsmatch 0.0.1" in said and "use_amp is called amp now" in said
-    assert "rs_spell is left out" in said and len(notes) == 3
+    assert "rs_spell is ignored" in said and len(notes) == 3
     now, images = load_run(finished["rsmatch"], device="cpu"), run.test.images[:5]
     np.testing.assert_array_equal(run.predict(images), now.predict(images))
 
 
-def test_weights_of_another_network_are_told(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(finished: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(finished["fixmatch"], folder)
     text = (folder / "config.yaml").read_text().replace("small_wrn_10_1", "small_wrn_10_2")
@@ -190,23 +192,23 @@ def test_weights_of_another_network_are_told(finished: dict[str, Path], tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["predict", "{empty}", "--run", "{run}", "--out", "{tmp}/a.csv"], "holds no images"),
+        (["predict", "{empty}", "--run", "{run}", "--out", "{tmp}/a.csv"], "contains no images"),
         (["predict", "{tmp}/no", "--run", "{run}", "--out", "{tmp}/a.csv"], "no such file or folder"),
         (["predict", "{images}", "--run", "{tmp}/no", "--out", "{tmp}/a.csv"], "no such run folder"),
-        (["predict", "{images}", "--run", "{empty}", "--out", "{tmp}/a.csv"], "is no run folder"),
-        (["predict", "{images}", "--run", "{run}", "--out", "{run}/log.txt/a.csv"], "is no folder"),
-        (["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--c", "x"], "config.yaml of its own"),
+        (["predict", "{images}", "--run", "{empty}", "--out", "{tmp}/a.csv"], "is not a run folder"),
+        (["predict", "{images}", "--run", "{run}", "--out", "{run}/log.txt/a.csv"], "is not a folder"),
+        (["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--c", "x"], "has its own config.yaml"),
         (
             ["predict", "{images}", "--run", "{run}", "--out", "{tmp}/a.csv", "--batch-size", "0"],
-            "no whole number from 1",
+            "is not a positive whole number",
         ),
         (["eval", "{tmp}/no"], "no such run folder"),
-        (["eval", "{images}"], "is no run folder"),
+        (["eval", "{images}"], "is not a run folder"),
         (["eval", "{run}/config.yaml"], "cannot be read"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     words: list[str], message: str, finished: dict[str, Path], digit_files: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -1,1 +1,1 @@
-"""What a trained run or detector is used for: evaluate, predict, audit a folder, export."""
+"""Uses of a trained run or detector: evaluate, predict, audit a folder, export."""

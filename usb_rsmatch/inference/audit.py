@@ -20,16 +20,16 @@ from usb_rsmatch.inference.detector_file import SavedDetector
 from usb_rsmatch.inference.input_images import ImageList
 from usb_rsmatch.progress import Progress
 
-MOST_TRAINED_ON = 20_000  # largest number of images per side in training; all images are scored
-LARGEST_SIDE = 64  # pixels, unless another size is given: takes minutes on a CPU
-SIDES = (8, 512)  # smallest and largest size in pixels: the detector's minimum, and the limit of memory
-JPEG = 75  # quality at which both sides are re-encoded if their files differ in format
+MAX_TRAINING_IMAGES = 20_000  # per side; all images are scored
+MAX_DEFAULT_SIZE = 64  # pixels, unless another size is given: takes minutes on a CPU
+SIZE_RANGE = (8, 512)  # smallest and largest size in pixels: the detector's minimum, and the limit of memory
+JPEG_QUALITY = 75  # quality at which both sides are re-encoded if their files differ in format
 CUE_SAMPLE = 400  # largest number of files per side whose formats are compared
 
-RESTS_ON = (
-    "The share rests on this: the real images of the folder come from where the trusted ones do, and some of them "
-    "look more real than any synthetic one. The interval is a bootstrap over images: it does not know how another "
-    "training would have come out. Images of a generator that the detector cannot tell are not counted."
+ASSUMPTIONS = (
+    "The share assumes that the real images of the folder have the same origin as the trusted ones, and that some of "
+    "them look more real than any synthetic one. The interval is a bootstrap over images: it does not include the "
+    "variation between trainings. Images of a generator that the detector misses are not counted."
 )
 
 
@@ -57,13 +57,13 @@ class Audit:
         return rows[np.lexsort((rows, -self.score[rows]))]
 
 
-# audits with three kinds of detectors -------------------------------------------------------------------------------
+# audits with the three kinds of detectors ---------------------------------------------------------------------------
 
 
 def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
     """Audit with a trained run's detector; the scores of real images are those of its data set's test images."""
     reference = _log_odds(run.synthetic_score(run.test.images, batch_size))
-    scores, unreadable = _stream(
+    scores, unreadable = _score_in_batches(
         images, run.pipeline, lambda rows, pixels: _log_odds(run.synthetic_score(pixels)), batch_size
     )
     rows = _readable(images, scores)
@@ -79,12 +79,12 @@ def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
 
 
 def audit_with_detector(saved: SavedDetector, images: ImageList, batch_size: int = 256) -> Audit:
-    """Audit with a saved detector: no fold has seen the images, so the scores of all folds are averaged."""
+    """Audit with a saved detector: no fold was trained on the images, so the scores of all folds are averaged."""
 
     def score(rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         return np.stack([audit_detector.logits(detector, pixels, saved.look) for detector in saved.detectors], axis=1)
 
-    scores, unreadable = _stream(images, saved.pipeline, score, batch_size, len(saved.detectors))
+    scores, unreadable = _score_in_batches(images, saved.pipeline, score, batch_size, len(saved.detectors))
     rows = _readable(images, scores[:, 0])
     parts = [Scored(real, scores[rows, k], rows) for k, real in enumerate(saved.real_scores)]
     reference = f"a saved detector; the real images are the {sum(map(len, saved.real_scores))} of its training"
@@ -101,22 +101,22 @@ def audit_with_real(
 ) -> tuple[Audit, SavedDetector]:
     """Audit with a detector that is trained here on trusted `real` images and the audited images, without labels.
 
-    `size` is the side in pixels, by default the smaller native one and at most `LARGEST_SIDE`. `jpeg` is a quality at
-    which both sides are re-encoded, None for no re-encoding, "auto" for `JPEG` if the files' formats reveal the side.
-    Raises UserError for too few or too small images.
+    `size` is the side in pixels, by default the smaller native one and at most `MAX_DEFAULT_SIZE`. `jpeg` is a quality
+    at which both sides are re-encoded, None for no re-encoding, "auto" for `JPEG_QUALITY` if the files' formats reveal
+    the side. Raises UserError for too few or too small images.
     """
-    if size is not None and not SIDES[0] <= size <= SIDES[1]:
-        raise UserError(f"--size takes {SIDES[0]} to {SIDES[1]} pixels, not {size}")
+    if size is not None and not SIZE_RANGE[0] <= size <= SIZE_RANGE[1]:
+        raise UserError(f"--size takes {SIZE_RANGE[0]} to {SIZE_RANGE[1]} pixels, not {size}")
     native = min(real.native_side(), images.native_side())
-    side = size or min(native, LARGEST_SIDE)
-    cues = file_cues(_sample(real, seed, "real"), _sample(images, seed, "pool"))
-    differ = [name for name, value in cues.items() if value is not None and value > WARN_OVER]
-    quality = JPEG if jpeg == "auto" and differ else None if jpeg == "auto" else jpeg
+    side = size or min(native, MAX_DEFAULT_SIZE)
+    cues = file_cues(_sample_names(real, seed, "real"), _sample_names(images, seed, "pool"))
+    revealing = [name for name, value in cues.items() if value is not None and value > WARN_OVER]
+    quality = JPEG_QUALITY if jpeg == "auto" and revealing else None if jpeg == "auto" else jpeg
     pipeline = Pipeline(side, 1 if real.is_grey() and images.is_grey() else 3, quality)  # type: ignore[arg-type]
-    warnings = _shared(real, images) + _warn(differ, cues, quality)
+    warnings = _overlap_warnings(real, images) + _format_warnings(revealing, cues, quality)
 
-    real_rows, real_pixels, real_unreadable = _read_some(real, pipeline, seed, "real", batch_size)
-    rows, pixels, unreadable = _read_some(images, pipeline, seed, "pool", batch_size)
+    real_rows, real_pixels, real_unreadable = _read_sample(real, pipeline, seed, "real", batch_size)
+    rows, pixels, unreadable = _read_sample(images, pipeline, seed, "pool", batch_size)
     for name, reason in real_unreadable.items():
         warnings.append(f"trusted image {name} cannot be read ({reason})")
     warnings += _pixel_warnings(real_pixels, pixels)
@@ -129,21 +129,22 @@ def audit_with_real(
         audit_detector.logits(detector, real_pixels[real_fold == k], look) for k, detector in enumerate(detectors)
     ]
     scores = np.full(len(images), np.nan)
-    whose = np.arange(len(images)) % audit_detector.FOLDS  # no detector has seen images outside of the sample
-    whose[rows] = fold
+    fold_of = np.arange(len(images)) % audit_detector.FOLDS  # any fold for images that no detector was trained on
+    fold_of[rows] = fold
     for k, detector in enumerate(detectors):
         scores[rows[fold == k]] = audit_detector.logits(detector, pixels[fold == k], look)
-    rest = np.setdiff1d(np.arange(len(images)), rows)
-    if len(rest) > len(unreadable):
+    unscored = np.setdiff1d(np.arange(len(images)), rows)
+    if len(unscored) > len(unreadable):
 
         def score(at: np.ndarray, batch: np.ndarray) -> np.ndarray:
             each = np.stack([audit_detector.logits(detector, batch, look) for detector in detectors], axis=1)
-            return each[np.arange(len(at)), whose[rest[at]]]
+            return each[np.arange(len(at)), fold_of[unscored[at]]]
 
-        scores[rest], more = _stream(images.take(rest), pipeline, score, batch_size)
+        scores[unscored], more = _score_in_batches(images.take(unscored), pipeline, score, batch_size)
         unreadable |= more
-    seen = _readable(images, scores)
-    parts = [Scored(real_scores[k], scores[(mine := seen[whose[seen] == k])], mine) for k in range(len(detectors))]
+    readable = _readable(images, scores)
+    rows_of_fold = [readable[fold_of[readable] == k] for k in range(len(detectors))]
+    parts = [Scored(real_scores[k], scores[rows], rows) for k, rows in enumerate(rows_of_fold)]
     reference = f"a detector trained here on {len(real_rows)} trusted real images"
     audit = _conclude(images, pipeline, parts, unreadable, reference, seed, warnings)
     return audit, SavedDetector(pipeline, look, detectors, real_scores, seed)
@@ -158,7 +159,7 @@ def jpeg_quality(text: str) -> int | str | None:
     return int(text)
 
 
-# parts --------------------------------------------------------------------------------------------------------------
+# internal functions -----------------------------------------------------------------------------------------------
 
 
 def _conclude(
@@ -179,7 +180,7 @@ def _conclude(
     return Audit(images, pipeline, share, probability, score, unreadable, reference, warnings, parts)
 
 
-def _stream(
+def _score_in_batches(
     images: ImageList,
     pipeline: Pipeline,
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
@@ -198,13 +199,13 @@ def _stream(
     return scores, unreadable
 
 
-def _read_some(
+def _read_sample(
     images: ImageList, pipeline: Pipeline, seed: int, side: str, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Rows int64 [n] and pixels uint8 [n, size, size, C] of at most `MOST_TRAINED_ON` images, by the seed."""
+    """Rows int64 [n] and pixels uint8 [n, size, size, C] of at most `MAX_TRAINING_IMAGES` images, by the seed."""
     rows = np.arange(len(images))
-    if len(rows) > MOST_TRAINED_ON:
-        rows = np.sort(generator(seed, "trained on", side).choice(len(rows), MOST_TRAINED_ON, replace=False))
+    if len(rows) > MAX_TRAINING_IMAGES:
+        rows = np.sort(generator(seed, "trained on", side).choice(len(rows), MAX_TRAINING_IMAGES, replace=False))
     chosen = images.take(rows)
     kept, pixels = [], []
     unreadable: dict[str, str] = {}
@@ -229,14 +230,14 @@ def _log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
-def _sample(images: ImageList, seed: int, side: str) -> list[str]:
-    """Names of some images."""
+def _sample_names(images: ImageList, seed: int, side: str) -> list[str]:
+    """Names of a random sample of the images, by the seed."""
     order = generator(seed, "cues", side).permutation(len(images))[:CUE_SAMPLE]
     return [images.names[row] for row in np.sort(order)]
 
 
-def _shared(real: ImageList, images: ImageList) -> list[str]:
-    """A warning if audited images are also among the trusted ones: they then count as real in any case."""
+def _overlap_warnings(real: ImageList, images: ImageList) -> list[str]:
+    """A warning if audited images are also trusted ones: then they count as real, whatever they show."""
     trusted, audited = (
         [os.path.abspath(item) for item in side.items if isinstance(item, Path)] for side in (real, images)
     )
@@ -244,10 +245,10 @@ def _shared(real: ImageList, images: ImageList) -> list[str]:
     return [f"{count} of the audited images are also trusted ones: remove them from one side"] if count else []
 
 
-def _warn(differ: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:
-    if not differ:
+def _format_warnings(revealing: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:
+    if not revealing:
         return []
-    shown = ", ".join(f"{name} {cues[name]:.2f}" for name in differ)
+    shown = ", ".join(f"{name} {cues[name]:.2f}" for name in revealing)
     line = f"the folders' files differ in their format (AUROC: {shown})"
     if quality is not None:
         return [f"{line}; both sides are re-encoded as JPEG {quality}, so that the format alone does not decide"]

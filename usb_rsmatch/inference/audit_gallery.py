@@ -10,11 +10,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from usb_rsmatch.inference.audit import RESTS_ON, Audit
+from usb_rsmatch.inference.audit import ASSUMPTIONS, Audit
 from usb_rsmatch.version import __version__
 
-MOST_TOP, MOST_BOTTOM = 400, 100  # thumbnails of the most and of the least synthetic-looking images
-THUMBNAIL = 96  # pixels
+TOP_COUNT, BOTTOM_COUNT = 400, 100  # thumbnails of the most and of the least synthetic-looking images
+THUMBNAIL = 96  # largest side in pixels
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --ground: #fff; --bar: #0a5ca8; }
@@ -48,13 +48,13 @@ figcaption b { color: var(--ink); font-weight: 620; }
 
 
 def gallery(audit: Audit) -> str:
-    """The whole page; the thumbnails are read again with the audit's preprocessing."""
+    """The page as HTML; the thumbnails are read again, with the audit's preprocessing."""
     order = audit.order()
-    cut = len(order) > MOST_TOP + MOST_BOTTOM
+    cut = len(order) > TOP_COUNT + BOTTOM_COUNT
     sections = (
         [
-            (f"The {MOST_TOP} that look most synthetic", order[:MOST_TOP]),
-            (f"The {MOST_BOTTOM} that look least synthetic", order[-MOST_BOTTOM:]),
+            (f"The {TOP_COUNT} that look most synthetic", order[:TOP_COUNT]),
+            (f"The {BOTTOM_COUNT} that look least synthetic", order[-BOTTOM_COUNT:]),
         ]
         if cut
         else [("All images, the most synthetic-looking first", order)]
@@ -68,8 +68,8 @@ def gallery(audit: Audit) -> str:
         f"{100 * share.estimate:.1f} % look synthetic "
         f'<span class="soft">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
     )
-    warnings = "".join(f'<p class="warn">Warning: {escape(_shown(line))}</p>' for line in audit.warnings)
-    failed = "".join(f"<li>{escape(_shown(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
+    warnings = "".join(f'<p class="warn">Warning: {escape(_encodable(line))}</p>' for line in audit.warnings)
+    failed = "".join(f"<li>{escape(_encodable(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -82,11 +82,11 @@ def gallery(audit: Audit) -> str:
 <body>
 <main>
 <h1>{head}</h1>
-<p class="soft">{len(order)} images, by {escape(_shown(audit.reference))}; analysed at {audit.pipeline.size} px.</p>
+<p class="soft">{len(order)} images, by {escape(_encodable(audit.reference))}; analysed at {audit.pipeline.size} px.</p>
 {warnings}
-<p>{escape(RESTS_ON)}</p>
+<p>{escape(ASSUMPTIONS)}</p>
 {body}
-{f"<h2>Not readable</h2><ul>{failed}</ul>" if failed else ""}
+{f"<h2>Unreadable files</h2><ul>{failed}</ul>" if failed else ""}
 <p class="soft">Made with usb_rsmatch {escape(__version__)}.</p>
 </main>
 </body>
@@ -99,20 +99,20 @@ def _figures(audit: Audit, rows: np.ndarray) -> Iterator[str]:
     for batch in chosen.batches(audit.pipeline, 64):
         for place, pixels in zip(batch.rows, batch.images, strict=True):
             row = rows[place]
-            p, name = audit.probability[row], escape(_shown(audit.images.names[row]), quote=True)
+            p, name = audit.probability[row], escape(_encodable(audit.images.names[row]), quote=True)
             yield (
-                f'<figure><img src="{_data(pixels)}" alt="{name}" loading="lazy">'
+                f'<figure><img src="{_data_url(pixels)}" alt="{name}" loading="lazy">'
                 f'<meter min="0" max="1" value="{p:.3f}"></meter>'
                 f"<figcaption><b>{p:.2f}</b> · score {audit.score[row]:.1f}<br>{name}</figcaption></figure>\n"
             )
 
 
-def _shown(text: str) -> str:
-    """Text that can be encoded as UTF-8: file names may be any bytes."""
+def _encodable(text: str) -> str:
+    """The text with whatever UTF-8 cannot encode escaped: file names may be any bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _data(pixels: np.ndarray) -> str:
+def _data_url(pixels: np.ndarray) -> str:
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     if max(picture.size) > THUMBNAIL:
         picture.thumbnail((THUMBNAIL, THUMBNAIL))

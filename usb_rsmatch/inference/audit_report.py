@@ -8,15 +8,15 @@ import numpy as np
 
 from usb_rsmatch.csv_files import csv_rows
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.inference.audit import RESTS_ON, Audit
+from usb_rsmatch.inference.audit import ASSUMPTIONS, Audit
 from usb_rsmatch.inference.audit_gallery import gallery
 from usb_rsmatch.io import write_text
 
 
-def targets(out: Path) -> tuple[Path, Path, Path]:
-    """The CSV, the gallery and the saved detector of an audit that writes to `out`."""
+def output_paths(out: Path) -> tuple[Path, Path, Path]:
+    """The paths of the CSV, the gallery and the saved detector for `--out`; UserError for an .html name."""
     if out.suffix.lower() == ".html":
-        raise UserError(f"--out {out}: this is the CSV; the gallery gets the same name with .html")
+        raise UserError(f"--out {out} names the CSV: give another extension; the gallery gets the same name with .html")
     return out, out.with_suffix(".html"), out.with_suffix(".detector.pt")
 
 
@@ -28,14 +28,14 @@ def write_report(audit: Audit, out: Path) -> None:
                 write([name, float(audit.probability[row]), float(audit.score[row]), ""])
             else:
                 write([name, "", "", audit.unreadable.get(name, "not read")])
-    write_text(targets(out)[1], gallery(audit))
+    write_text(output_paths(out)[1], gallery(audit))
 
 
 def summary_text(audit: Audit) -> str:
-    """The result in words."""
+    """The share, its interval and its assumptions, for the terminal."""
     share = audit.share
     count = int(np.isfinite(audit.score).sum())
     return (
         f"{100 * share.estimate:.1f} % of {count} images look synthetic "
-        f"(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %), by {audit.reference}\n{RESTS_ON}"
+        f"(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %), by {audit.reference}\n{ASSUMPTIONS}"
     )

@@ -35,14 +35,20 @@ def add_commands(command: Command) -> None:
     way.add_argument("--real", nargs="+", metavar="FOLDER", help="train a detector now, on trusted real images")
     way.add_argument("--detector", metavar="FILE", help="use a detector saved with --real")
     sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery is written next to it, as .html")
-    sub.add_argument("--seed", type=int, default=0, help="of --real, 0")
-    sub.add_argument("--size", type=int, default=None, metavar="PX", help="of --real: side at which images are seen")
+    sub.add_argument("--seed", type=int, default=0, help="seed of --real; default: 0")
     sub.add_argument(
-        "--jpeg", default="auto", metavar="Q", help="of --real: re-encode both sides, a quality, off, or auto"
+        "--size",
+        type=int,
+        default=None,
+        metavar="PX",
+        help="side of the images for --real; default: native, at most 64",
+    )
+    sub.add_argument(
+        "--jpeg", default="auto", metavar="Q", help="re-encode both sides for --real: a quality, off, or auto (default)"
     )
     _add_run_options(sub)
 
-    sub = command("export", _export, "a trained run as one checked file, with its description and a model card")
+    sub = command("export", _export, "write a trained run as one verified file, with a description and a model card")
     sub.add_argument("run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint file")
     sub.add_argument("--format", required=True, choices=["onnx", "safetensors", "torch-export"])
     sub.add_argument("--out", required=True, metavar="FILE")
@@ -50,7 +56,7 @@ def add_commands(command: Command) -> None:
         "--detector",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="with or without the detector of synthetic images; default: with, if there is one",
+        help="include the detector of synthetic images or not; default: if the run has one",
     )
     sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
 
@@ -59,7 +65,7 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     """Options of every command that loads a trained run."""
     sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
-    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="batch size, default 256")
+    sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="default: 256")
 
 
 def _positive(text: str) -> int:
@@ -68,7 +74,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def quiet() -> None:
+def silence_deprecations() -> None:
     """Silence third-party deprecation warnings about names that semilearn still uses."""
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
@@ -77,7 +83,7 @@ def quiet() -> None:
 
 def _load_run(args: argparse.Namespace, device: str | None) -> Any:
     """Load the run that the arguments name."""
-    quiet()
+    silence_deprecations()
     from usb_rsmatch.inference.loaded_run import load_run
 
     return load_run(args.run_dir, device, args.c)
@@ -124,13 +130,13 @@ def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.inference.input_images import open_images
     from usb_rsmatch.inference.predict import unreadable_lines
 
-    out, page, saved_at = audit_report.targets(Path(args.out))
-    refuse_existing(out, page, *([saved_at] if args.real else []))
+    out, page, detector_file = audit_report.output_paths(Path(args.out))
+    refuse_existing(out, page, *([detector_file] if args.real else []))
     images = open_images(args.images)
     if args.real:
         jpeg = jpeg_quality(args.jpeg)
         audit, saved = audit_with_real(open_images(args.real), images, args.seed, args.size, jpeg, args.batch_size)
-        save_detector(saved, saved_at)
+        save_detector(saved, detector_file)
     elif args.detector:
         audit = audit_with_detector(load_detector(Path(args.detector)), images, args.batch_size)
     else:
@@ -139,7 +145,7 @@ def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for line in (*(f"warning: {line}" for line in audit.warnings), *unreadable_lines(audit.unreadable)):
         print(line, file=sys.stderr)
     print(audit_report.summary_text(audit))
-    print("\n".join(str(path) for path in (out, page, *([saved_at] if args.real else []))))
+    print("\n".join(str(path) for path in (out, page, *([detector_file] if args.real else []))))
     return 0
 
 

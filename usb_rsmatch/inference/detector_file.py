@@ -49,7 +49,7 @@ def save_detector(saved: SavedDetector, path: Path) -> None:
 
 
 def load_detector(path: Path) -> SavedDetector:
-    """Read a detector; UserError for a missing, damaged or other file. Never executes code from it."""
+    """Read a detector; UserError for a file that is missing, damaged or not a detector. Executes no code from it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         expected = content.pop("digest")
@@ -57,11 +57,13 @@ def load_detector(path: Path) -> SavedDetector:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except Exception:
-        raise UserError(f"{path}: not a detector saved by `audit --real`, or incomplete") from None
+        raise UserError(f"{path}: not a detector saved by `audit --real`, or incomplete; save one again") from None
     if kind != FORMAT:
-        raise UserError(f"{path}: made by usb_rsmatch {content.get('version')} in format {kind}, this reads {FORMAT}")
+        raise UserError(
+            f"{path}: made by usb_rsmatch {content.get('version')} in format {kind}, this version reads {FORMAT}"
+        )
     if digest(content) != expected:
-        raise UserError(f"{path} is damaged: its contents do not match its digest; make it again")
+        raise UserError(f"{path} is damaged: its contents do not match its digest; save one again")
     detectors = []
     for state in content["detectors"]:
         detector = ResidualDetector(blur_residual, content["width"])

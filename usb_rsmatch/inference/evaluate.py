@@ -23,7 +23,7 @@ from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 class Evaluation:
     """USB's metrics over `count` images; `recall` is per class, None for a class without images.
 
-    `unknown` images have a class that the run does not know; they are not evaluated, nor are unreadable images.
+    `unknown` counts images of a class that the run does not know: these and unreadable images are not evaluated.
     """
 
     metrics: Mapping[str, float]

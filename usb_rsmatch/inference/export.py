@@ -19,48 +19,48 @@ from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.csv_files import refuse_existing
 from usb_rsmatch.detection.detector import TRAINED
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.inference.exported_network import DeployedNet, deployed
-from usb_rsmatch.inference.model_card import card, describe
+from usb_rsmatch.inference.exported_network import ExportedNetwork, build_exported_network
+from usb_rsmatch.inference.model_card import describe_export, model_card
 from usb_rsmatch.io import atomic_write, write_json, write_text
 
 TOLERANCE = 1e-4  # largest difference between the file and the run, in logits and probabilities
 
-Writer = Callable[[DeployedNet, Tensor, dict[str, Any], Path], None]
+Writer = Callable[[ExportedNetwork, Tensor, dict[str, Any], Path], None]
 Reader = Callable[[Path, Tensor], list[Tensor]]
 
 
 def export(run: Any, format: str, out: Path, detector: bool | None = None) -> list[Path]:
-    """Write `out`, `out`.json (description) and `out`.md (model card); gives their paths.
+    """Write `out`, `out`.json (description) and `out`.md (model card); returns their paths.
 
-    The file is read back and must agree with the run up to `TOLERANCE` on batches of two sizes before it gets its name.
-    Raises UserError for a missing extra, an existing target, and a network that the format does not support.
+    The file is read back and must agree with the run within `TOLERANCE` on batches of two sizes before it is renamed to
+    `out`. Raises UserError for a missing extra, an existing target, and a network that the format does not support.
     """
     write, read = FORMATS[format]
     paths = [out, Path(f"{out}.json"), Path(f"{out}.md")]
     refuse_existing(*paths)
-    network = deployed(run, detector)
-    description = describe(run, network, format)
-    example = _images(run, 2)
+    network = build_exported_network(run, detector)
+    description = describe_export(run, network, format)
+    example = _noise_images(run, 2)
     with atomic_write(out) as temporary:
         try:
-            with _quiet():
+            with _silence_exporters():
                 write(network, example, description, temporary)
         except UserError:
             raise
         except Exception as error:  # exporters raise various errors for unsupported layers
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{run.config.net} cannot be exported as {format}: {reason}") from None
-        for batch in (example, _images(run, 5)):
-            with _quiet(), torch.no_grad():
+        for batch in (example, _noise_images(run, 5)):
+            with _silence_exporters(), torch.no_grad():
                 found, expected = read(temporary, batch), list(network(batch))
             _compare(found, expected, list(description["outputs"]), format)
             _compare_with_run(run, batch, expected)
     write_json(paths[1], description)
-    write_text(paths[2], card(description, out.name))
+    write_text(paths[2], model_card(description, out.name))
     return paths
 
 
-def load_exported(path: str | Path) -> DeployedNet:
+def load_exported(path: str | Path) -> ExportedNetwork:
     """The network of a safetensors file of this package, built from the configuration in the file."""
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -88,7 +88,7 @@ def load_exported(path: str | Path) -> DeployedNet:
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
     run = Run(Path(path), args, build(args, pool=placeholder_pool(spec, description["classes"], size, {})))
-    network = deployed(run, description["detector"] is not None)
+    network = build_exported_network(run, description["detector"] is not None)
     network.load_state_dict(load_file(str(path)))
     return network
 
@@ -96,10 +96,10 @@ def load_exported(path: str | Path) -> DeployedNet:
 # formats ------------------------------------------------------------------------------------------------------------
 
 
-def _write_onnx(network: DeployedNet, example: Tensor, description: dict[str, Any], path: Path) -> None:
-    onnx = _extra("onnx", "onnx")
-    _extra("onnxscript", "onnx")
-    _extra("onnxruntime", "onnx")
+def _write_onnx(network: ExportedNetwork, example: Tensor, description: dict[str, Any], path: Path) -> None:
+    onnx = _import_extra("onnx", "onnx")
+    _import_extra("onnxscript", "onnx")
+    _import_extra("onnxruntime", "onnx")
     program: Any = torch.onnx.export(
         network,
         (example,),
@@ -116,12 +116,12 @@ def _write_onnx(network: DeployedNet, example: Tensor, description: dict[str, An
 
 
 def _read_onnx(path: Path, batch: Tensor) -> list[Tensor]:
-    onnxruntime = _extra("onnxruntime", "onnx")
+    onnxruntime = _import_extra("onnxruntime", "onnx")
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(np.asarray(out)) for out in session.run(None, {"images": batch.numpy()})]
 
 
-def _write_torch_export(network: DeployedNet, example: Tensor, description: dict[str, Any], path: Path) -> None:
+def _write_torch_export(network: ExportedNetwork, example: Tensor, description: dict[str, Any], path: Path) -> None:
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"usb_rsmatch.json": json.dumps(description)})
@@ -132,8 +132,8 @@ def _read_torch_export(path: Path, batch: Tensor) -> list[Tensor]:
     return list(torch.export.load(io.BytesIO(path.read_bytes())).module()(batch))
 
 
-def _write_safetensors(network: DeployedNet, example: Tensor, description: dict[str, Any], path: Path) -> None:
-    save_file = _extra("safetensors.torch", "safetensors").save_file
+def _write_safetensors(network: ExportedNetwork, example: Tensor, description: dict[str, Any], path: Path) -> None:
+    save_file = _import_extra("safetensors.torch", "safetensors").save_file
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, str(path), metadata={"format": "pt", "usb_rsmatch": json.dumps(description)})
 
@@ -149,7 +149,7 @@ FORMATS: dict[str, tuple[Writer, Reader]] = {
 }
 
 
-def _extra(module: str, extra: str) -> Any:
+def _import_extra(module: str, extra: str) -> Any:
     """Import an optional package; UserError with the install command if it is missing."""
     import importlib
 
@@ -163,7 +163,7 @@ def _extra(module: str, extra: str) -> Any:
 # checks -------------------------------------------------------------------------------------------------------------
 
 
-def _images(run: Any, count: int) -> Tensor:
+def _noise_images(run: Any, count: int) -> Tensor:
     """Random noise uint8 [count, C, H, W], which exercises every layer without any data."""
     shape = (count, run.spec.channels, run.size, run.size)
     return torch.from_numpy(generator(0, "export", count).integers(0, 256, shape, dtype=np.uint8))
@@ -188,7 +188,7 @@ def _compare_with_run(run: Any, batch: Tensor, outputs: list[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporters() -> Iterator[None]:
     """Silence the exporters' own messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -13,10 +13,10 @@ from usb_rsmatch.detection.detector import reads_features
 from usb_rsmatch.errors import UserError
 
 
-class DeployedNet(nn.Module):
+class ExportedNetwork(nn.Module):
     """Normalisation, classifier and, optionally, detector.
 
-    It contains no dummy head and no averages: its state dict is exactly what predicts.
+    It contains no dummy head and no second copy of the weights: its state dict is exactly what prediction needs.
     """
 
     mean: Tensor
@@ -42,10 +42,10 @@ class DeployedNet(nn.Module):
         return logits, logits.softmax(1), self.detector(seen).float().sigmoid()
 
 
-def deployed(run: Any, detector: bool | None = None) -> DeployedNet:
+def build_exported_network(run: Any, detector: bool | None = None) -> ExportedNetwork:
     """The network of a loaded run, on the CPU, in evaluation mode; the run itself is not changed.
 
-    `detector`: whether to include the detector; None: if the run has one. UserError if it is requested but missing.
+    `detector` says whether to include the detector; None: if the run has one. UserError if it is requested but missing.
     """
     from usb_rsmatch.algorithms.networks import RSNet
 
@@ -57,4 +57,4 @@ def deployed(run: Any, detector: bool | None = None) -> DeployedNet:
         found, module.detector = module.detector, None
         del module.dummy_head
     keep = found if detector is not False else None
-    return DeployedNet(classifier, keep, run.spec.mean, run.spec.std).eval().requires_grad_(False)
+    return ExportedNetwork(classifier, keep, run.spec.mean, run.spec.std).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Input images by file, folder, glob or npz: listed first, then read in batches as a pool reads them."""
+"""Input images by file, folder, glob or npz: listed first, then read in batches with the preprocessing of a pool."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from usb_rsmatch.data.sources.npz import read_npz
 from usb_rsmatch.data.sources.source import DECODE_THREADS
 from usb_rsmatch.errors import UserError
 
-AHEAD = 2  # batches that are decoded ahead
+PREFETCH = 2  # batches that are decoded in advance
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images at `rows` int64 [n] of the list: uint8 [n, size, size, C], without unreadable ones.
 
-    `failed` gives the reason for each row that cannot be read.
+    `failed` maps each unreadable row to the reason.
     """
 
     rows: np.ndarray
@@ -49,7 +49,7 @@ class ArrayImage:
 
 
 class ImageList:
-    """An ordered list of image names with pixels on demand; only `AHEAD` batches are in memory."""
+    """An ordered list of image names whose pixels are read on demand; at most `PREFETCH` batches are in memory."""
 
     def __init__(self, names: Sequence[str], items: Sequence[Path | ArrayImage]) -> None:
         self.names, self.items = list(names), list(items)
@@ -92,13 +92,13 @@ class ImageList:
         return True
 
     def batches(self, pipeline: Pipeline, batch_size: int = 256) -> Iterator[Batch]:
-        """All images in order through `pipeline`, decoded ahead by a few threads."""
+        """All images in order through `pipeline`, decoded in advance by a few threads."""
         with quiet_bombs(), ThreadPoolExecutor(DECODE_THREADS) as threads:
             waiting: list[tuple[range, list[Future[np.ndarray | str]]]] = []
             starts = iter(range(0, len(self), batch_size))
             try:
                 while True:
-                    while len(waiting) < AHEAD and (start := next(starts, None)) is not None:
+                    while len(waiting) < PREFETCH and (start := next(starts, None)) is not None:
                         rows = range(start, min(start + batch_size, len(self)))
                         waiting.append((rows, [threads.submit(self._read, row, pipeline) for row in rows]))
                     if not waiting:
@@ -116,7 +116,7 @@ class ImageList:
                 threads.shutdown(cancel_futures=True)
 
     def _read(self, row: int, pipeline: Pipeline) -> np.ndarray | str:
-        """One image as uint8 [size, size, C], or the reason why it cannot be read; same preprocessing as a pool's."""
+        """One image as uint8 [size, size, C], or the reason why it is unreadable; preprocessed as a pool's images."""
         item = self.items[row]
         try:
             if isinstance(item, ArrayImage):

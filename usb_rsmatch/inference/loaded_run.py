@@ -48,9 +48,9 @@ class Run:
         self.folder, self.config, self.algorithm, self.step = folder, config, algorithm, step
         self.model = algorithm.ema_model.eval()
         algorithm.model = self.model  # so that the detector also uses the EMA weights
-        outlined: HybridPool = algorithm.args.pool
-        self.classes, self.spec, self.device = outlined.classes, outlined.spec, algorithm.args.device
-        self.size = int(outlined.test.images.shape[1])
+        placeholder: HybridPool = algorithm.args.pool
+        self.classes, self.spec, self.device = placeholder.classes, placeholder.spec, algorithm.args.device
+        self.size = int(placeholder.test.images.shape[1])
         self.pipeline = Pipeline(self.size, self.spec.channels, config.reencode, config.clear_below)
 
     @cached_property
@@ -63,8 +63,8 @@ class Run:
         """The test set of the run's data set, read as the run reads it."""
         config = PoolConfig.read(self.config)
         data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
-        everything = Selection(config.dataset, data.test, np.arange(len(data.test)))
-        return read_selections([everything], self.pipeline)[0]
+        all_rows = Selection(config.dataset, data.test, np.arange(len(data.test)))
+        return read_selections([all_rows], self.pipeline)[0]
 
     @property
     def has_detector(self) -> bool:
@@ -103,9 +103,7 @@ class Run:
         """Probability of synthetic float32 [N] of uint8 images [N, H, W(, C)]; UserError without a detector."""
         if not self.has_detector:
             raise UserError("this run trained no detector: only rsmatch with csqueue, pu or supervised does")
-        parts = [
-            self.algorithm.synthetic_probability(x).cpu().numpy() for x in self._batches(images, batch_size)
-        ]
+        parts = [self.algorithm.synthetic_probability(x).cpu().numpy() for x in self._batches(images, batch_size)]
         return np.concatenate([np.empty(0, np.float32), *parts])
 
 
@@ -117,8 +115,8 @@ def load_run(
 ) -> Run:
     """The run of a folder or of one checkpoint file in it; UserError if it is missing or damaged.
 
-    A checkpoint of USB itself contains no configuration: then `config` names a file or a shipped one. The keys of a run
-    of another version are migrated; changes are reported to `note`.
+    A checkpoint of USB itself contains no configuration: then `config` is a file or the name of a shipped one. Keys of
+    a run of another version are migrated; `note` is called with a line on each change.
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
@@ -133,18 +131,18 @@ def load_run(
         if damage:
             note(f"note: {damage}")
     if content is None:
-        raise UserError(f"{folder} has no checkpoint yet")
-    asked = Namespace(**vars(args))
+        raise UserError(f"{folder} has no checkpoint yet: train it first")
+    requested = Namespace(**vars(args))
     if args.rs_detector not in TRAINED:  # other detectors have no network
         args.rs_detector = "none"
     args.rs_loader, args.num_workers = "pil", 0
-    algorithm = build(args, pool=_outline(folder, args))
+    algorithm = build(args, pool=_placeholder(folder, args))
     try:
         algorithm.ema_model.load_state_dict(_plain_names(content["ema_model"]))
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: its weights do not fit its configuration ({reason})") from None
-    return Run(folder, asked, algorithm, content.get("it"))
+    return Run(folder, requested, algorithm, content.get("it"))
 
 
 def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note) -> Namespace:
@@ -155,7 +153,7 @@ def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note
     if not own.exists() and name is None:
         if path.is_file() or (folder / "latest_model.pth").exists():
             raise UserError(f"{path} is a checkpoint without a configuration: give it by --c CONFIG")
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml; check the path")
     if name is not None:
         args, notes = config.resolve(name)
     else:
@@ -187,11 +185,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _outline(folder: Path, args: Namespace) -> HybridPool:
+def _placeholder(folder: Path, args: Namespace) -> HybridPool:
     """A placeholder of the run's data for building the networks, from its manifest or from the data set."""
-    outlined = placeholder_from_manifest(_manifest(folder))
-    if outlined is not None:
-        return outlined
+    placeholder = placeholder_from_manifest(_manifest(folder))
+    if placeholder is not None:
+        return placeholder
     data = open_real(args.dataset, args.data_dir)
     size = int(args.img_size or data.spec.img_size)
     return placeholder_pool(replace(data.spec, img_size=size), data.classes, size, {})

@@ -9,8 +9,8 @@ from usb_rsmatch.io import parse_json
 from usb_rsmatch.version import __version__
 
 
-def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
-    """Everything that a user of the exported file needs, as JSON values: input, output, preprocessing, provenance."""
+def describe_export(run: Any, network: Any, format: str) -> dict[str, Any]:
+    """The description of an exported file as JSON values: input, outputs, preprocessing, provenance."""
     spec, size = run.spec, run.size
     outputs = {"logits": ["batch", len(run.classes)], "probabilities": ["batch", len(run.classes)]}
     if network.detector is not None:
@@ -39,7 +39,7 @@ def describe(run: Any, network: Any, format: str) -> dict[str, Any]:
     }
 
 
-def card(description: Mapping[str, Any], file: str) -> str:
+def model_card(description: Mapping[str, Any], file: str) -> str:
     """The model card: Markdown with Hugging Face's metadata header."""
     config, result, data = description["config"], description["result"], description["data"]
     pool = data.get("pool") or {}
@@ -54,7 +54,7 @@ def card(description: Mapping[str, Any], file: str) -> str:
         "",
         f"# {config['algorithm']} on {config['dataset']}, {config['num_labels']} labels",
         "",
-        f"`{file}` ({description['format']}) takes uint8 images {_shape(description['input']['shape'])} and gives "
+        f"`{file}` ({description['format']}) takes uint8 images {_shape(description['input']['shape'])} and returns "
         f"{', '.join(f'`{name}` {_shape(shape)}' for name, shape in description['outputs'].items())}. "
         f"Classes, in order: {', '.join(map(_code, description['classes'][:20]))}"
         f"{' ...' if len(description['classes']) > 20 else ''}.",
@@ -77,7 +77,7 @@ def card(description: Mapping[str, Any], file: str) -> str:
         f"{description['step'] or config['num_train_iter']} steps of {config['batch_size']} labelled and "
         f"{config['batch_size'] * config['uratio']} unlabelled images, network {config['net']}, {config['optim']} at "
         f"{config['lr']}, seed {config['seed']}; the EMA weights (momentum {config['ema_m']}) are exported. "
-        f"Every key stands in `{file}.json`.",
+        f"All keys are in `{file}.json`.",
         "",
         "## Results",
         "",
@@ -95,7 +95,8 @@ def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) ->
         if step == accuracy.get("best_iteration"):
             return [f"- Test accuracy {100 * accuracy['best']:.2f} % at step {step}, chosen as the run's best."]
         return [
-            f"The run reports its step {result.get('iterations')}: these weights, of step {step}, were not evaluated."
+            f"The run's results are those of step {result.get('iterations')}: "
+            f"these weights, of step {step}, were not evaluated."
         ]
     lines = []
     if accuracy.get("last") is not None:
@@ -108,7 +109,7 @@ def _results(result: Mapping[str, Any], step: int | None, has_detector: bool) ->
         lines.append(
             f"- Detector's AUROC on the unlabelled pool {detection['auroc']:.3f}{f' ({each})' if each else ''}."
         )
-    return lines or ["There is no result yet: the run was not finished at the time of this export."]
+    return lines or ["There is no result yet: the run had not finished when it was exported."]
 
 
 def _limits(description: Mapping[str, Any], pool: Mapping[str, Any]) -> list[str]:

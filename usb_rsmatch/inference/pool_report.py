@@ -15,12 +15,12 @@ from usb_rsmatch.io import write_json
 from usb_rsmatch.usb import config
 
 
-def describe(
+def pool_report(
     source: str, overrides: Mapping[str, Any], out: Path | None = None, shortcuts: bool = False, pack: bool = False
 ) -> str:
-    """The pool of a configuration in words; its manifest is written to `out`, the contact sheet next to it.
+    """The table of a configuration's pool; its manifest is written to `out`, the contact sheet next to it.
 
-    `shortcuts` adds a check of trivial cues for provenance, `pack` decodes image files once into the cache.
+    `shortcuts` adds a check whether trivial cues reveal provenance, `pack` decodes image files once into the cache.
     """
     if out is not None:
         if out.suffix.lower() == ".png":

@@ -1,4 +1,4 @@
-"""`usb-rsmatch predict`: images to a CSV of class, confidence and probability of synthetic."""
+"""`usb-rsmatch predict`: from images to a CSV with class, confidence and probability of synthetic."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from usb_rsmatch.progress import Progress
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """The number of images in the CSV, and the reason for each unreadable image, by name."""
+class PredictionSummary:
+    """The number of images with a prediction, and the reason for each unreadable image, by name."""
 
     written: int
     unreadable: dict[str, str]
 
 
-def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Predicted:
+def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> PredictionSummary:
     """Write one row per image: file, class, confidence (probability of that class), synthetic, error.
 
     `synthetic` is the detector's probability, empty if the run has none; `error` is the reason why a file cannot
@@ -44,7 +44,7 @@ def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Pr
             for _, cells in sorted(rows.items()):
                 write(cells)
             progress.update(len(rows))
-    return Predicted(len(images) - len(unreadable), unreadable)
+    return PredictionSummary(len(images) - len(unreadable), unreadable)
 
 
 def unreadable_lines(unreadable: dict[str, str], most: int = 10) -> list[str]:
