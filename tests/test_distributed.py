@@ -16,7 +16,7 @@ import torch
 import yaml
 from semilearn.core.utils import ALGORITHMS
 
-from benchmarks.faults.forked_commands import Victim
+from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.usb import checkpoint
 
 # A network without BatchNorm in float64, and everything that a run feeds it. It leaves its losses in a file.
@@ -89,7 +89,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(config: dict[str, Any], folder: Path, count: int) -> list[Victim]:
+def start(config: dict[str, Any], folder: Path, count: int) -> list[ForkedCommand]:
     """As torchrun would: the processes of one run, each told its rank by the environment."""
     path, port = folder / f"{config['save_name']}.yaml", free_port()
     path.write_text(yaml.safe_dump(config))
@@ -104,14 +104,14 @@ def start(config: dict[str, Any], folder: Path, count: int) -> list[Victim]:
         return act
 
     argv = ["train", "--c", str(path)]
-    return [Victim(argv, folder / f"{config['save_name']}.{rank}.log", prepare(rank)) for rank in range(count)]
+    return [ForkedCommand(argv, folder / f"{config['save_name']}.{rank}.log", prepare(rank)) for rank in range(count)]
 
 
 def run_with(config: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
     """Train with that many processes; returns the checkpoint."""
-    victims = start(config, folder, count)
-    codes = [victim.wait() for victim in victims]
-    assert codes == [0] * count, "\n".join(victim.output() for victim in victims)
+    children = start(config, folder, count)
+    codes = [child.wait() for child in children]
+    assert codes == [0] * count, "\n".join(child.output() for child in children)
     return checkpoint.read(Path(config["save_dir"]) / config["save_name"] / "latest_model.pth")
 
 
@@ -173,23 +173,23 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(plain: dict[str, 
     whole = run_with({**plain, "save_name": "whole"}, tmp_path, 1)
     path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
     for count, step in ((2, 4), (1, 10)):
-        victims = start({**plain}, tmp_path, count)
-        reached = victims[0].wait_for(lambda step=step: path.exists() and f'"it": {step},' in path.read_text())
-        assert reached, victims[0].output()
-        victims[-1].send(signal.SIGTERM)
-        assert [victim.wait() for victim in victims] == [130] * count, victims[0].output()
-        assert "Traceback" not in "".join(victim.output() for victim in victims)
+        children = start({**plain}, tmp_path, count)
+        reached = children[0].wait_for(lambda step=step: path.exists() and f'"it": {step},' in path.read_text())
+        assert reached, children[0].output()
+        children[-1].send(signal.SIGTERM)
+        assert [child.wait() for child in children] == [130] * count, children[0].output()
+        assert "Traceback" not in "".join(child.output() for child in children)
     assert distance(whole, run_with({**plain}, tmp_path, 3)) < 1e-12
 
 
 def test_a_killed_process_ends_the_job_with_a_message(plain: dict[str, Any], tmp_path: Path) -> None:
     plain |= {"num_train_iter": 400, "num_eval_iter": 5}
     folder = Path(plain["save_dir"]) / "run"
-    victims = start(plain, tmp_path, 2)
-    assert victims[0].wait_for(lambda: (folder / "latest_model.pth").exists()), victims[0].output()
-    victims[1].send(signal.SIGKILL)
-    assert victims[1].wait() == -signal.SIGKILL and victims[0].wait(60) == 1, victims[0].output()
-    message = victims[0].output().splitlines()[-1]
+    children = start(plain, tmp_path, 2)
+    assert children[0].wait_for(lambda: (folder / "latest_model.pth").exists()), children[0].output()
+    children[1].send(signal.SIGKILL)
+    assert children[1].wait() == -signal.SIGKILL and children[0].wait(60) == 1, children[0].output()
+    message = children[0].output().splitlines()[-1]
     assert "process 0 of 2: run: " in message and "has another process ended?" in message
     content, note = checkpoint.read_latest(folder)
     assert content is not None and note is None and content["it"] % 5 == 0
@@ -206,10 +206,10 @@ def test_a_killed_process_ends_the_job_with_a_message(plain: dict[str, Any], tmp
 def test_what_is_wrong_is_told_and_ends_all(
     keys: dict[str, Any], message: str, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    victims = start({**plain, **keys}, tmp_path, 2)
+    children = start({**plain, **keys}, tmp_path, 2)
     code = 1 if "lr" in keys else 2
-    assert [victim.wait(60) for victim in victims] == [code, code], victims[0].output()
-    outputs = [victim.output().splitlines() for victim in victims]
+    assert [child.wait(60) for child in children] == [code, code], children[0].output()
+    outputs = [child.output().splitlines() for child in children]
     assert (
         message in outputs[0][-1]
         and message in outputs[1][-1]
@@ -223,10 +223,10 @@ def test_global_draws_go_on_in_every_process(plain: dict[str, Any], tmp_path: Pa
     plain |= {"algorithm": "mixmatch"}
     whole = run_with({**plain, "save_name": "whole"}, tmp_path, 2)
     path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
-    victims = start(plain, tmp_path, 2)
-    assert victims[0].wait_for(lambda: path.exists() and '"it": 3,' in path.read_text()), victims[0].output()
-    victims[0].send(signal.SIGINT)
-    assert [victim.wait() for victim in victims] == [130, 130]
+    children = start(plain, tmp_path, 2)
+    assert children[0].wait_for(lambda: path.exists() and '"it": 3,' in path.read_text()), children[0].output()
+    children[0].send(signal.SIGINT)
+    assert [child.wait() for child in children] == [130, 130]
     stopped = run_with(plain, tmp_path, 2)
     assert checkpoint.digest(whole["model"]) == checkpoint.digest(stopped["model"])
 
@@ -236,7 +236,7 @@ def test_global_draws_go_on_in_every_process(plain: dict[str, Any], tmp_path: Pa
 def test_every_algorithm_trains_with_two_processes(algorithm: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny |= {"algorithm": algorithm, "num_train_iter": 4, "num_eval_iter": 4, "num_wu_iter": 2, "rs_loader": "batched"}
     if algorithm in ("scomatch", "uasd"):
-        assert [victim.wait() for victim in start(tiny, tmp_path, 2)] == [2, 2]
+        assert [child.wait() for child in start(tiny, tmp_path, 2)] == [2, 2]
         assert "start it without torchrun" in (tmp_path / "run.0.log").read_text()
     else:
         assert run_with(tiny, tmp_path, 2)["it"] == 4

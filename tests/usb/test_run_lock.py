@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.faults.forked_commands import Victim
+from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb.run_lock import is_empty, locked
 from usb_rsmatch.usb.training import train
@@ -65,9 +65,9 @@ def test_two_runs_started_in_one_folder(tiny: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny))
     argv = ["train", "--c", str(tmp_path / "c.yaml")]
     folder = Path(tiny["save_dir"]) / "run"
-    with Victim(argv, tmp_path / "first") as first:
+    with ForkedCommand(argv, tmp_path / "first") as first:
         assert first.wait_for(lambda: (folder / "metrics.jsonl").exists()), first.output()
-        with Victim(argv, tmp_path / "second") as second:
+        with ForkedCommand(argv, tmp_path / "second") as second:
             assert second.wait() == 2
             assert f"in use: process {first.pid} on" in second.output() and second.output().count("\n") == 1
         assert first.wait() == 0, first.output()
@@ -104,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: 
     (Path(tiny["save_dir"]) / "run" / "result.json").unlink()
     content["image"][:] = 255 - content["image"]
     np.savez(mine, **content)
-    with pytest.raises(UserError, match=r"the unlabeled images are not those that the run began with"):
+    with pytest.raises(UserError, match=r"the unlabeled images are not those with which the run started"):
         train(tiny, note=lambda line: None)
     manifest = Path(tiny["save_dir"]) / "run" / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.faults.forked_commands import Victim
+from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.usb import checkpoint
 from usb_rsmatch.usb.training import train
 
@@ -25,10 +25,10 @@ def long(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return tiny
 
 
-def start(tmp_path: Path, name: str = "run", **flags: Any) -> Victim:
+def start(tmp_path: Path, name: str = "run", **flags: Any) -> ForkedCommand:
     extra = [f"--{key}={value}" for key, value in flags.items()]
     argv = ["train", "--c", str(tmp_path / "c.yaml"), "--save_name", name, *extra]
-    return Victim(argv, tmp_path / f"{name}.log", lambda: os.chdir(tmp_path))
+    return ForkedCommand(argv, tmp_path / f"{name}.log", lambda: os.chdir(tmp_path))
 
 
 def lines(path: Path) -> int:
@@ -40,14 +40,14 @@ def test_a_signal_saves_and_the_run_ends_as_the_uninterrupted_one(
     number: int, long: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = Path(long["save_dir"]) / "run"
-    with start(tmp_path) as victim:
-        assert victim.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), victim.output()
-        victim.send(number)
-        assert victim.wait() == 130, victim.output()
+    with start(tmp_path) as child:
+        assert child.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), child.output()
+        child.send(number)
+        assert child.wait() == 130, child.output()
     content, _ = checkpoint.read_latest(folder)
     assert content is not None and 5 <= content["it"] < 60
-    assert f"usb-rsmatch: stopped after step {content['it']} of 60; saved" in victim.output()
-    assert "Traceback" not in victim.output()
+    assert f"usb-rsmatch: stopped after step {content['it']} of 60; saved" in child.output()
+    assert "Traceback" not in child.output()
     stopped = train(long, note=lambda line: None)
     whole = train({**long, "save_name": "whole"}, note=lambda line: None)
     ends = [checkpoint.read(Path(long["save_dir"]) / name / "latest_model.pth") for name in ("run", "whole")]
@@ -68,65 +68,65 @@ def test_a_second_signal_leaves_at_once(long: dict[str, Any], tmp_path: Path) ->
         "    return net\n"
         "nets.sleepy = sleepy\n"
     )
-    with start(tmp_path, plugins="[sleepy]", net="sleepy") as victim:
-        assert victim.wait_for(lambda: (folder / "metrics.jsonl").exists()), victim.output()
-        victim.send(signal.SIGTERM)
+    with start(tmp_path, plugins="[sleepy]", net="sleepy") as child:
+        assert child.wait_for(lambda: (folder / "metrics.jsonl").exists()), child.output()
+        child.send(signal.SIGTERM)
         time.sleep(0.3)
-        assert victim.poll() is None
+        assert child.poll() is None
         begun = time.monotonic()
-        victim.send(signal.SIGTERM)
-        assert victim.wait() == 130 and time.monotonic() - begun < 5
-    assert victim.output().endswith("usb-rsmatch: interrupted\n") and "Traceback" not in victim.output()
+        child.send(signal.SIGTERM)
+        assert child.wait() == 130 and time.monotonic() - begun < 5
+    assert child.output().endswith("usb-rsmatch: interrupted\n") and "Traceback" not in child.output()
     assert not (folder / "latest_model.pth").exists() and not list(folder.glob(".*.tmp"))
 
 
 def test_a_signal_before_the_first_step_leaves_with_130(long: dict[str, Any], tmp_path: Path) -> None:
-    with start(tmp_path) as victim:
+    with start(tmp_path) as child:
         time.sleep(0.05)
-        victim.send(signal.SIGINT)
-        assert victim.wait() == 130, victim.output()
+        child.send(signal.SIGINT)
+        assert child.wait() == 130, child.output()
 
 
 def test_a_signal_in_the_warm_up_does_not_wait_for_its_end(long: dict[str, Any], tmp_path: Path) -> None:
     """Dash's, of as many steps as it is told, none of which a checkpoint could hold."""
-    with start(tmp_path, algorithm="dash", num_wu_iter=10**6) as victim:
-        assert victim.wait_for((Path(long["save_dir"]) / "run" / "log.txt").exists), victim.output()
+    with start(tmp_path, algorithm="dash", num_wu_iter=10**6) as child:
+        assert child.wait_for((Path(long["save_dir"]) / "run" / "log.txt").exists), child.output()
         time.sleep(0.5)
-        victim.send(signal.SIGTERM)
-        assert victim.wait(20) == 130, victim.output()
-    assert "Traceback" not in victim.output()
+        child.send(signal.SIGTERM)
+        assert child.wait(20) == 130, child.output()
+    assert "Traceback" not in child.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_the_whole_group_reaches_the_workers_too(number: int, long: dict[str, Any], tmp_path: Path) -> None:
     """As a terminal's Ctrl-C does, and systems that end jobs; the loaders' processes must not spoil the stop."""
     folder = Path(long["save_dir"]) / "run"
-    with start(tmp_path, rs_loader="pil", num_workers=1, num_eval_iter=20) as victim:
-        assert victim.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), victim.output()
-        os.killpg(victim.pid, number)
-        assert victim.wait() == (-9 if number == signal.SIGKILL else 130), victim.output()
-    with start(tmp_path, rs_loader="pil", num_workers=0, num_eval_iter=20) as victim:
-        assert victim.wait() == 0, victim.output()
+    with start(tmp_path, rs_loader="pil", num_workers=1, num_eval_iter=20) as child:
+        assert child.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), child.output()
+        os.killpg(child.pid, number)
+        assert child.wait() == (-9 if number == signal.SIGKILL else 130), child.output()
+    with start(tmp_path, rs_loader="pil", num_workers=0, num_eval_iter=20) as child:
+        assert child.wait() == 0, child.output()
     assert json.loads((folder / "result.json").read_text())["iterations"] == 60
 
 
 def test_a_worker_that_is_killed_costs_no_step(long: dict[str, Any], tmp_path: Path) -> None:
     """As where memory is short: the run says so, and what was done between two steps is saved."""
     folder = Path(long["save_dir"]) / "run"
-    with start(tmp_path, rs_loader="pil", num_workers=1) as victim:
-        assert victim.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), victim.output()
-        workers = Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text().split()
+    with start(tmp_path, rs_loader="pil", num_workers=1) as child:
+        assert child.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), child.output()
+        workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         assert len(workers) == 3
         os.kill(int(workers[0]), signal.SIGKILL)
-        assert victim.wait() == 1, victim.output()
-    assert "a worker process of the loader has ended" in victim.output() and "Traceback" not in victim.output()
-    assert "; saved after step " in victim.output() and checkpoint.read_latest(folder)[0] is not None
-    with start(tmp_path, rs_loader="pil", num_workers=0) as victim:
-        assert victim.wait() == 0, victim.output()
+        assert child.wait() == 1, child.output()
+    assert "a worker process of the loader has ended" in child.output() and "Traceback" not in child.output()
+    assert "; saved after step " in child.output() and checkpoint.read_latest(folder)[0] is not None
+    with start(tmp_path, rs_loader="pil", num_workers=0) as child:
+        assert child.wait() == 0, child.output()
 
 
 def test_the_time_limit_saves_and_leaves_with_130(long: dict[str, Any], tmp_path: Path) -> None:
-    with start(tmp_path, **{"max-minutes": 1e-4}) as victim:
-        assert victim.wait() == 130, victim.output()
+    with start(tmp_path, **{"max-minutes": 1e-4}) as child:
+        assert child.wait() == 130, child.output()
     content, _ = checkpoint.read_latest(Path(long["save_dir"]) / "run")
     assert content is not None and content["it"] == 1
