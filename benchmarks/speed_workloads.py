@@ -91,7 +91,7 @@ def stock(config: Mapping[str, Any]) -> Any:
     Ours are only the images in memory, and what stands in for the GPU that USB's code names.
     """
     args, _ = resolve(config)
-    training.complete(args)
+    training.complete_args(args)
     pool, seed = args.pool, args.seed
     random.seed(seed)
     np.random.seed(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, file_lock
 
 
 def test_the_argument_comes_before_the_environment_before_the_platform(
@@ -34,10 +34,10 @@ def test_a_second_holder_waits_for_the_first(tmp_path: Path) -> None:
     events: list[str] = []
 
     def second() -> None:
-        with locked(tmp_path / "lock", poll=0.01):
+        with file_lock(tmp_path / "lock", poll=0.01):
             events.append("second")
 
-    with locked(tmp_path / "lock"):
+    with file_lock(tmp_path / "lock"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.1)
@@ -50,7 +50,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
         "from usb_rsmatch.cache import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "with file_lock(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -60,5 +60,5 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         holder.kill()
         holder.wait()
-        with locked(tmp_path / "lock", poll=0.01):
+        with file_lock(tmp_path / "lock", poll=0.01):
             assert holder.poll() is not None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usb_rsmatch import counter_rng
-from usb_rsmatch.counter_rng import Order, derive, generator, keyed_globals, uniforms
+from usb_rsmatch.counter_rng import Order, derive, generator, seeded_globals, uniforms
 from usb_rsmatch.data.views.batched import UNLABELED_VIEWS
 
 MASK = (1 << 64) - 1
@@ -89,9 +89,9 @@ def test_global_generators_are_keyed_inside_and_restored_after() -> None:
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     draws = []
     for _ in range(2):
-        with keyed_globals(0, 7, 0):
+        with seeded_globals(0, 7, 0):
             draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
-    with keyed_globals(0, 8, 0):
+    with seeded_globals(0, 8, 0):
         assert random.random() != draws[0][0]
     assert draws[0] == draws[1]
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usb_rsmatch.csv_files import FORMULA, csv_rows, refuse_existing, safe
+from usb_rsmatch.csv_files import FORMULA, csv_rows, escape_formula, refuse_existing
 from usb_rsmatch.errors import UserError
 
 
 @given(st.text(max_size=20))
 def test_no_word_begins_as_a_formula_and_none_is_lost(text: str) -> None:
-    cell = safe(text)
+    cell = escape_formula(text)
     assert not cell.startswith(FORMULA) and cell.removeprefix("'" if text.startswith(FORMULA) else "") == text
 
 

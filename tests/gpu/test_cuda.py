@@ -52,7 +52,7 @@ def test_stopped_run_goes_on(algorithm: str, tiny: dict[str, Any], monkeypatch: 
     whole = training.train({**tiny, "save_name": "whole"}, note=silent)
     left = iter([False, False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
             training.train({**tiny, "save_name": "stopped"}, note=silent)
     result = training.train({**tiny, "save_name": "stopped"}, note=silent)

@@ -50,7 +50,7 @@ def assert_stopping_changes_nothing(config: dict[str, Any], stop: int, monkeypat
     whole = train({**config, "save_name": "whole"})
     left = iter([False] * (stop - 1) + [True])
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
             train({**config, "save_name": "stopped"})
     again = train({**config, "save_name": "stopped"})

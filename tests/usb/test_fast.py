@@ -54,7 +54,7 @@ def test_stopped_run_ends_as_the_uninterrupted_one(
     for step in (3, 6):  # in the middle of an epoch, and at its end
         config, left = {**tiny, "save_name": f"stopped{step}"}, iter([False] * (step - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(training.Stop, "__call__", lambda self, left=left: next(left))
+            patch.setattr(training.StopBetweenSteps, "__call__", lambda self, left=left: next(left))
             with pytest.raises(Interrupted):
                 training.train(config, note=silent)
         result = training.train(config, note=silent)

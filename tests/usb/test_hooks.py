@@ -13,7 +13,7 @@ import torch
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.usb import checkpoint, training
-from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, plain, read_metrics, summary
+from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, read_metrics, summary, to_json_value
 from usb_rsmatch.usb.state import capture, pack
 from usb_rsmatch.usb.training import train
 
@@ -29,7 +29,7 @@ def steps(path: Path) -> list[int]:
 def stop_after(step: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter(range(step - 1, -1, -1))
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=silent)
 
@@ -98,8 +98,8 @@ def test_the_hook_starts_where_the_run_does(tmp_path: Path) -> None:
     ],
 )
 def test_logged_values_are_plain_and_fit_json(value: Any, expected: Any) -> None:
-    assert plain(value) == expected
-    json.dumps(plain(value), allow_nan=False)
+    assert to_json_value(value) == expected
+    json.dumps(to_json_value(value), allow_nan=False)
 
 
 # progress -----------------------------------------------------------------------------------------------------------

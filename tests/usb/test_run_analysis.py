@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from usb_rsmatch.data.pool.pool import HybridPool
-from usb_rsmatch.usb.run_analysis import NAME, pictures, spread_over_classes
+from usb_rsmatch.usb.run_analysis import NAME, spread_over_classes, thumbnails
 from usb_rsmatch.usb.training import train
 
 
@@ -95,10 +95,10 @@ def test_what_has_no_queue_leaves_what_it_has(tiny: dict[str, Any], algorithm: s
 def test_pictures_are_reduced_in_their_proportions() -> None:
     images = np.zeros((2, 128, 96, 3), np.uint8)
     images[:, :64] = 255
-    small = pictures(images)
+    small = thumbnails(images)
     assert small.shape == (2, 64, 48, 3) and small[0, 5].min() > 250 and small[0, 60].max() < 5
-    assert pictures(np.zeros((2, 96, 96, 1), np.uint8)).shape == (2, 64, 64, 1)
-    assert pictures(images[:, :32, :32]).shape == (2, 32, 32, 3)
+    assert thumbnails(np.zeros((2, 96, 96, 1), np.uint8)).shape == (2, 64, 64, 1)
+    assert thumbnails(images[:, :32, :32]).shape == (2, 32, 32, 3)
 
 
 def test_the_queues_pictures_are_the_newest_of_each_class() -> None:

@@ -13,24 +13,24 @@ import yaml
 
 from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb.run_lock import is_empty, locked
+from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
 from usb_rsmatch.usb.training import train
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with locked(folder):
-        with pytest.raises(UserError, match="in use: this process"), locked(folder):
+    with lock_run_folder(folder):
+        with pytest.raises(UserError, match="in use: this process"), lock_run_folder(folder):
             pass
         pid = os.fork()
         if pid == 0:
             try:
-                with locked(folder):
+                with lock_run_folder(folder):
                     os._exit(0)
             except UserError as error:
                 os._exit(17 if f"process {os.getppid()} on " in str(error) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
-    with locked(folder):
+    with lock_run_folder(folder):
         assert is_empty(folder)
 
 
@@ -39,7 +39,7 @@ def test_what_outlives_a_killed_holder_does_not_hold_the_folder(tmp_path: Path) 
     reader, writer = os.pipe()
     holder = os.fork()
     if holder == 0:
-        with locked(tmp_path / "run"):
+        with lock_run_folder(tmp_path / "run"):
             child = os.fork()
             if child == 0:
                 time.sleep(30)
@@ -48,12 +48,12 @@ def test_what_outlives_a_killed_holder_does_not_hold_the_folder(tmp_path: Path) 
             time.sleep(30)
             os._exit(0)
     child = int(os.read(reader, 20))
-    with pytest.raises(UserError, match=f"process {holder} on"), locked(tmp_path / "run"):
+    with pytest.raises(UserError, match=f"process {holder} on"), lock_run_folder(tmp_path / "run"):
         pass
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
     try:
-        with locked(tmp_path / "run"):
+        with lock_run_folder(tmp_path / "run"):
             pass
     finally:
         os.kill(child, signal.SIGKILL)

@@ -46,7 +46,7 @@ def stop_and_go_on(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> P
 
     left = iter(range(6, -1, -1))
     with monkeypatch.context() as patched:
-        patched.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
+        patched.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=quiet)
     train(config, note=quiet)
@@ -106,9 +106,7 @@ def test_weights_and_biases_offline_has_every_line(tiny: dict[str, Any], monkeyp
                 ids.add(record.run.run_id)
                 names.add(record.run.display_name)
                 projects.add(record.run.project)
-            line = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-            }
+            line = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for name, value in line.items():
                 if not name.startswith("_"):
                     curves.setdefault(name, {})[line["_step"]] = value

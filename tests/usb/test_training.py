@@ -48,7 +48,7 @@ def interrupted_at(config: dict[str, Any], step: int, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         stop = StopAfter(step)
-        patch.setattr(training.Stop, "__call__", lambda self: stop())
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: stop())
         with pytest.raises(Interrupted, match=f"after step {step} of 12"):
             train(config, note=silent)
 
@@ -101,7 +101,7 @@ def test_provenance_is_for_measuring_only(
 
     tiny |= {"algorithm": "rsmatch", "rs_warmup": 0.0, **changes}
     train({**tiny, "save_name": "true"}, note=silent)
-    complete = training.complete
+    complete = training.complete_args
 
     def shuffled(args: Any) -> None:
         complete(args)
@@ -115,7 +115,7 @@ def test_provenance_is_for_measuring_only(
         )
         args.pool = dataclasses.replace(args.pool, unlabeled=mixed)
 
-    monkeypatch.setattr(training, "complete", shuffled)
+    monkeypatch.setattr(training, "complete_args", shuffled)
     other = train({**tiny, "save_name": "shuffled"}, note=silent)
     root = Path(tiny["save_dir"])
     assert_same(weights(root / "true"), weights(root / "shuffled"))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from usb_rsmatch.synthesis.stop_request import Stop
+from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -17,15 +17,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 def test_a_signal_stops_at_once_and_inside_a_write_after_it(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     done: list[str] = []
-    with pytest.raises(KeyboardInterrupt), Stop() as stop:
-        with stop.held():
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupt() as stop:
+        with stop.deferred():
             os.kill(os.getpid(), number)
             done.append("written")
         done.append("never")
-    with pytest.raises(KeyboardInterrupt), Stop():
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupt():
         os.kill(os.getpid(), number)
         done.append("never")
-    with pytest.raises(KeyboardInterrupt), Stop() as stop, stop.held():
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupt() as stop, stop.deferred():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         done.append("never")
