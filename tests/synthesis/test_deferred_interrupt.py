@@ -1,4 +1,4 @@
-"""Requests to stop, sent to this very process: at once, or after the write that is under way."""
+"""Signals to this process raise KeyboardInterrupt, at once or after the current write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_once_and_inside_a_write_after_it(number: signal.Signals) -> None:
+def test_a_signal_interrupts_at_once_or_at_the_end_of_a_deferred_write(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     done: list[str] = []
     with pytest.raises(KeyboardInterrupt), DeferredInterrupt() as stop:
