@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from usb_rsmatch.cache import room_for
+from usb_rsmatch.cache import require_disk_space
 from usb_rsmatch.data.images.file_index import file_index
 from usb_rsmatch.data.images.image_file import write_header
 from usb_rsmatch.io import write_json
@@ -268,8 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale = QUICK if args.quick else FULL
     cache = os.environ.get("USB_RSMATCH_CACHE")
     with tempfile.TemporaryDirectory(prefix="usb_rsmatch_bench_", dir=args.folder) as name:
-        room_for(2 * 3072 * scale.large, Path(name), "the benchmark")
-        os.environ["USB_RSMATCH_CACHE"] = str(Path(name) / "cache")  # an empty cache
+        require_disk_space(2 * 3072 * scale.large, Path(name), "the benchmark")
+        os.environ["USB_RSMATCH_CACHE"] = str(Path(name) / "cache")  # so that nothing has been kept before
         try:
             result = measure(scale, Path(name), args.threads, lambda line: print(line, file=sys.stderr))
         finally:

@@ -94,7 +94,7 @@ def build_stock_usb(config: Mapping[str, Any]) -> Any:
     Only two parts are ours: the images in memory, and the redirection of USB's CUDA calls to the CPU.
     """
     args, _ = resolve(config)
-    training.complete(args)
+    training.complete_args(args)
     pool, seed = args.pool, args.seed
     random.seed(seed)
     np.random.seed(seed)

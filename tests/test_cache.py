@@ -1,4 +1,4 @@
-"""The cache folder's place, and the lock: one holder at a time, free again after a crash."""
+"""The cache folder's location, and file locks: one holder at a time, released after a crash."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, file_lock
 
 
-def test_the_argument_comes_before_the_environment_before_the_platform(
+def test_the_argument_has_priority_over_environment_and_platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -34,10 +34,10 @@ def test_a_second_holder_waits_for_the_first(tmp_path: Path) -> None:
     events: list[str] = []
 
     def second() -> None:
-        with locked(tmp_path / "lock", poll=0.01):
+        with file_lock(tmp_path / "lock", poll=0.01):
             events.append("second")
 
-    with locked(tmp_path / "lock"):
+    with file_lock(tmp_path / "lock"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.1)
@@ -46,11 +46,11 @@ def test_a_second_holder_waits_for_the_first(tmp_path: Path) -> None:
     assert events == ["first", "second"]
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from usb_rsmatch.cache import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "from usb_rsmatch.cache import file_lock\n"
+        "with file_lock(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -60,5 +60,5 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         holder.kill()
         holder.wait()
-        with locked(tmp_path / "lock", poll=0.01):
+        with file_lock(tmp_path / "lock", poll=0.01):
             assert holder.poll() is not None

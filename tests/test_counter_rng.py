@@ -1,4 +1,4 @@
-"""Keyed draws: pure functions of their key, uniform, and independent of batch, order and worker."""
+"""Counter-based random numbers: pure functions of seed and position, uniform, independent of batch and order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usb_rsmatch import counter_rng
-from usb_rsmatch.counter_rng import Order, derive, generator, keyed_globals, uniforms
+from usb_rsmatch.counter_rng import Order, derive, generator, seeded_globals, uniforms
 from usb_rsmatch.data.views.batched import UNLABELED_VIEWS
 
 MASK = (1 << 64) - 1
@@ -31,15 +31,15 @@ def test_uniforms_equal_plain_python(seed: int, position: int, view: int, n: int
     assert drawn == expected
 
 
-def test_no_two_draw_by_the_same_number() -> None:
+def test_no_two_uses_have_the_same_number() -> None:
     numbers = [value for name, value in vars(counter_rng).items() if name.endswith(("_VIEW", "_DRAW", "_TURN"))]
     numbers += counter_rng.UNLABELED
     assert len(numbers) >= 16 and len(set(numbers)) == len(numbers)
     assert max(map(len, UNLABELED_VIEWS.values())) <= len(counter_rng.UNLABELED)
 
 
-def test_no_module_has_numbers_of_its_own() -> None:
-    """A number of draws that a module defines for itself stands in the table, under the same name."""
+def test_modules_take_their_numbers_from_the_table() -> None:
+    """Every name ending in _VIEW, _DRAW or _TURN in any module has the value that `counter_rng` gives it."""
     import importlib
     import pkgutil
 
@@ -67,7 +67,7 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
 
 @settings(max_examples=50)
 @given(st.integers(0, 1000), st.integers(1, 50), st.lists(st.integers(0, 500), min_size=1, max_size=40))
-def test_order_is_a_permutation_an_epoch_and_free_of_batches(seed: int, size: int, positions: list[int]) -> None:
+def test_order_is_a_permutation_per_epoch_whatever_the_batches(seed: int, size: int, positions: list[int]) -> None:
     order = Order(seed, "unlabeled", size)
     for epoch in (0, 3):
         assert sorted(order.index(np.arange(epoch * size, (epoch + 1) * size))) == list(range(size))
@@ -83,21 +83,21 @@ def test_epochs_seeds_and_streams_differ() -> None:
     assert (first != Order(0, "unlabeled", 1000).index(np.arange(2000))).any()
 
 
-def test_global_generators_are_keyed_inside_and_restored_after() -> None:
+def test_global_generators_are_seeded_inside_and_restored_after() -> None:
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     draws = []
     for _ in range(2):
-        with keyed_globals(0, 7, 0):
+        with seeded_globals(0, 7, 0):
             draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
-    with keyed_globals(0, 8, 0):
+    with seeded_globals(0, 8, 0):
         assert random.random() != draws[0][0]
     assert draws[0] == draws[1]
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
 def test_named_generators_are_stable() -> None:
-    """The first numbers of a stream are written down: a change would silently change every split."""
+    """Compared with recorded numbers: a change here would silently change every split."""
     assert derive(0, "split", "digits") == 3124504854411179849
     assert generator(0, "split").integers(0, 1000, 4).tolist() == [125, 917, 115, 420]

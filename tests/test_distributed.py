@@ -1,4 +1,4 @@
-"""Several processes train one run: the same steps as one, one queue, one writer, and any number of them goes on."""
+"""Training in several processes: equivalent to a single process, and resumed with any number of processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semilearn.core.utils import ALGORITHMS
 from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.usb import checkpoint
 
-# A network without BatchNorm in float64, and everything that a run feeds it. It leaves its losses in a file.
+# A network without BatchNorm in float64, and mixins that convert its inputs to float64.
 PLUGIN = """
 import json, os
 from pathlib import Path
@@ -65,17 +65,17 @@ class InDoubles:
 nets.plain = lambda num_classes, pretrained=False, pretrained_path=None: Plain(num_classes)
 compose_run_class = mixins.compose_run_class
 if not hasattr(compose_run_class, "doubled"):
-    def laid(*given, **options):
+    def compose_doubled(*given, **options):
         kind = compose_run_class(*given, **options)
         return type(kind.__name__, (InDoubles, kind), {"__module__": kind.__module__})
-    laid.doubled = True
-    mixins.compose_run_class = laid
+    compose_doubled.doubled = True
+    mixins.compose_run_class = compose_doubled
 """
 
 
 @pytest.fixture
 def plain(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """20 steps of a network without BatchNorm in float64, with thresholds that let images through from the start."""
+    """20 steps of a network without BatchNorm in float64, with thresholds that some images pass from the start."""
     (tmp_path / "doubles.py").write_text(PLUGIN)
     tiny |= {"plugins": ["doubles"], "net": "plain", "p_cutoff": 0.15, "rs_warmup": 0.2, "rs_queue_length": 4}
     tiny |= {"epoch": 2, "num_train_iter": 20, "num_eval_iter": 20, "num_log_iter": 1, "lr": 0.1}
@@ -90,7 +90,7 @@ def free_port() -> int:
 
 
 def start(config: dict[str, Any], folder: Path, count: int) -> list[ForkedCommand]:
-    """As torchrun would: the processes of one run, each told its rank by the environment."""
+    """Start the processes of one run as torchrun does, each with its rank in the environment."""
     path, port = folder / f"{config['save_name']}.yaml", free_port()
     path.write_text(yaml.safe_dump(config))
 
@@ -98,8 +98,8 @@ def start(config: dict[str, Any], folder: Path, count: int) -> list[ForkedComman
         def act() -> None:
             os.chdir(folder)
             torch.set_num_threads(1)
-            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-            os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1")
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in variables.items()}, MASTER_ADDR="127.0.0.1")
 
         return act
 
@@ -136,7 +136,7 @@ CASES = [
             ("freematch", {}),
             ("softmatch", {}),
             ("fixmatch", {"net": "small_wrn_10_1"}),  # BatchNorm of the whole batch
-            ("rsmatch", {"net": "small_wrn_10_1"}),  # normalised in two groups
+            ("rsmatch", {"net": "small_wrn_10_1"}),  # split BatchNorm
             ("rsmatch", {"net": "small_wrn_10_1", "use_cat": False, "rs_norm": "shared"}),
         )
     ),
@@ -144,15 +144,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("algorithm", "keys"), CASES, ids=lambda case: str(case))
-def test_two_processes_with_half_a_batch_follow_one_with_the_whole(
+def test_two_processes_are_equivalent_to_one(
     algorithm: str, keys: dict[str, Any], plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Weights after 20 steps within 1e-12, float64; one queue, one table of scores, one set of thresholds."""
+    """After 20 steps in float64 the weights agree within 1e-12; queue, scores and thresholds are the same."""
     plain |= {"algorithm": algorithm, **keys}
     one = run_with({**plain, "save_name": "one"}, tmp_path, 1)
     two = run_with({**plain, "save_name": "two"}, tmp_path, 2)
-    begun = torch.load(Path(plain["save_dir"]) / "one" / "latest_model.pth", weights_only=True)["model"]
-    assert all(tensor.dtype == torch.float64 for tensor in begun.values() if tensor.is_floating_point())
+    weights = torch.load(Path(plain["save_dir"]) / "one" / "latest_model.pth", weights_only=True)["model"]
+    assert all(tensor.dtype == torch.float64 for tensor in weights.values() if tensor.is_floating_point())
     assert distance(one, two) < 1e-12
     states = [content[checkpoint.KEY]["hooks"] for content in (one, two)]
     if algorithm == "rsmatch":
@@ -167,8 +167,8 @@ def test_two_processes_with_half_a_batch_follow_one_with_the_whole(
     assert [json.loads(line)["it"] for line in lines[1]] == [json.loads(line)["it"] for line in lines[0]]
 
 
-def test_a_checkpoint_goes_on_with_another_number_of_processes(plain: dict[str, Any], tmp_path: Path) -> None:
-    """Stopped by a signal to one of two processes, gone on with one, then with three."""
+def test_a_run_resumes_with_another_number_of_processes(plain: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes, stopped by a signal to one of them; then one process; then three."""
     plain |= {"algorithm": "rsmatch", "batch_size": 6, "rs_warmup": 0.0}
     whole = run_with({**plain, "save_name": "whole"}, tmp_path, 1)
     path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
@@ -182,7 +182,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(plain: dict[str, 
     assert distance(whole, run_with({**plain}, tmp_path, 3)) < 1e-12
 
 
-def test_a_killed_process_ends_the_job_with_a_message(plain: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_run_with_a_message(plain: dict[str, Any], tmp_path: Path) -> None:
     plain |= {"num_train_iter": 400, "num_eval_iter": 5}
     folder = Path(plain["save_dir"]) / "run"
     children = start(plain, tmp_path, 2)
@@ -198,12 +198,12 @@ def test_a_killed_process_ends_the_job_with_a_message(plain: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"batch_size": 5}, "batch_size 5 does not divide by 2 processes"),
+        ({"batch_size": 5}, "batch_size 5 is not divisible by the number of processes, 2"),
         ({"real_count": 10**6}, "real_count"),
         ({"lr": 1e200}, "the loss is"),
     ],
 )
-def test_what_is_wrong_is_told_and_ends_all(
+def test_an_error_is_reported_by_every_process_and_ends_all(
     keys: dict[str, Any], message: str, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     children = start({**plain, **keys}, tmp_path, 2)
@@ -218,8 +218,8 @@ def test_what_is_wrong_is_told_and_ends_all(
     assert "Traceback" not in str(outputs)
 
 
-def test_global_draws_go_on_in_every_process(plain: dict[str, Any], tmp_path: Path) -> None:
-    """A stopped and resumed job ends as the uninterrupted one bit for bit, every process's global draws included."""
+def test_every_process_restores_its_global_generators(plain: dict[str, Any], tmp_path: Path) -> None:
+    """A resumed run with two processes equals the uninterrupted one bit for bit; MixMatch draws from them."""
     plain |= {"algorithm": "mixmatch"}
     whole = run_with({**plain, "save_name": "whole"}, tmp_path, 2)
     path = Path(plain["save_dir"]) / "run" / "metrics.jsonl"
@@ -255,6 +255,6 @@ def test_torchrun_itself(plain: dict[str, Any], tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy") == 2  # at the evaluation and at the end, by the first process alone
+    assert done.stdout.count("accuracy") == 2  # at the evaluation and at the end, by the first process only
     one = run_with({**plain, "algorithm": "rsmatch", "save_name": "one"}, tmp_path, 1)
     assert distance(one, checkpoint.read(Path(plain["save_dir"]) / "run" / "latest_model.pth")) < 1e-12

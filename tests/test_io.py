@@ -1,4 +1,4 @@
-"""Files are whole or absent: whatever happens while one is written, the one before it stays."""
+"""Atomic writes: a file is complete or absent, and a failed write leaves the previous file unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from usb_rsmatch.io import atomic_write, parse_json, remove_leftovers, write_json, write_text
 
 
-def test_a_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_a_write_creates_the_folder_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "note.txt"
     write_text(path, "Größe\n")
     assert path.read_text(encoding="utf-8") == "Größe\n"
@@ -24,17 +24,17 @@ def test_a_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> Non
     assert os.listdir(path.parent) == ["note.txt"]
 
 
-def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     write_text(path, "before")
     with pytest.raises(RuntimeError, match="half"), atomic_write(path) as temporary:
         temporary.write_text("half")
-        assert temporary.parent == path.parent  # else a rename is no single step
+        assert temporary.parent == path.parent  # else the rename would not be atomic
         raise RuntimeError("half-way")
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["note.txt"]
 
 
-def test_a_process_that_is_killed_while_writing_leaves_the_file_before_it(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     write_text(path, "before")
     code = f"""
@@ -51,7 +51,7 @@ with atomic_write({str(path)!r}) as temporary:
     assert sorted(os.listdir(tmp_path)) == [".hidden.tmp", "note.txt"]
 
 
-def test_the_file_before_is_kept_under_another_name(tmp_path: Path) -> None:
+def test_the_previous_file_is_kept_under_another_name(tmp_path: Path) -> None:
     path, kept = tmp_path / "note.txt", tmp_path / "before.txt"
     for text in ("1", "2", "3"):
         with atomic_write(path, keep=kept) as temporary:
@@ -62,10 +62,10 @@ def test_the_file_before_is_kept_under_another_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["link", "replace", "fsync", "chmod"])
 @pytest.mark.parametrize("kill", [False, True])
-def test_a_write_that_stops_at_any_call_leaves_a_whole_file(
+def test_a_write_that_stops_at_any_system_call_leaves_a_complete_file(
     call: str, kill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every system call of a write fails, or is the process's last, in turn; the next write finds nothing amiss."""
+    """Each system call of a write fails or ends the process, one after another; the next write then succeeds."""
     path, kept = tmp_path / "note.txt", tmp_path / "before.txt"
     for text in ("1", "2"):
         with atomic_write(path, keep=kept) as temporary:
@@ -99,7 +99,7 @@ def test_a_write_that_stops_at_any_call_leaves_a_whole_file(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [{"a": float("-inf")}]])
-def test_json_has_no_nan(value: object, tmp_path: Path) -> None:
+def test_json_with_nan_or_infinity_is_refused(value: object, tmp_path: Path) -> None:
     path = tmp_path / "numbers.json"
     write_json(path, {"a": [1, 2.5, None, "x"]})
     with pytest.raises(ValueError):
@@ -108,19 +108,19 @@ def test_json_has_no_nan(value: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "1 2", r'["\ud800"]', r'{"\uDFFF": 1}'])
-def test_what_is_no_json_is_a_value_error(text: str) -> None:
+def test_invalid_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
 
 
-def test_numbers_beyond_any_float_are_infinite() -> None:
+def test_integers_too_large_for_a_float_become_infinite() -> None:
     assert parse_json(f"[7, -{'9' * 5000}, {'9' * 400}]") == [7, float("-inf"), float("inf")]
     assert parse_json(r'"\ud83d\ude00 \\ud800"') == "😀 \\ud800"
     assert type(parse_json("7")) is int and parse_json("9" * 200) == int("9" * 200)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-def test_files_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="file modes exist only on POSIX systems")
+def test_files_have_the_default_mode(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     write_text(tmp_path / "ours", "text")

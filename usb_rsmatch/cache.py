@@ -26,8 +26,8 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     return Path(base) / "usb_rsmatch"
 
 
-def room_for(size: int, folder: Path, what: str) -> None:
-    """Create the folder; UserError if that fails or its disk has no space for `size` bytes."""
+def require_disk_space(size: int, folder: Path, what: str) -> None:
+    """Create the folder for `what`; UserError if that fails or its disk has no space for `size` bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -42,11 +42,12 @@ def room_for(size: int, folder: Path, what: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, poll: float = 0.2) -> Iterator[None]:
-    """Hold the lock file `path`; waits while another process holds it.
+def file_lock(path: Path, poll: float = 0.2) -> Iterator[None]:
+    """A context that holds a lock on the file `path`; it waits, polling every `poll` seconds, while another holds it.
 
     It is an operating system lock, so it ends with its process and is never stale; the file itself stays. On a file
-    system without locks the body runs unlocked: writes are atomic, so the only cost is duplicate work.
+    system without locks the body runs unlocked: writes are atomic, so the only cost is duplicate work. A run folder has
+    `usb/run_lock.py`, which refuses instead of waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:

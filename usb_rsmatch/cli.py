@@ -134,13 +134,13 @@ def _keys(rest: Sequence[str]) -> dict[str, Any]:
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     silence_deprecations()
-    from usb_rsmatch.usb.training import config_line, train
+    from usb_rsmatch.usb.training import result_line, train
 
     if args.device is not None:
         overrides["device"] = args.device
     result = train(args.c, overrides, max_minutes=args.max_minutes)
     if os.environ.get("RANK", "0") == "0":
-        print(config_line(result))
+        print(result_line(result))
     return 0
 
 

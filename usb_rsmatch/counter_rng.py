@@ -15,7 +15,7 @@ from torch import Tensor
 _GOLDEN, _MIX_1, _MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _27, _30, _31, _40 = map(np.uint64, (27, 30, 31, 40))
 
-# Every purpose of random numbers has a number of its own, the `view` below. New ones are added only here.
+# Each use of random numbers has its own number, the argument `view` below. New numbers are added only here.
 UNLABELED = range(8)  # the views of an unlabelled image, in the order of its batch
 LABELED_VIEW, LABELED_STRONG_VIEW = 8, 10  # the second for DeFixMatch only
 QUARTER_TURN = 9  # ReMixMatch's rotation
@@ -24,7 +24,7 @@ FAKE_DRAW = 18  # principal components of a pseudo-fake
 SECOND_VIEW = 24  # OpenMatch's second weak view
 OUTLIER_VIEW = 25  # an image of SCOMatch's queue
 ROTATION_VIEW = 26  # CRMatch's rotated image
-TRUSTED_VIEW, AUDITED_VIEW, AUDIT_FAKE_DRAW = 32, 33, 34  # the two sides of an audit, and its pseudo-fakes
+TRUSTED_VIEW, AUDITED_VIEW, AUDIT_FAKE_DRAW = 32, 33, 34  # an audit's trusted and audited images, and its pseudo-fakes
 
 
 def derive(seed: int, *names: int | str) -> int:
@@ -85,8 +85,11 @@ class Order:
 
 
 @contextlib.contextmanager
-def keyed_globals(seed: int, position: int, view: int) -> Iterator[None]:
-    """Seed the global CPU generators of Python, NumPy and torch for one view of one sample; restore them after it."""
+def seeded_globals(seed: int, position: int, view: int) -> Iterator[None]:
+    """A context that seeds the global CPU generators of Python, NumPy and torch for one view of one sample.
+
+    Their previous states are restored afterwards.
+    """
     key = derive(seed, "view", view, position)
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(key)

@@ -18,7 +18,7 @@ Cell = str | int | float
 WriteRow = Callable[[Sequence[Cell]], None]
 
 
-def safe(cell: Cell) -> str:
+def escape_formula(cell: Cell) -> str:
     """A cell as text; text that a spreadsheet would execute gets a leading apostrophe. Numbers have six digits."""
     if isinstance(cell, (int, float)):
         return f"{cell:.6g}"
@@ -46,4 +46,4 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[WriteRow]:
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        yield lambda row: writer.writerow([safe(cell) for cell in row])
+        yield lambda row: writer.writerow([escape_formula(cell) for cell in row])

@@ -22,5 +22,5 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 on the device, rather than emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch does not report it: then no
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch lacks them: counted as not supported
+    return any(getattr(torch.cpu, name, bool)() for name in probes)

@@ -31,14 +31,17 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def size() -> int:
-    """The number of processes that train this run."""
+def world_size() -> int:
+    """The number of processes that train this run; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """The process group of the processes that torchrun started: gloo, and nccl on GPUs."""
+    """A context with the process group of the processes that torchrun started: gloo on CPUs, nccl on GPUs.
+
+    Raises UserError if a process has no GPU of its own, and RunFailed if the processes cannot connect.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -61,24 +64,24 @@ def process_group(device: str) -> Iterator[None]:
 # collectives --------------------------------------------------------------------------------------------------------
 
 
-def local_part(whole: T) -> T:
-    """This process's rows of a whole batch (tensor, array or sequence)."""
-    return whole if size() == 1 else whole[rank() :: size()]  # type: ignore[index]
+def local_shard(whole: T) -> T:
+    """This process's rows of a whole batch [R B, ...] (tensor, array or sequence): every R-th one, from its rank on."""
+    return whole if world_size() == 1 else whole[rank() :: world_size()]  # type: ignore[index]
 
 
 @torch.no_grad()
-def gather(rows: Tensor) -> Tensor:
-    """The whole batch [R B, ...] of which this process has `rows` [B, ...], in the order of its positions."""
-    if size() == 1:
+def all_gather_batch(rows: Tensor) -> Tensor:
+    """The whole batch [R B, ...], of which this process has the shard `rows` [B, ...]; the inverse of `local_shard`."""
+    if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size())]
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, rows.detach().contiguous())
     return torch.stack(parts, 1).flatten(0, 1)
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    if size() == 1:
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process; all processes must call it."""
+    if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag))
     dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -87,23 +90,23 @@ def any_process(flag: bool) -> bool:
 
 def all_gather_objects(value: T) -> list[T]:
     """The values of all processes, by rank."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, _packed(value))
     return [_unpacked(packed) for packed in values]
 
 
-def on_rank_zero(function: Callable[..., T], *given: Any) -> T:
+def on_rank_zero(function: Callable[..., T], *args: Any) -> T:
     """The result of `function`, called in the first process only; its errors are raised in all processes."""
-    if size() == 1:
-        return function(*given)
+    if world_size() == 1:
+        return function(*args)
     outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            outcome[0] = _packed(function(*given))
+            outcome[0] = _packed(function(*args))
         except Exception as error:
-            outcome[1] = error if _travels(error) else RunFailed(f"{type(error).__name__}: {error}")
+            outcome[1] = error if _is_picklable(error) else RunFailed(f"{type(error).__name__}: {error}")
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
@@ -121,7 +124,8 @@ def _unpacked(packed: bytes) -> Any:
     return torch.load(io.BytesIO(packed), weights_only=False)  # sent by a process of this job
 
 
-def _travels(error: Exception) -> bool:
+def _is_picklable(error: Exception) -> bool:
+    """Whether the error can be sent to another process; constructors with several arguments can prevent it."""
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
@@ -131,12 +135,12 @@ def _travels(error: Exception) -> bool:
 @torch.no_grad()
 def average_tensors(tensors: Sequence[Tensor]) -> None:
     """Set each tensor to its mean over the processes, with one reduction per data type and device."""
-    kinds: dict[Any, list[Tensor]] = {}
+    groups: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for group in kinds.values():
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in groups.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         dist.all_reduce(flat)
-        flat /= size()
+        flat /= world_size()
         for tensor, mean in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(mean.view_as(tensor))

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, with their exit codes."""
+"""The errors that commands report in one line, with their exit codes."""
 
 from __future__ import annotations
 

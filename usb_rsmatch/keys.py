@@ -1,4 +1,4 @@
-"""A configuration key as data: its name, type, bounds, default and meaning; values made to fit it; typed settings."""
+"""Describes configuration keys (name, type, bounds, default, meaning), converts values to them, and reads settings."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def read_values(keys: Iterable[Key], args: Any, where: str) -> dict[str, Any]:
     return values
 
 
-def stands_on_a_base_rule(algorithm: str) -> bool:
-    """Whether an algorithm is RSMatch or a variant of it, which its name shows: `rsmatch`, `rsmatch_...`."""
+def is_rsmatch_variant(algorithm: str) -> bool:
+    """Whether an algorithm is RSMatch or a variant of it, which uses a base rule: `rsmatch` or `rsmatch_...`."""
     return algorithm == "rsmatch" or algorithm.startswith("rsmatch_")
 
 
@@ -66,7 +66,7 @@ def convert(key: Key, value: Any, where: str) -> Any:
 
     def refuse(what: str) -> UserError:
         word = f" or {key.word}" if key.word else ""
-        return UserError(f"{where}: {key.name} takes {what}{word}, not {shown(value)}")
+        return UserError(f"{where}: {key.name} takes {what}{word}, not {short_repr(value)}")
 
     if key.word is not None and value == key.word:
         return value
@@ -123,13 +123,13 @@ def convert(key: Key, value: Any, where: str) -> Any:
 
 
 def nearest(name: str, known: Any) -> str:
-    """`: did you mean ...?` with the most similar known name, or an empty text."""
+    """The suffix `: did you mean ...?` with the most similar known name; an empty text if none is similar."""
     names = {str(item).casefold(): str(item) for item in known}
     close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
     return f": did you mean {names[close[0]]!r}?" if close else ""
 
 
-def shown(value: Any) -> str:
-    """`value` for a one-line message, shortened if it is long."""
+def short_repr(value: Any) -> str:
+    """The representation of `value` for a one-line message, shortened to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -10,7 +10,7 @@ EVERY = 30.0  # seconds between plain lines
 
 
 class Progress:
-    """Counts from `done` to `total`; `update(n)` advances it. Nothing is shown for very short work."""
+    """A counter from `done` to `total`, which `update(n)` advances. Very short work shows nothing."""
 
     def __init__(self, total: int, title: str, unit: str = "image", done: int = 0) -> None:
         self.total, self.title, self.unit, self.begun, self.done = total, title, unit, done, done

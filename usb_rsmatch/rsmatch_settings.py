@@ -12,17 +12,17 @@ FAST = ("bf16", "channels_last", "fused", "foreach_ema", "counts", "lazy_logs") 
 
 @dataclass(frozen=True)
 class RSMatchSettings:
-    """The keys under their names in a configuration."""
+    """One field per key, under its name in a configuration."""
 
     rs_base: str = setting("str", "fixmatch", "base rule of RSMatch: a pseudo-label algorithm of USB", "ours")
     rs_detector: str = setting(
-        "str", "csqueue", "csqueue, pu, supervised, oracle, random, scores:FILE.csv, none", "paper"
+        "str", "csqueue", "detector: csqueue, pu, supervised, oracle, random, scores:FILE.csv or none", "paper"
     )
     rs_detector_input: str = setting(
-        "str", "residual", "residual, npr, feature, feature_gradient, or a plugin's", "ours"
+        "str", "residual", "detector's input: residual, npr, feature, feature_gradient, or one of a plugin", "ours"
     )
-    rs_queue: str = setting("classwise|single", "classwise", "one queue per class, or one for all", "paper")
-    rs_queue_length: int = setting("int", 32, "entries per class", "ours", low=1)
+    rs_queue: str = setting("classwise|single", "classwise", "one queue per class, or one for all classes", "paper")
+    rs_queue_length: int = setting("int", 32, "queue entries per class", "ours", low=1)
     rs_synthetic_to: str = setting(
         "dummy|main|both|drop", "both", "heads that learn from images identified as synthetic", "ours"
     )
@@ -30,19 +30,21 @@ class RSMatchSettings:
         "float", 0.5, "probability above which an image counts as synthetic", "ours", low=0, high=1, word="adaptive"
     )
     rs_norm: str = setting(
-        "split|shared", "split", "BatchNorm statistics of their own for synthetic images, or shared", "ours"
+        "split|shared", "split", "separate BatchNorm statistics for synthetic images, or shared ones", "ours"
     )
-    rs_warmup: float = setting("float", 0.2, "share of training before identification starts", "ours", low=0, high=1)
+    rs_warmup: float = setting(
+        "float", 0.2, "share of the training steps before identification starts", "ours", low=0, high=1
+    )
     rs_lambda_syn: float = setting("float", 1.0, "weight of the dummy head's loss (lambda_s)", "ours", low=0)
     rs_lambda_det: float = setting("float", 1.0, "weight of the detector's loss (lambda_d)", "ours", low=0)
     rs_loader: str = setting("pil|batched", "pil", "augment one image at a time as USB does, or whole batches", "ours")
     rs_fast: bool | str = setting(
         "bool", False, "all speed-ups, or a list of them; false is USB's exact arithmetic", "ours", parts=FAST
     )
-    rs_on_nan: str = setting(
-        "stop|skip", "stop", "a loss that is not finite stops the run, or its step is skipped", "ours"
+    rs_on_nan: str = setting("stop|skip", "stop", "if the loss is not finite: stop the run, or skip the step", "ours")
+    rs_compile: bool = setting(
+        "bool", False, "with rs_fast, compile the network by torch.compile; the start is slow", "ours"
     )
-    rs_compile: bool = setting("bool", False, "with rs_fast, torch.compile the network; starts slowly", "ours")
 
     @classmethod
     def read(cls, args: Any) -> RSMatchSettings:

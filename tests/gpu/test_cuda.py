@@ -1,4 +1,4 @@
-"""On a GPU: the same runs, stopped and resumed, the views, and a step that never waits for the device."""
+"""On a GPU: runs agree with those on a CPU and resume, views are the same, and a step never waits for the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from usb_rsmatch.errors import Interrupted
 from usb_rsmatch.usb import checkpoint, training
 from usb_rsmatch.usb.config import resolve
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: none is here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FAST = {"rs_loader": "batched", "rs_fast": True, "device": "cuda"}
 
 
@@ -25,17 +25,17 @@ def silent(line: str) -> None:
 
 @pytest.mark.parametrize("kind", [augment.weak, augment.medium, augment.strong])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_views_are_those_of_the_processor(kind: Any, channels: int) -> None:
+def test_views_agree_with_those_on_the_cpu(kind: Any, channels: int) -> None:
     images = torch.randint(256, (256, channels, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     positions, spec = torch.arange(256), augment.ViewSpec(padding=4, flip=True)
     expected = kind(images, 0, positions, 0, spec).short()
     views = kind(images.cuda(), 0, positions, 0, spec).cpu().short()
-    assert (views - expected).abs().max() <= 1  # a grey level, where multiplication and addition are fused
+    assert (views - expected).abs().max() <= 1  # one grey level, because of fused multiply-add
 
 
 @pytest.mark.parametrize("rs_fast", [False, True])
 @pytest.mark.parametrize("algorithm", ["fixmatch", "flexmatch", "freematch", "softmatch", "rsmatch"])
-def test_runs_and_ends_near_the_processors_run(algorithm: str, rs_fast: bool, tiny: dict[str, Any]) -> None:
+def test_a_run_is_close_to_the_one_on_the_cpu(algorithm: str, rs_fast: bool, tiny: dict[str, Any]) -> None:
     tiny |= FAST | {"algorithm": algorithm, "rs_fast": rs_fast}
     results, losses = {}, {}
     for device in ("cpu", "cuda"):
@@ -47,12 +47,12 @@ def test_runs_and_ends_near_the_processors_run(algorithm: str, rs_fast: bool, ti
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch"])
-def test_stopped_run_goes_on(algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes(algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny |= FAST | {"algorithm": algorithm}
     whole = training.train({**tiny, "save_name": "whole"}, note=silent)
     left = iter([False, False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
             training.train({**tiny, "save_name": "stopped"}, note=silent)
     result = training.train({**tiny, "save_name": "stopped"}, note=silent)
@@ -60,14 +60,14 @@ def test_stopped_run_goes_on(algorithm: str, tiny: dict[str, Any], monkeypatch: 
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch", "openmatch", "iomatch", "scomatch", "uasd"])
-def test_steps_without_waiting_for_the_device(algorithm: str, tiny: dict[str, Any]) -> None:
+def test_a_step_does_not_wait_for_the_device(algorithm: str, tiny: dict[str, Any]) -> None:
     args, _ = resolve({**tiny, **FAST, "algorithm": algorithm, "batch_size": 16, "uratio": 7, "rs_warmup": 0.0})
     built = training.build(args)
     built.model.train()
     built.call_hook("before_run")
     labeled, unlabeled = (next(iter(built.loader_dict[name])) for name in ("train_lb", "train_ulb"))
     batch = built.process_batch(**labeled, **unlabeled)
-    for _ in range(3):  # what is set up once may wait
+    for _ in range(3):  # one-time set-up may wait
         built.train_step(**batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -79,8 +79,8 @@ def test_steps_without_waiting_for_the_device(algorithm: str, tiny: dict[str, An
     assert isinstance(built.log_dict["train/total_loss"], torch.Tensor)
 
 
-def test_the_queue_lives_on_the_device_and_its_state_on_none() -> None:
-    """Mining there is what it is on the processor, and what is saved on one loads on the other."""
+def test_the_queue_is_on_the_device_and_its_state_on_the_cpu() -> None:
+    """Mining on the GPU equals mining on the CPU, and a state that was saved on one can be loaded on the other."""
     queues = {device: ClasswiseSyntheticQueue(4, 5, device=device) for device in ("cpu", "cuda")}
     rankings = {device: ClasswiseRanking(4, device=device) for device in queues}
     draws = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def test_the_queue_lives_on_the_device_and_its_state_on_none() -> None:
     assert queues["cuda"].indices.is_cuda and torch.equal(queues["cuda"].indices.cpu(), queues["cpu"].indices)
 
 
-def test_rsmatch_keeps_what_it_mines_on_the_device(tiny: dict[str, Any]) -> None:
+def test_rsmatch_keeps_its_mining_state_on_the_device(tiny: dict[str, Any]) -> None:
     tiny |= FAST | {"algorithm": "rsmatch", "batch_size": 16, "uratio": 7, "rs_warmup": 0.2}
     args, _ = resolve(tiny)
     built = training.build(args)

@@ -1,4 +1,4 @@
-"""Checkpoint files: damage is found, a write that fails loses nothing, and USB reads ours as we read USB's."""
+"""Checkpoint files: damage is detected, a failed write loses nothing, and USB and this package read each other's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def content(step: int = 3) -> dict[str, Any]:
     }
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_read_returns_what_write_saved(tmp_path: Path) -> None:
     path = tmp_path / "latest_model.pth"
     checkpoint.write(content(), path)
     got, expected = checkpoint.read(path), content()
@@ -56,8 +56,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_anywhere_changes_nothing_or_is_found(written: Path, where: float, bit: int) -> None:
-    """A bit of the archive's padding may flip unseen; what is read is then what was written."""
+def test_a_flipped_bit_is_detected_or_changes_no_content(written: Path, where: float, bit: int) -> None:
+    """A flipped bit in the archive's padding may remain undetected; the content is then unchanged."""
     damaged = bytearray(written.read_bytes())
     damaged[int(where * len(damaged))] ^= 1 << bit
     path = written.with_name("damaged.pth")
@@ -72,8 +72,8 @@ def test_a_flipped_bit_anywhere_changes_nothing_or_is_found(written: Path, where
 
 
 @pytest.mark.parametrize("name", ["weight", "half", "flags"])
-def test_every_flipped_byte_of_a_tensor_is_found(name: str, written: Path, tmp_path: Path) -> None:
-    """torch.load takes such a file without a word."""
+def test_a_flipped_bit_in_tensor_data_is_detected(name: str, written: Path, tmp_path: Path) -> None:
+    """torch.load reads such a file without an error."""
     whole, path = written.read_bytes(), tmp_path / "latest_model.pth"
     raw = content()["model"][name].view(torch.uint8).numpy().tobytes()
     start = whole.index(raw)
@@ -86,7 +86,7 @@ def test_every_flipped_byte_of_a_tensor_is_found(name: str, written: Path, tmp_p
             checkpoint.read(path)
 
 
-def test_contents_that_were_changed_and_saved_again_are_found(written: Path, tmp_path: Path) -> None:
+def test_changed_contents_with_valid_checksums_are_detected(written: Path, tmp_path: Path) -> None:
     changed = torch.load(written, weights_only=True)
     changed["model"]["weight"][0, 0] += 1e-6
     torch.save(changed, tmp_path / "changed.pth")
@@ -95,7 +95,7 @@ def test_contents_that_were_changed_and_saved_again_are_found(written: Path, tmp
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_file_that_is_cut_off_is_refused(share: float, written: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(share: float, written: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.pth"
     path.write_bytes(written.read_bytes()[: int(share * written.stat().st_size)])
     with pytest.raises(UserError, match="cannot be read") as caught:
@@ -104,7 +104,7 @@ def test_a_file_that_is_cut_off_is_refused(share: float, written: Path, tmp_path
 
 
 class Touch:
-    """Unpickled, it would make a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,15 +113,15 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_executes_code_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}, "evil": Touch(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.read(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_that_would_unfold_to_any_size_is_refused(tmp_path: Path) -> None:
-    """A thousandth of the size, and a tensor of few numbers that claims a terabyte."""
+def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
+    """A compressed file of a thousandth of its content's size, and a one-value tensor whose shape claims a terabyte."""
     torch.save({"model": {"weight": torch.zeros(10**6)}}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
         for name in plain.namelist():
@@ -129,12 +129,12 @@ def test_a_file_that_would_unfold_to_any_size_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match="it is compressed"):
         checkpoint.read(tmp_path / "bomb.pth")
     torch.save({"model": {"weight": torch.zeros(1).expand(1 << 38)}}, tmp_path / "claim.pth")
-    with pytest.raises(UserError, match="claims more numbers"):
+    with pytest.raises(UserError, match="claims more values"):
         checkpoint.read(tmp_path / "claim.pth")
 
 
-def test_lists_of_one_list_again_and_again_are_refused(tmp_path: Path) -> None:
-    """Some hundred bytes that unfold to 9**12 values, and a list that holds itself."""
+def test_nested_lists_that_expand_without_limit_are_refused(tmp_path: Path) -> None:
+    """A few hundred bytes that expand to 9**12 values, and a list that contains itself."""
     bomb: list[Any] = [0] * 9
     for _ in range(12):
         bomb = [bomb] * 9
@@ -146,21 +146,21 @@ def test_lists_of_one_list_again_and_again_are_refused(tmp_path: Path) -> None:
             checkpoint.read(tmp_path / "bomb.pth")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes exist only on POSIX systems")
+def test_a_named_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "latest_model.pth")
     with pytest.raises(UserError, match="it is not a regular file"):
         checkpoint.read(tmp_path / "latest_model.pth")
 
 
 @pytest.mark.parametrize("content", [{"model": {}, checkpoint.KEY: 3}, {"model": {}, checkpoint.KEY: {"digest": []}}])
-def test_a_part_of_ours_that_is_none_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_value_under_our_key_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.read(tmp_path / "odd.pth")
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoint.read(tmp_path / "absent.pth")
     torch.save(torch.zeros(2), tmp_path / "tensor.pth")
@@ -173,7 +173,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
 # writing ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpoint.write(content(step), tmp_path / "latest_model.pth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest_model.pth", "previous_model.pth"]
@@ -182,13 +182,13 @@ def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:
     assert newest is not None and newest["it"] == 3 and note is None
 
 
-def test_a_write_that_fails_half_way_leaves_both_files(tmp_path: Path) -> None:
+def test_an_incomplete_write_leaves_both_files(tmp_path: Path) -> None:
     path = tmp_path / "latest_model.pth"
     for step in (1, 2):
         checkpoint.write(content(step), path)
     broken = content(3)
     broken["model"]["weight"] = torch.zeros(300, 300)
-    broken["late"] = lambda: None  # cannot be pickled: found when much is written already
+    broken["late"] = lambda: None  # cannot be pickled: raises after much has been written
     with pytest.raises(Exception, match="pickle"):
         checkpoint.write(broken, path)
     assert sorted(found.name for found in tmp_path.iterdir()) == ["latest_model.pth", "previous_model.pth"]
@@ -197,7 +197,7 @@ def test_a_write_that_fails_half_way_leaves_both_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_disk_that_fails_loses_at_most_the_last_checkpoint(
+def test_a_disk_error_loses_at_most_the_newest_checkpoint(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -215,7 +215,7 @@ def test_a_disk_that_fails_loses_at_most_the_last_checkpoint(
     assert newest is not None and newest["it"] == 1
 
 
-def test_damage_falls_back_once_and_then_stops(tmp_path: Path) -> None:
+def test_damage_falls_back_to_the_previous_file_and_then_raises(tmp_path: Path) -> None:
     assert checkpoint.read_latest(tmp_path) == (None, None)
     for step in (1, 2):
         checkpoint.write(content(step), tmp_path / "latest_model.pth")
@@ -224,23 +224,23 @@ def test_damage_falls_back_once_and_then_stops(tmp_path: Path) -> None:
     assert before is not None and before["it"] == 1
     assert note is not None and "resuming from the previous checkpoint" in note
     (tmp_path / "previous_model.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="no whole checkpoint is left"):
+    with pytest.raises(UserError, match="no valid checkpoint is left"):
         checkpoint.read_latest(tmp_path)
 
 
 # USB ----------------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
-    """USB's best accuracy is one where scikit-learn gives it so; torch's own default refuses the file."""
+def test_numpy_scalars_are_read(tmp_path: Path) -> None:
+    """With some scikit-learn versions USB's best accuracy is a NumPy scalar, which torch refuses by default."""
     torch.save({"model": {}, "best_eval_acc": np.float64(0.5), "it": np.int64(3)}, tmp_path / "usb.pth")
     with pytest.raises(Exception, match="Weights only load failed"):
         torch.load(tmp_path / "usb.pth", weights_only=True)
     assert checkpoint.read(tmp_path / "usb.pth") == {"model": {}, "best_eval_acc": 0.5, "it": 3}
 
 
-def stock(args: Any, ours: Any) -> Any:
-    """semilearn's own algorithm, nothing laid over it, on the data sets and loaders of ours."""
+def unmodified_algorithm(args: Any, ours: Any) -> Any:
+    """semilearn's own algorithm without our mixins, with the data sets and loaders of `ours`."""
     with cuda_calls_stay_on_cpu():
         algorithm = ALGORITHMS[args.algorithm].__new__(ALGORITHMS[args.algorithm], args)
         algorithm.set_dataset = lambda: ours.dataset_dict
@@ -259,12 +259,12 @@ def assert_same_weights(first: Any, second: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "rsmatch"])
-def test_usbs_own_load_model_reads_ours(name: str, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_usbs_load_model_reads_our_checkpoint(name: str, finished: dict[str, Path], tmp_path: Path) -> None:
     args, _ = resolve(read_yaml(finished[name] / "config.yaml"))
     args.device = "cpu"
     ours = build(args)
     ours.load_model(str(finished[name] / "latest_model.pth"))
-    fresh = stock(args, build(args))
+    fresh = unmodified_algorithm(args, build(args))
     with pytest.raises(AssertionError):
         assert_same_weights(ours, fresh)
     with cuda_calls_stay_on_cpu():
@@ -278,27 +278,27 @@ def test_usbs_own_load_model_reads_ours(name: str, finished: dict[str, Path], tm
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "softmatch", "flexmatch"])
-def test_a_checkpoint_of_usb_itself_goes_on_with_a_note(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_training_starts_from_a_checkpoint_of_usb_with_a_note(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     config = {**tiny, "algorithm": name, "epoch": 1}
     args, longer = resolve(config)[0], resolve({**config, "num_train_iter": 16, "num_eval_iter": 16})[0]
-    theirs = stock(args, build(args))
+    theirs = unmodified_algorithm(args, build(args))
     with cuda_calls_stay_on_cpu():
         theirs.train()  # saves by USB's own hooks
     saved = Path(args.save_dir) / args.save_name / "latest_model.pth"
     assert checkpoint.KEY not in torch.load(saved, weights_only=False)
     path = Path(shutil.copy(saved, tmp_path / "usb.pth"))
 
-    told: list[str] = []
-    begun = {**config, "save_name": "ours", "num_train_iter": 16, "num_eval_iter": 16, "start_from": str(path)}
-    assert train(begun, note=told.append)["iterations"] == 16
-    assert any("a checkpoint of USB itself" in line for line in told) and told[-1].startswith("resuming after step 1")
+    notes: list[str] = []
+    started = {**config, "save_name": "ours", "num_train_iter": 16, "num_eval_iter": 16, "start_from": str(path)}
+    assert train(started, note=notes.append)["iterations"] == 16
+    assert any("a checkpoint of USB itself" in line for line in notes) and notes[-1].startswith("resuming after step 1")
     for changes, message in (
         ({"num_train_iter": 12, "num_eval_iter": 6}, "raise num_train_iter"),
         ({"net": "small_wrn_16_1"}, "does not fit the configuration"),
         ({"start_from": str(tmp_path / "none.pth")}, "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=message):
-            train({**begun, "save_name": "refused", **changes}, note=told.append)
+            train({**started, "save_name": "refused", **changes}, note=notes.append)
         assert not list((Path(args.save_dir) / "refused").glob("[!.]*"))
 
     ours, lines = build(longer), []

@@ -1,4 +1,4 @@
-"""Configurations: types and bounds, keys without effect, unknown keys, files with mistakes, and what a hash means."""
+"""Configurations: types, bounds, keys without effect, unknown keys, invalid files, and the configuration's hash."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from usb_rsmatch.usb.config import DEAD, FORMER_PLUGINS, KEYS, NOT_IDENTITY, con
 
 
 def refused(given: Any, overrides: dict[str, Any] | None = None) -> str:
+    """The one-line message with which a configuration is refused."""
     with pytest.raises(UserError) as caught:
         resolve(given, overrides)
     message = str(caught.value)
@@ -33,7 +34,7 @@ def resolved(**given: Any) -> Any:
 # types and bounds ---------------------------------------------------------------------------------------------------
 
 
-def test_nothing_given_is_every_default() -> None:
+def test_an_empty_configuration_has_every_default() -> None:
     args, notes = resolve({})
     assert notes == []
     for name, key in KEYS.items():
@@ -41,8 +42,8 @@ def test_nothing_given_is_every_default() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=list(KEYS))
-def test_every_default_is_a_value_of_its_own_key(key: config.Key) -> None:
-    """A run folder's config.yaml holds the defaults, and is read again."""
+def test_every_default_is_valid_for_its_key(key: config.Key) -> None:
+    """A run folder's config.yaml contains the defaults, and a resumed run reads them."""
     assert config.convert(key, key.default, "here") == key.default
     assert key.help and key.origin in ("usb", "paper", "ours")
 
@@ -54,7 +55,7 @@ def test_every_default_is_a_value_of_its_own_key(key: config.Key) -> None:
         ("num_labels", 4e1, 40),
         ("num_labels", "1e3", 1000),
         ("seed", 2**32 - 1, 2**32 - 1),
-        ("num_train_iter", 2**53 + 1, 2**53 + 1),  # exact, where a float is not
+        ("num_train_iter", 2**53 + 1, 2**53 + 1),  # exact, unlike a float
         ("lr", 1, 1.0),
         ("lr", "1e-3", 0.001),
         ("lr", np.float64(0.5), 0.5),
@@ -71,7 +72,7 @@ def test_every_default_is_a_value_of_its_own_key(key: config.Key) -> None:
         ("save_name", datetime.date(2024, 5, 1), "2024-05-01"),
     ],
 )
-def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> None:
+def test_values_are_converted_to_the_type_of_their_key(key: str, given: Any, value: Any) -> None:
     got = getattr(resolved(**{key: given}), key)
     assert got == value and type(got) is type(value)
 
@@ -115,20 +116,20 @@ def test_values_take_the_type_of_their_key(key: str, given: Any, value: Any) -> 
         ("synthetic", [{"source": "npz:a.npz", "generator": "\udcff"}], "lone surrogates"),
     ],
 )
-def test_wrong_values_are_refused_by_the_key_s_name(key: str, value: Any, message: str) -> None:
-    told = refused({key: value})
-    assert message in told
-    assert key in told or "configuration" in told
+def test_the_message_about_a_wrong_value_names_the_key(key: str, value: Any, message: str) -> None:
+    error = refused({key: value})
+    assert message in error
+    assert key in error or "configuration" in error
 
 
-def test_a_number_that_python_does_not_print() -> None:
+def test_a_number_too_large_to_print_is_refused() -> None:
     assert "bits" in refused({"num_labels": 10**5000})
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_train_iter": 10, "epoch": 3}, "must divide by epoch (3)"),
+        ({"num_train_iter": 10, "epoch": 3}, "must be divisible by epoch (3)"),
         ({"synthetic_count": 1, "synthetic_ratio": 0.5}, "synthetic_count or synthetic_ratio, not both"),
         ({"algorithm": "rsmatch", "rs_base": "nomatch"}, "unknown algorithm 'nomatch'"),
         ({"algorithm": "FixMatch"}, "did you mean 'fixmatch'?"),
@@ -136,7 +137,7 @@ def test_a_number_that_python_does_not_print() -> None:
         ({"plugins": ["no such module"]}, "cannot be imported"),
     ],
 )
-def test_values_that_contradict(given: dict[str, Any], message: str) -> None:
+def test_contradicting_values_are_refused(given: dict[str, Any], message: str) -> None:
     assert message in refused(given)
 
 
@@ -153,18 +154,18 @@ def test_keys_without_effect_are_noted_and_dropped(key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "near"), [("num_lables", "num_labels"), ("p_cutof", "p_cutoff"), ("rs_detecter", "rs_detector")]
 )
-def test_unknown_keys_name_the_nearest_and_the_file(key: str, near: str, tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_file_and_nearest_key(key: str, near: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"{key}: 1\n")
     assert refused(path) == f"{path}: unknown key {key!r}: did you mean {near!r}?"
 
 
-def test_a_key_like_no_other_is_refused_without_a_suggestion() -> None:
+def test_a_key_without_a_similar_one_is_refused_without_a_suggestion() -> None:
     assert refused({"qqqqqqqq": 1}) == "configuration: unknown key 'qqqqqqqq'"
 
 
 def test_keys_of_another_algorithm_are_noted() -> None:
-    """USB ships configs with such keys; a grid over algorithms shares one base."""
+    """USB ships configurations with such keys, and a grid over algorithms has one base for all."""
     args, notes = resolve({"algorithm": "fixmatch", "ent_loss_ratio": 0.1})
     assert notes == ["ent_loss_ratio has no effect: it belongs to another algorithm than fixmatch"]
     assert not hasattr(args, "ent_loss_ratio")
@@ -172,13 +173,13 @@ def test_keys_of_another_algorithm_are_noted() -> None:
     assert notes == [] and args.ent_loss_ratio == 0.1
 
 
-def test_rsmatch_takes_the_keys_of_its_base_rule() -> None:
+def test_rsmatch_accepts_the_keys_of_its_base_rule() -> None:
     assert not hasattr(resolved(algorithm="rsmatch"), "ent_loss_ratio")
     args = resolved(algorithm="rsmatch", rs_base="freematch", ent_loss_ratio=0.2)
     assert args.ent_loss_ratio == 0.2
 
 
-def test_overrides_go_before_the_file_and_dashes_are_underscores(tmp_path: Path) -> None:
+def test_overrides_take_precedence_and_dashes_become_underscores(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("num_labels: 10\nlr: 0.1\nclip: 1\n")
     args, notes = resolve(path, {"num-labels": "20"})
@@ -186,7 +187,7 @@ def test_overrides_go_before_the_file_and_dashes_are_underscores(tmp_path: Path)
     assert len(notes) == 1
 
 
-def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_are_imported_before_keys_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_plugin_for_config.py").write_text(
         "from semilearn.core.utils import ALGORITHMS\n"
@@ -221,14 +222,14 @@ def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("layouts: &a [*a]\n", "50 deep"),
     ],
 )
-def test_mistakes_in_a_file_are_told_with_their_place(text: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_a_file_are_reported_with_file_and_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    told = refused(path)
-    assert str(path) in told and message in told
+    error = refused(path)
+    assert str(path) in error and message in error
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     assert "neither a file nor a shipped one" in refused(tmp_path / "absent.yaml")
     assert "neither a file nor a shipped one" in refused("x" * 300)
     assert "neither a file nor a shipped one" in refused("a\0b")
@@ -237,15 +238,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert f"cannot read {binary}" in refused(binary)
 
 
-def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
+def test_an_empty_file_has_every_default(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("# nothing yet\n")
     assert resolve(path)[0] == resolve({})[0]
 
 
 @pytest.mark.parametrize("key", ["lr", "synthetic", "layouts", "plugins", "dataset", "qqqqqqqq"])
-def test_aliases_of_aliases_are_refused_at_once(key: str, tmp_path: Path) -> None:
-    """Nine times nine, nine deep: ten gigabytes when unfolded, a few hundred bytes in the file."""
+def test_nested_yaml_aliases_are_refused_quickly(key: str, tmp_path: Path) -> None:
+    """Nine aliases in each of nine levels: a few hundred bytes in the file would expand to ten gigabytes."""
     lines = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
     path = tmp_path / "bomb.yaml"
@@ -255,7 +256,7 @@ def test_aliases_of_aliases_are_refused_at_once(key: str, tmp_path: Path) -> Non
     assert time.monotonic() - started < 5
 
 
-# anything at all ----------------------------------------------------------------------------------------------------
+# random mappings ----------------------------------------------------------------------------------------------------
 
 PLAIN = st.one_of(
     st.none(),
@@ -280,12 +281,12 @@ NAMES = st.one_of(st.sampled_from([*KEYS, *DEAD, "p_cutoff"]), st.text(max_size=
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_any_mapping_resolves_or_is_refused_in_one_line(given: dict[str, Any]) -> None:
-    given.pop("plugins", None)  # importing arbitrary names is the user's own doing
+    given.pop("plugins", None)  # a user alone decides which modules are imported
     try:
         args, _ = resolve(given)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
-    else:  # what is accepted can be written, read again and hashed
+    else:  # an accepted configuration can be written, read again and hashed
         again = yaml.safe_load(yaml.safe_dump(vars(args)))
         assert resolve(again)[0] == args
         assert config_hash(again) == config_hash(args)
@@ -294,7 +295,7 @@ def test_any_mapping_resolves_or_is_refused_in_one_line(given: dict[str, Any]) -
 # identity -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hash_tells_what_decides_the_result_and_nothing_else() -> None:
+def test_the_hash_depends_only_on_keys_that_change_the_result() -> None:
     first = config_hash(resolved(lr=1, seed=3))
     assert first == config_hash(resolved(seed="3", lr=1.0))
     assert first == config_hash(resolved(lr=1, seed=3, save_dir="/elsewhere", num_workers=7, device="cpu", clip=1))
@@ -303,13 +304,13 @@ def test_a_hash_tells_what_decides_the_result_and_nothing_else() -> None:
     assert identity(resolved()).keys() == vars(resolved()).keys() - NOT_IDENTITY
 
 
-def test_the_order_of_keys_in_a_source_does_not_matter() -> None:
+def test_the_order_of_keys_in_a_source_does_not_change_the_hash() -> None:
     one, other = {"source": "flow", "generator": "a"}, {"generator": "a", "source": "flow"}
     assert config_hash(resolved(synthetic=[one])) == config_hash(resolved(synthetic=[other]))
 
 
-def test_default_names_tell_runs_apart() -> None:
-    """Of a few runs that people do side by side."""
+def test_default_run_names_differ() -> None:
+    """For changes between which users usually compare."""
     changes: list[dict[str, Any]] = [
         {},
         {"seed": 1},
@@ -327,5 +328,5 @@ def test_a_former_plugin_name_still_works_with_one_note() -> None:
     former, present = next(iter(FORMER_PLUGINS.items()))
     args, notes = resolve({"dataset": "digits", "plugins": [former], "algorithm": "rsmatch_half_weight"})
     assert [note for note in notes if former in note and present in note]
-    assert args.plugins == [former]  # the identity of a run that was started under that name
+    assert args.plugins == [former]  # unchanged: it is part of the identity of runs that were started with that name
     assert resolve({"dataset": "digits", "plugins": [present], "algorithm": "rsmatch_half_weight"})[1] == []

@@ -1,4 +1,4 @@
-"""Evaluation metrics against scikit-learn's, also where classes are missing."""
+"""Evaluation metrics equal those of scikit-learn, also if classes are missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from usb_rsmatch.usb.evaluation import classification_metrics, confusion_matrix
 @settings(max_examples=80, deadline=None)
 @given(classes=st.integers(2, 12), n=st.integers(1, 60), seed=st.integers(0, 10**6), missing=st.integers(0, 10))
 def test_metrics_equal_scikit_learns(classes: int, n: int, seed: int, missing: int) -> None:
-    """Random scores; with `missing`, the data and the predictions lack classes."""
+    """Random scores; with `missing`, some classes occur neither in the data nor in the predictions."""
     rng = np.random.default_rng(seed)
     used = max(1, classes - missing)
     targets = rng.integers(0, used, n)
@@ -45,14 +45,14 @@ def test_metrics_equal_scikit_learns(classes: int, n: int, seed: int, missing: i
     assert np.array_equal(matrix.numpy(), reference.confusion_matrix(targets, predicted, labels=np.arange(classes)))
 
 
-def test_images_of_unknown_class_are_left_out() -> None:
+def test_images_of_unknown_class_are_ignored() -> None:
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, -1, 2, 1, -1, 0])
     known = targets >= 0
     assert classification_metrics(logits, targets) == classification_metrics(logits[known], targets[known])
 
 
-def test_half_precision_logits_are_measured_in_full() -> None:
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32() -> None:
     logits = (10 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0))).bfloat16()
     targets = torch.arange(50) % 4
     assert classification_metrics(logits, targets)["loss"] == pytest.approx(

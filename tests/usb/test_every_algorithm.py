@@ -1,4 +1,4 @@
-"""Every image algorithm of USB and of ours trains on one hybrid pool, stops, and goes on to the same weights."""
+"""Every image algorithm trains on one hybrid pool; a stopped and resumed run ends with the same weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from usb_rsmatch.usb import compat, training
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.crmatch_rotation import RotatedBatches
 
-TEXT = {"multimatch"}  # on the head; it joins the hidden states of a language model
+TEXT = {"multimatch"}  # in USB's HEAD; it concatenates the hidden states of a language model
 OPEN_SET = ["openmatch", "iomatch", "scomatch", "uasd"]
-# What of USB's imbalanced algorithms does not train on a pool, and the words of the reason.
+# USB's imbalanced algorithms that cannot train on a pool, and a part of the error message.
 NOT_ON_A_POOL = {
-    "crest": "cannot be set up",  # makes its labelled set anew for each generation, from USB's own data sets only
+    "crest": "cannot be set up",  # rebuilds its labelled set for each generation, from USB's own data sets only
     "crest+": "cannot be set up",
-    "cossl": "non-empty list",  # adds to the rarer classes: needs labelled images of unequal numbers a class
+    "cossl": "non-empty list",  # oversamples rare classes: needs an imbalanced labelled set
 }
 STEPS, STOP = 6, 4
 
@@ -50,7 +50,7 @@ def assert_stopping_changes_nothing(config: dict[str, Any], stop: int, monkeypat
     whole = train({**config, "save_name": "whole"})
     left = iter([False] * (stop - 1) + [True])
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left))
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left))
         with pytest.raises(Interrupted):
             train({**config, "save_name": "stopped"})
     again = train({**config, "save_name": "stopped"})
@@ -62,7 +62,7 @@ def assert_stopping_changes_nothing(config: dict[str, Any], stop: int, monkeypat
 
 @pytest.mark.parametrize("loader", ["pil", "batched"])
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS.keys()) - TEXT))
-def test_trains_stops_and_goes_on(
+def test_a_stopped_run_resumes_to_the_same_weights(
     algorithm: str, loader: str, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_stopping_changes_nothing({**short, "algorithm": algorithm, "rs_loader": loader}, STOP, monkeypatch)
@@ -72,7 +72,7 @@ def test_trains_stops_and_goes_on(
 @pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
 @pytest.mark.parametrize("loader", ["pil", "batched"])
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS.keys()) - TEXT))
-def test_goes_on_from_any_step(
+def test_resumes_from_any_step(
     algorithm: str, loader: str, fast: bool, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {**short, "algorithm": algorithm, "rs_loader": loader, "rs_fast": fast}
@@ -82,7 +82,7 @@ def test_goes_on_from_any_step(
 
 
 @pytest.mark.parametrize("algorithm", sorted(set(IMB_ALGORITHMS.keys()) - set(NOT_ON_A_POOL)))
-def test_imbalanced_algorithm_trains_stops_and_goes_on(
+def test_imbalanced_algorithm_resumes_to_the_same_weights(
     algorithm: str, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {**short, "imb_algorithm": algorithm, "rs_loader": "batched"}
@@ -90,7 +90,7 @@ def test_imbalanced_algorithm_trains_stops_and_goes_on(
 
 
 @pytest.mark.parametrize("algorithm", sorted(NOT_ON_A_POOL))
-def test_imbalanced_algorithm_that_cannot_says_so(algorithm: str, short: dict[str, Any]) -> None:
+def test_unsupported_imbalanced_algorithm_raises_an_error(algorithm: str, short: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=NOT_ON_A_POOL[algorithm]):
         train({**short, "imb_algorithm": algorithm, "rs_loader": "batched"})
 
@@ -101,7 +101,7 @@ def test_open_set_algorithm_reports_its_outlier_score_as_a_detector(algorithm: s
     assert detection is not None and 0 < detection["auroc"] < 1 and detection["by_generator"].keys() == {"blend"}
 
 
-def test_uasd_takes_its_threshold_from_a_validation_set_where_there_is_one(
+def test_uasd_resumes_with_a_threshold_from_the_validation_set(
     short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {**short, "algorithm": "uasd", "validation_count": 50, "rs_loader": "batched", "uasd_start": 0.0}
@@ -109,16 +109,16 @@ def test_uasd_takes_its_threshold_from_a_validation_set_where_there_is_one(
 
 
 class Recorded(list[dict[str, Any]]):
-    """Batches of a loader, with the attributes that USB's loops ask for."""
+    """Batches of a loader, with the attribute that USB's training loops read."""
 
     sampler = None
 
 
-# what is mended --------------------------------------------------------------------------------------------------
+# fixed defects ----------------------------------------------------------------------------------------------------
 
 
 def one_step(name: str, tiny: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], Any]:
-    """The log of a first step, and the algorithm."""
+    """The log of the first step, and the algorithm."""
     args, _ = resolve({**tiny, "algorithm": name, **changes})
     args.device = "cpu"
     algorithm = training.build(args)
@@ -130,12 +130,12 @@ def one_step(name: str, tiny: dict[str, Any], **changes: Any) -> tuple[dict[str,
 
 
 def test_mean_teacher_compares_student_and_teacher(tiny: dict[str, Any]) -> None:
-    """The head compares the teacher with itself, whose loss is 0 from the first step to the last."""
+    """Without the fix, USB's HEAD compares the teacher with itself, and the loss is always 0."""
     log_dict, _ = one_step("meanteacher", tiny)
     assert log_dict["train/unsup_loss"] > 0
 
 
-def test_rewriting_a_method_needs_every_line() -> None:
+def test_a_method_is_rewritten_only_if_every_line_is_found() -> None:
     class Defect:
         def value(self) -> int:
             return 1
@@ -145,32 +145,32 @@ def test_rewriting_a_method_needs_every_line() -> None:
     assert compat._rewrite(Defect, "value", {"return 1": "return 2"}) and Defect().value() == 2
 
 
-@pytest.mark.parametrize(("size", "fits"), [(8, False), (32, True)])
-def test_crmatch_fits_its_layer_to_the_feature_map_and_keeps_usbs_at_32_pixels(size: int, fits: bool) -> None:
+@pytest.mark.parametrize(("size", "is_usbs"), [(8, False), (32, True)])
+def test_crmatch_layer_matches_the_feature_map_and_is_usbs_at_32_pixels(size: int, is_usbs: bool) -> None:
     base = get_net_builder("small_wrn_10_1", False)(num_classes=10)
     net = crmatch.CRMatch_Net(base, Namespace(net="small_wrn_10_1", dataset="digits", img_size=size))
     assert net(torch.zeros(2, 3, size, size))["logits_ds"].shape == (2, base.num_features)
-    assert (net.ds_classifier.in_features == 64 * base.num_features) is fits
+    assert (net.ds_classifier.in_features == 64 * base.num_features) is is_usbs
     assert base.training
 
 
 @pytest.mark.parametrize("loader", ["pil", "batched"])
-def test_crmatch_rotates_by_the_position(loader: str, tiny: dict[str, Any]) -> None:
+def test_crmatch_rotations_depend_only_on_the_step(loader: str, tiny: dict[str, Any]) -> None:
     _, algorithm = one_step("supervised", tiny, rs_loader=loader)
     step = 3
     batches = RotatedBatches(algorithm.dataset_dict["train_ulb"], 4, lambda: step)
-    *turned, labels = next(batches)
-    for quarters, views in enumerate(turned):  # what CRMatch's own function makes of one image
-        expected = torch.stack([crmatch.rotate_img(image, 90 * quarters) for image in turned[0]])
+    *rotated, labels = next(batches)
+    for quarters, views in enumerate(rotated):  # CRMatch's own function, for one image
+        expected = torch.stack([crmatch.rotate_img(image, 90 * quarters) for image in rotated[0]])
         assert torch.equal(views, expected)
     assert labels.tolist() == [[0, 1, 2, 3]] * 4
-    assert all(torch.equal(a, b) for a, b in zip(turned, next(batches), strict=False))
+    assert all(torch.equal(a, b) for a, b in zip(rotated, next(batches), strict=False))
     step = 4
-    assert not torch.equal(turned[0], next(batches)[0])
+    assert not torch.equal(rotated[0], next(batches)[0])
 
 
 def run_loop(algorithm: Any) -> list[float]:
-    """Losses of every step of the algorithm's own loop, after its warm-up where it has one."""
+    """Losses of every step of the algorithm's own training loop, including its warm-up if it has one."""
     losses: list[float] = []
     step = algorithm.train_step
 
@@ -189,7 +189,7 @@ def run_loop(algorithm: Any) -> list[float]:
 
 @pytest.mark.parametrize("name", ["crmatch", "dash"])
 def test_losses_equal_those_of_semilearns_own_loop(name: str, tiny: dict[str, Any]) -> None:
-    """The two with loops of their own, on the same batches (CRMatch's rotations and Dash's warm-up included)."""
+    """The two algorithms with further loaders or steps: CRMatch's rotations and Dash's warm-up, on the same batches."""
     args, _ = resolve({**tiny, "algorithm": name, "epoch": 1, "num_wu_iter": 2})
     args.device = "cpu"
     ours = training.build(args)
@@ -205,16 +205,16 @@ def test_losses_equal_those_of_semilearns_own_loop(name: str, tiny: dict[str, An
     random.seed(args.seed)
     np.random.seed(args.seed)
     with compat.cuda_calls_stay_on_cpu():
-        stock = ALGORITHMS[name].__new__(ALGORITHMS[name])
-        stock.set_dataset = lambda: ours.dataset_dict
-        stock.set_data_loader = lambda: recorded
-        stock.__init__(args, get_net_builder(args.net, False))
-        theirs = run_loop(stock)
+        unmodified = ALGORITHMS[name].__new__(ALGORITHMS[name])
+        unmodified.set_dataset = lambda: ours.dataset_dict
+        unmodified.set_data_loader = lambda: recorded
+        unmodified.__init__(args, get_net_builder(args.net, False))
+        theirs = run_loop(unmodified)
     assert len(losses) == 12 and losses == theirs
 
 
-def test_dash_warms_up_for_as_many_steps_as_asked(tiny: dict[str, Any]) -> None:
-    """More than there are training steps; the warm-up's loss sets the first threshold."""
+def test_dash_warms_up_for_num_wu_iter_steps(tiny: dict[str, Any]) -> None:
+    """Also if that is more than the training steps; the warm-up's loss sets the first threshold."""
     args, _ = resolve({**tiny, "algorithm": "dash", "num_wu_iter": 18, "rs_loader": "batched"})
     args.device = "cpu"
     algorithm = training.build(args)
@@ -234,7 +234,7 @@ def test_dash_warms_up_for_as_many_steps_as_asked(tiny: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["rsmatch", "openmatch", "iomatch", "scomatch", "uasd"])
-def test_a_detector_is_measured_after_the_average_of_its_step(name: str, tiny: dict[str, Any]) -> None:
+def test_a_detector_is_measured_after_the_ema_update_of_its_step(name: str, tiny: dict[str, Any]) -> None:
     args, _ = resolve({**tiny, "algorithm": name})
     args.device = "cpu"
     hooks = list(training.build(args).hooks_dict)
@@ -243,8 +243,6 @@ def test_a_detector_is_measured_after_the_average_of_its_step(name: str, tiny: d
     assert places == sorted(places)
 
 
-def test_crmatch_takes_feature_maps_that_are_channels_last(
-    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crmatch_accepts_channels_last_feature_maps(short: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**short, "algorithm": "crmatch", "rs_loader": "batched", "rs_fast": True}
     assert_stopping_changes_nothing(config, STOP, monkeypatch)

@@ -1,4 +1,4 @@
-"""In the default setting, a run's losses are those of semilearn's own loop on the same data, for every baseline."""
+"""In the default setting, the losses of every baseline equal those of semilearn's own loop on the same data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.training import build
 
 STEPS = 50
-# Left out: multimatch is for text; dash warms up and crmatch rotates through loaders of their own, which USB restarts
-# and draws from the global generators.
+# Not tested here: multimatch, which is for text; dash (warm-up) and crmatch (rotations), whose additional loaders USB
+# restarts and shuffles by the global generators: `test_every_algorithm.py` tests these two.
 BASELINES = sorted(set(ALGORITHMS.keys()) - {"rsmatch", "multimatch", "dash", "crmatch"})
 
 
 class Batches(Dataset):
-    """Recorded batches, served one an index."""
+    """Recorded batches as a data set: one batch per index."""
 
     def __init__(self, batches: list[dict[str, Any]]) -> None:
         self.batches = batches
@@ -65,17 +65,17 @@ def test_losses_equal_those_of_semilearns_own_loop(name: str, tiny: dict[str, An
     random.seed(args.seed)
     np.random.seed(args.seed)
     with cuda_calls_stay_on_cpu():
-        stock = ALGORITHMS[name].__new__(ALGORITHMS[name])
-        stock.set_dataset = lambda: ours.dataset_dict  # the data set is the one thing that is handed to USB
-        stock.set_data_loader = lambda: {
+        unmodified = ALGORITHMS[name].__new__(ALGORITHMS[name])
+        unmodified.set_dataset = lambda: ours.dataset_dict  # only the data come from our run
+        unmodified.set_data_loader = lambda: {
             **{
                 key: DataLoader(batches, batch_size=None, generator=torch.Generator())
                 for key, batches in recorded.items()
             },
             "eval": DataLoader(ours.dataset_dict["eval"], batch_size=args.eval_batch_size, generator=torch.Generator()),
         }
-        stock.__init__(args, get_net_builder(args.net, False))
-        # stock.train is semilearn's own loop with its own hooks; the shim stands for the GPU that they name
-        theirs = run_loop(stock, stock.train)
+        unmodified.__init__(args, get_net_builder(args.net, False))
+        # semilearn's own loop with its own hooks; the context above replaces the GPU that they require
+        theirs = run_loop(unmodified, unmodified.train)
     assert len(losses) == len(theirs) == STEPS
     assert losses == theirs

@@ -1,4 +1,4 @@
-"""Without a GPU: views and the step's forward part on fake CUDA tensors, which refuse mixed devices and `.item()`."""
+"""Views and the step's forward pass on fake CUDA tensors, which refuse mixed devices and `.item()`; needs no GPU."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ OURS = sorted(name for name in NAMES if ALGORITHMS[name].__module__.startswith("
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A mode whose tensors have devices and shapes but no numbers; draws are made on the host, whatever the device."""
-    warnings.simplefilter("ignore")  # torch says that CUDA is absent
+    """torch's mode of fake tensors, with device and shape but without values; random draws are real, on the host."""
+    warnings.simplefilter("ignore")  # torch warns that CUDA is not available
     switches = fast.Switches(**{name: name != "fused" for name in FAST})
     monkeypatch.setattr(fast.Switches, "chosen", classmethod(lambda cls, *_: switches))
-    for kept in (augment._constant, randaugment._count, _eight_positions):  # tensors of one mode, unusable in another
-        kept.cache_clear()
+    for cached in (
+        augment._constant,
+        randaugment._count,
+        _eight_positions,
+    ):  # caches of another mode's tensors
+        cached.cache_clear()
     draws = augment._draws
 
     def real_draws(seed: int, positions: torch.Tensor, *rest: int) -> np.ndarray:
@@ -41,15 +45,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(augment, "_draws", real_draws)
     yield FakeTensorMode(allow_non_fake_inputs=True)
-    for kept in (augment._constant, randaugment._count, _eight_positions):
-        kept.cache_clear()
+    for cached in (augment._constant, randaugment._count, _eight_positions):
+        cached.cache_clear()
 
 
-def test_the_gpu_that_a_notebook_numbers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """USB's own code sends batches to `args.gpu`; the model has to be there too."""
+def test_the_device_follows_the_gpu_number_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """USB's own code sends batches to `args.gpu`, so the model must be on that GPU."""
     owner = CoreMixin()
-    for there, gpu, expected in ((True, 1, "cuda:1"), (True, None, "cuda"), (False, 1, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+    for available, gpu, expected in ((True, 1, "cuda:1"), (True, None, "cuda"), (False, 1, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         owner.args = Namespace(gpu=gpu)
         assert owner.device == torch.device(expected)
     owner.args = Namespace(gpu=1, device="cpu")
@@ -57,13 +61,13 @@ def test_the_gpu_that_a_notebook_numbers_is_taken(monkeypatch: pytest.MonkeyPatc
 
 
 def to_cuda(fake: FakeTensorMode, value: Any) -> Any:
-    """Fake CUDA tensors in the place of all tensors of a nested value."""
+    """A nested value with every tensor replaced by a fake CUDA tensor."""
     with fake:
         return tree_map_only(torch.Tensor, lambda tensor: fake.from_tensor(tensor).to("cuda"), value)
 
 
 def move(fake: FakeTensorMode, algorithm: Any) -> None:
-    """What a run on a GPU has there: the network, the pool, and the components of it."""
+    """Move what a run has on its GPU: the network, the pool, and its principal components."""
     for module in algorithm.model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
@@ -76,7 +80,7 @@ def move(fake: FakeTensorMode, algorithm: Any) -> None:
             dataset.batched.device = torch.device("cuda")
             dataset.batched.resident = to_cuda(fake, dataset.batched.resident)
     for hook in algorithm.hooks_dict.values():
-        if type(hook).__module__.startswith("semilearn"):  # ours see to it themselves
+        if type(hook).__module__.startswith("semilearn"):  # ours move their tensors themselves
             vars(hook).update({k: to_cuda(fake, v) for k, v in vars(hook).items() if isinstance(v, torch.Tensor)})
     components = getattr(algorithm.hooks_dict.get("SyntheticDetectionHook"), "_components", None)
     if components is not None:
@@ -84,7 +88,10 @@ def move(fake: FakeTensorMode, algorithm: Any) -> None:
 
 
 def forward(fake: FakeTensorMode, tiny: dict[str, Any], **changes: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Some steps on the processor, where what is set up once may be, and one on the device."""
+    """Three steps on the CPU, so that one-time set-up is done, and one on the fake device.
+
+    Returns the algorithm, and the last step's output and log.
+    """
     args, _ = resolve({**tiny, "rs_fast": True, "rs_loader": "batched", "rs_warmup": 0.0, **changes})
     algorithm = build(args)
     algorithm.model.train()
@@ -100,7 +107,7 @@ def forward(fake: FakeTensorMode, tiny: dict[str, Any], **changes: Any) -> tuple
 
 
 @pytest.mark.parametrize("algorithm", OURS)
-def test_forward_part_stays_on_the_device(algorithm: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
+def test_forward_pass_stays_on_the_device(algorithm: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
     _, out_dict, log_dict = forward(fake, tiny, algorithm=algorithm)
     assert out_dict["loss"].device.type == "cuda" and out_dict["loss"].requires_grad
     assert {key for key, value in log_dict.items() if isinstance(value, torch.Tensor)} >= {
@@ -109,8 +116,8 @@ def test_forward_part_stays_on_the_device(algorithm: str, tiny: dict[str, Any], 
     }
 
 
-@pytest.mark.parametrize("base", ["flexmatch", "softmatch", "uda"])  # FreeMatch waits in USB's own code
-def test_rsmatch_over_other_rules(base: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
+@pytest.mark.parametrize("base", ["flexmatch", "softmatch", "uda"])  # USB's own FreeMatch waits for the GPU
+def test_rsmatch_with_other_base_rules(base: str, tiny: dict[str, Any], fake: FakeTensorMode) -> None:
     _, out_dict, _ = forward(fake, tiny, algorithm="rsmatch", rs_base=base)
     assert out_dict["loss"].device.type == "cuda"
 
@@ -119,11 +126,11 @@ def test_rsmatch_mines_and_samples_on_the_device(tiny: dict[str, Any], fake: Fak
     algorithm, _, _ = forward(fake, tiny, algorithm="rsmatch", batch_size=8, uratio=7)
     hook = algorithm.hooks_dict["SyntheticDetectionHook"]
     assert hook._queue_serves
-    kept = (hook.scores, hook.queue.indices, hook.queue.scores, hook.ranking.scores, hook.ranking.classes)
-    assert {tensor.device.type for tensor in kept} == {"cuda"}
+    state = (hook.scores, hook.queue.indices, hook.queue.scores, hook.ranking.scores, hook.ranking.classes)
+    assert {tensor.device.type for tensor in state} == {"cuda"}
 
 
-def test_rsmatch_before_its_queue_serves(tiny: dict[str, Any], fake: FakeTensorMode) -> None:
+def test_rsmatch_before_its_queue_is_used(tiny: dict[str, Any], fake: FakeTensorMode) -> None:
     algorithm, out_dict, _ = forward(fake, tiny, algorithm="rsmatch", rs_warmup=1.0)
     assert out_dict["loss"].device.type == "cuda"
     assert not algorithm.hooks_dict["SyntheticDetectionHook"]._queue_serves
@@ -145,7 +152,7 @@ def test_views_are_made_on_the_device(kind: Any, channels: int, fake: FakeTensor
     assert views.device.type == "cuda" and views.shape == (64, 3, 32, 32)
 
 
-def test_the_mode_refuses_what_a_gpu_would_wait_for(fake: FakeTensorMode) -> None:
+def test_the_fake_mode_refuses_item_and_mixed_devices(fake: FakeTensorMode) -> None:
     with fake:
         value = torch.ones(3, device="cuda").mean()
         with pytest.raises(Exception, match="local_scalar_dense"):

@@ -1,4 +1,4 @@
-"""`rs_fast`: each switch against what it replaces, and stopped runs that end as the uninterrupted one, bit for bit."""
+"""`rs_fast`: each switch agrees with the code that it replaces, and resumed runs equal uninterrupted ones exactly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network() -> torch.nn.Module:
     return get_net_builder("small_wrn_10_1", False)(num_classes=10)
 
 
-def gradients(model: torch.nn.Module, seed: int) -> None:
+def set_random_gradients(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -45,7 +45,7 @@ def gradients(model: torch.nn.Module, seed: int) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "flexmatch", "rsmatch"])
-def test_stopped_run_ends_as_the_uninterrupted_one(
+def test_resumed_run_equals_the_uninterrupted_one(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny |= {"algorithm": algorithm, "rs_fast": True, "rs_loader": "batched"}
@@ -54,7 +54,7 @@ def test_stopped_run_ends_as_the_uninterrupted_one(
     for step in (3, 6):  # in the middle of an epoch, and at its end
         config, left = {**tiny, "save_name": f"stopped{step}"}, iter([False] * (step - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(training.Stop, "__call__", lambda self, left=left: next(left))
+            patch.setattr(training.StopBetweenSteps, "__call__", lambda self, left=left: next(left))
             with pytest.raises(Interrupted):
                 training.train(config, note=silent)
         result = training.train(config, note=silent)
@@ -67,8 +67,8 @@ def test_stopped_run_ends_as_the_uninterrupted_one(
         assert result["accuracy"] == whole["accuracy"] and result["detection"] == whole["detection"]
 
 
-def test_first_losses_are_those_of_the_exact_run(tiny: dict[str, Any]) -> None:
-    """The same batches and the same weights: after one step nothing but the arithmetic differs."""
+def test_the_first_loss_is_close_to_that_of_the_exact_run(tiny: dict[str, Any]) -> None:
+    """With the same batch and the same weights, only the arithmetic differs."""
     losses = []
     for rs_fast in (False, True):
         algorithm = build(tiny, rs_fast=rs_fast, algorithm="fixmatch")
@@ -79,7 +79,7 @@ def test_first_losses_are_those_of_the_exact_run(tiny: dict[str, Any]) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_without_rs_fast_nothing_of_it_is_there(tiny: dict[str, Any]) -> None:
+def test_rs_fast_false_uses_none_of_its_classes(tiny: dict[str, Any]) -> None:
     algorithm = build(tiny, rs_fast=False)
     assert not isinstance(algorithm, fast.FastMixin)
     assert not any(isinstance(hook, fast.ForeachEMAHook) for hook in algorithm._hooks)
@@ -89,36 +89,36 @@ def test_without_rs_fast_nothing_of_it_is_there(tiny: dict[str, Any]) -> None:
 # switches ---------------------------------------------------------------------------------------------------------
 
 
-def laid_over(algorithm: Any) -> set[str]:
-    """The switches that a run shows to have, by what each replaces."""
+def active_switches(algorithm: Any) -> set[str]:
+    """The switches of an algorithm, as visible in its network, optimiser and hooks."""
     hooks = {type(hook) for hook in algorithm._hooks}
     weight = next(p for p in algorithm.model.parameters() if p.ndim == 4)
-    shown = {
+    active = {
         "bf16": isinstance(algorithm.model, fast.Bfloat16Forward),
         "channels_last": weight.is_contiguous(memory_format=torch.channels_last) and weight.shape[1] > 1,
         "fused": bool(algorithm.optimizer.param_groups[0].get("fused")),
         "foreach_ema": fast.ForeachEMAHook in hooks,
         "counts": fast.CountingFlexMatchHook in hooks,
     }
-    return {name for name, there in shown.items() if there}
+    return {name for name, is_active in active.items() if is_active}
 
 
 @pytest.mark.parametrize("name", ["bf16", "channels_last", "fused", "foreach_ema", "counts"])
 def test_each_switch_alone(name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "has_bfloat16", lambda device: True)
-    assert laid_over(build(tiny, algorithm="flexmatch", rs_fast=name)) == {name}
+    assert active_switches(build(tiny, algorithm="flexmatch", rs_fast=name)) == {name}
 
 
-def test_switches_come_in_a_list_or_between_commas(tiny: dict[str, Any]) -> None:
+def test_switches_are_given_as_a_list_or_comma_separated(tiny: dict[str, Any]) -> None:
     for given in (["fused", "channels_last"], "fused,channels_last", "channels_last, fused"):
         assert resolve({**tiny, "rs_fast": given})[0].rs_fast == "channels_last,fused"
-    assert laid_over(build(tiny, algorithm="flexmatch", rs_fast=["fused", "counts"])) == {"fused", "counts"}
+    assert active_switches(build(tiny, algorithm="flexmatch", rs_fast=["fused", "counts"])) == {"fused", "counts"}
     for wrong in ("turbo", ["fused", "turbo"], [], "", ["fused", {"bf16": True}]):
         with pytest.raises(UserError, match=r"rs_fast takes true, false, bf16, .*, not"):
             resolve({**tiny, "rs_fast": wrong})
 
 
-def test_channels_last_network_gives_nearly_the_exact_outputs() -> None:
+def test_channels_last_outputs_are_close_to_the_exact_ones() -> None:
     exact, other = network().train(), network().to(memory_format=torch.channels_last).train()
     x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     first, second = exact(x)["logits"], other(x)["logits"]
@@ -127,16 +127,16 @@ def test_channels_last_network_gives_nearly_the_exact_outputs() -> None:
     second.square().sum().backward()
     compared = 0
     for mine, theirs in zip(other.parameters(), exact.parameters(), strict=True):
-        if mine.grad is not None and theirs.grad is not None:  # an inner norm of USB's WideResNet is used by nothing
+        if mine.grad is not None and theirs.grad is not None:  # one BatchNorm of USB's WideResNet is unused
             assert (mine.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm()
             compared += 1
     assert compared > 10
 
 
-def test_bfloat16_network_gives_float32_near_the_exact_one() -> None:
+def test_bfloat16_network_returns_float32_close_to_the_exact_outputs() -> None:
     exact, model = network().train(), network().train()
     fast.in_bfloat16(model)
-    fast.in_bfloat16(model)  # once is enough
+    fast.in_bfloat16(model)  # a second call changes nothing
     assert type(model).__mro__.count(fast.Bfloat16Forward) == 1
     assert model.state_dict().keys() == exact.state_dict().keys()
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -149,7 +149,7 @@ def test_bfloat16_network_gives_float32_near_the_exact_one() -> None:
     assert torch.equal(model.eval()(x)["logits"], exact.eval()(x)["logits"])
 
 
-def test_nested_outputs_become_float32() -> None:
+def test_nested_outputs_are_converted_to_float32() -> None:
     half = torch.ones(2, dtype=torch.bfloat16)
     output = fast.to_float32({"a": [half, (half, 3)], "b": torch.ones(1, dtype=torch.int64), "c": None})
     assert output["a"][0].dtype == output["a"][1][0].dtype == torch.float32
@@ -157,19 +157,19 @@ def test_nested_outputs_become_float32() -> None:
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_fused_optimiser_is_the_plain_one(name: str) -> None:
+def test_fused_optimiser_agrees_with_the_unfused_one(name: str) -> None:
     models = [network(), network()]
     optimizers = [get_optimizer(model, name, 0.03, 0.9, 5e-4) for model in models]
     assert fast.fuse(optimizers[1], CPU)
     for step in range(5):
         for model, optimizer in zip(models, optimizers, strict=True):
-            gradients(model, step)
+            set_random_gradients(model, step)
             optimizer.step()
     for plain, fused in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-7)
 
 
-def test_foreach_ema_is_usbs() -> None:
+def test_foreach_ema_agrees_with_usbs() -> None:
     model = network().train()
     theirs, ours = EMA(model, 0.99), fast.ForeachEMA(model, 0.99)
     theirs.register()
@@ -178,9 +178,9 @@ def test_foreach_ema_is_usbs() -> None:
     ours.tie(ema_model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(5):
-        gradients(model, step)
+        set_random_gradients(model, step)
         optimizer.step()
-        model(torch.randn(4, 3, 8, 8))  # moves the running statistics
+        model(torch.randn(4, 3, 8, 8))  # updates the running statistics
         theirs.update()
         ours.update()
     reference.load_state_dict(model.state_dict())
@@ -194,7 +194,7 @@ def test_foreach_ema_is_usbs() -> None:
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
 
 
-def test_ema_model_put_in_its_place_is_tied_again(tiny: dict[str, Any]) -> None:
+def test_a_replaced_ema_model_is_tied_again(tiny: dict[str, Any]) -> None:
     algorithm = build(tiny)
     hook = algorithm.hooks_dict["EMAHook"]
     hook.before_run(algorithm)
@@ -208,7 +208,7 @@ def test_ema_model_put_in_its_place_is_tied_again(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("thresh_warmup", [True, False])
 @pytest.mark.parametrize("selected", ["none", "few", "most", "all of one class"])
-def test_flexmatch_counts_are_usbs(thresh_warmup: bool, selected: str) -> None:
+def test_flexmatch_counts_equal_usbs(thresh_warmup: bool, selected: str) -> None:
     theirs = FlexMatchThresholdingHook(ulb_dest_len=997, num_classes=10, thresh_warmup=thresh_warmup)
     labels, generator = theirs.selected_label, torch.Generator().manual_seed(0)
     count = {"none": 0, "few": 40, "most": 900, "all of one class": 997}[selected]
@@ -223,24 +223,24 @@ def test_flexmatch_counts_are_usbs(thresh_warmup: bool, selected: str) -> None:
     assert torch.equal(theirs.classwise_acc, ours.classwise_acc)
 
 
-def test_flexmatch_masks_are_usbs() -> None:
-    """Batch after batch, with images that come twice in one, confident or not."""
+def test_flexmatch_masks_equal_usbs() -> None:
+    """Over several batches, some with an image twice, confident or not."""
     theirs = FlexMatchThresholdingHook(ulb_dest_len=40, num_classes=5)
-    ours, twin = copy.deepcopy(theirs), copy.deepcopy(theirs)
-    ours.__class__ = twin.__class__ = fast.CountingFlexMatchHook
-    asked, generator, kept = Namespace(p_cutoff=0.7), torch.Generator().manual_seed(0), 0
+    ours, from_logits = copy.deepcopy(theirs), copy.deepcopy(theirs)
+    ours.__class__ = from_logits.__class__ = fast.CountingFlexMatchHook
+    args, generator, kept = Namespace(p_cutoff=0.7), torch.Generator().manual_seed(0), 0
     for _ in range(8):
         logits, index = 4 * torch.randn(32, 5, generator=generator), torch.randint(40, (32,), generator=generator)
-        expected = theirs.masking(asked, logits.softmax(1), index, softmax_x_ulb=False)
-        assert torch.equal(ours.masking(asked, logits.softmax(1), index, softmax_x_ulb=False), expected)
-        assert torch.equal(twin.masking(asked, logits, index), expected)
+        expected = theirs.masking(args, logits.softmax(1), index, softmax_x_ulb=False)
+        assert torch.equal(ours.masking(args, logits.softmax(1), index, softmax_x_ulb=False), expected)
+        assert torch.equal(from_logits.masking(args, logits, index), expected)
         assert torch.equal(theirs.selected_label, ours.selected_label)
         assert torch.equal(theirs.classwise_acc, ours.classwise_acc)
         kept += int(expected.sum())
     assert 32 < kept < 8 * 32
 
 
-def test_items_stay_tensors_within_the_step_and_keep_its_signature() -> None:
+def test_item_returns_tensors_inside_the_step_whose_signature_stays() -> None:
     def step(x_lb: torch.Tensor, y_lb: torch.Tensor) -> dict[str, Any]:
         return {"loss": x_lb.mean(), "logged": x_lb.mean().item(), "shown": f"{y_lb.sum():.1f}"}
 
@@ -253,10 +253,10 @@ def test_items_stay_tensors_within_the_step_and_keep_its_signature() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "flexmatch", "freematch", "softmatch", "rsmatch"])
-def test_lazily_logged_values_are_the_exact_ones(
+def test_lazily_logged_values_equal_the_exact_ones(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPU's path on a CPU: the same lines of metrics, down to the last bit but for SoftMatch."""
+    """The code path of a GPU, on a CPU: the metrics are the same (bit for bit, except for SoftMatch)."""
     lines = []
     for lazy in (False, True):
         switches = fast.Switches(channels_last=True, fused=True, foreach_ema=True, counts=True, lazy_logs=lazy)
@@ -273,7 +273,7 @@ def test_lazily_logged_values_are_the_exact_ones(
 
 
 @pytest.mark.slow
-def test_compiled_network_learns_alike(tiny: dict[str, Any]) -> None:
+def test_compiled_network_reaches_a_similar_accuracy(tiny: dict[str, Any]) -> None:
     plain = training.train({**tiny, "rs_fast": True, "rs_loader": "batched", "save_name": "plain"}, note=silent)
     compiled = training.train(
         {**tiny, "rs_fast": True, "rs_loader": "batched", "rs_compile": True, "save_name": "compiled"}, note=silent

@@ -1,4 +1,4 @@
-"""Hooks of a run: metrics that survive a crash, plain progress lines, and a loss that is no number."""
+"""Hooks of a run: metrics after a crash, progress lines, and losses and weights that are not finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from usb_rsmatch.errors import Interrupted, RunFailed
 from usb_rsmatch.usb import checkpoint, training
-from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, plain, read_metrics, summary
+from usb_rsmatch.usb.hooks import MetricsHook, ProgressHook, read_metrics, summary, to_json_value
 from usb_rsmatch.usb.state import capture, pack
 from usb_rsmatch.usb.training import train
 
@@ -23,13 +23,14 @@ def silent(line: str) -> None:
 
 
 def steps(path: Path) -> list[int]:
+    """The steps of the lines of a metrics file."""
     return [json.loads(line)["it"] for line in path.read_text().splitlines()]
 
 
 def stop_after(step: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter(range(step - 1, -1, -1))
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=silent)
 
@@ -37,10 +38,10 @@ def stop_after(step: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 # metrics ------------------------------------------------------------------------------------------------------------
 
 
-def test_lines_after_the_resumed_step_are_dropped_and_come_again(
+def test_lines_after_the_resumed_step_are_dropped_and_written_again(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was killed wrote metrics of steps that no checkpoint has."""
+    """A killed process may have written metrics of steps after its last checkpoint."""
     whole = {**tiny, "save_name": "whole"}
     train(whole, note=silent)
     stop_after(5, tiny, monkeypatch)
@@ -60,17 +61,17 @@ def test_lines_after_the_resumed_step_are_dropped_and_come_again(
 @pytest.mark.parametrize(
     "ending", ["", '{"it": 3, "lo', "\0\0\0\0", "7\n", "[]\n", "{}\n", '{"it": 3,\n{"it": 4}\n', "\udcff"]
 )
-def test_what_a_crash_leaves_at_the_end_is_left_out(ending: str, tmp_path: Path) -> None:
+def test_an_incomplete_end_after_a_crash_is_ignored(ending: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(('{"it": 1}\n{"it": 2}\n' + ending).encode("utf-8", "surrogateescape"))
     assert [line["it"] for line in read_metrics(path)] == [1, 2]
 
 
-def test_no_metrics_are_no_lines(tmp_path: Path) -> None:
+def test_a_missing_metrics_file_has_no_lines(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
-def test_a_run_whose_metrics_were_removed_is_measured_again(tiny: dict[str, Any]) -> None:
+def test_the_result_is_evaluated_again_if_the_metrics_were_removed(tiny: dict[str, Any]) -> None:
     expected = train(tiny, note=silent)
     folder = Path(tiny["save_dir"]) / "run"
     for name in ("metrics.jsonl", "result.json"):
@@ -78,7 +79,7 @@ def test_a_run_whose_metrics_were_removed_is_measured_again(tiny: dict[str, Any]
     assert train(tiny, note=silent)["accuracy"] == expected["accuracy"]
 
 
-def test_the_hook_starts_where_the_run_does(tmp_path: Path) -> None:
+def test_the_hook_drops_lines_after_the_run_s_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"it": {step}}}\n' for step in (2, 4, 6)))
     MetricsHook(path).before_run(SimpleNamespace(it=4))
@@ -97,41 +98,41 @@ def test_the_hook_starts_where_the_run_does(tmp_path: Path) -> None:
         ("text", "text"),
     ],
 )
-def test_logged_values_are_plain_and_fit_json(value: Any, expected: Any) -> None:
-    assert plain(value) == expected
-    json.dumps(plain(value), allow_nan=False)
+def test_logged_values_become_plain_json_values(value: Any, expected: Any) -> None:
+    assert to_json_value(value) == expected
+    json.dumps(to_json_value(value), allow_nan=False)
 
 
 # progress -----------------------------------------------------------------------------------------------------------
 
 
-def test_plain_lines_where_there_is_no_terminal(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_lines_without_a_terminal(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     train({**tiny, "algorithm": "rsmatch"}, note=silent)
-    told = capsys.readouterr()
-    lines = [line for line in told.out.splitlines() if line.startswith("step ")]
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["6/12", "12/12"]
     assert all("accuracy " in line and "loss " in line and "AUROC " in line for line in lines)
-    assert "\r" not in told.out + told.err
+    assert "\r" not in captured.out + captured.err
 
 
-def test_a_bar_is_of_this_process_and_no_part_of_a_checkpoint() -> None:
+def test_the_progress_bar_is_not_part_of_a_checkpoint() -> None:
     hook = ProgressHook()
     hook.before_run(SimpleNamespace(num_train_iter=3, it=0, save_name="run"))
     assert capture(hook) == {}
     hook.close()
 
 
-def test_a_summary_shows_what_there_is() -> None:
+def test_the_summary_shows_the_values_that_are_present_and_finite() -> None:
     assert summary({}) == ""
     log = {"eval/top-1-acc": 0.875, "train/total_loss": torch.tensor(float("nan")), "detection/auroc": 0.5}
     assert summary(log) == "accuracy 87.50  AUROC 0.50"
 
 
-# losses that are no numbers -----------------------------------------------------------------------------------------
+# losses that are not finite -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [3, 7, 12])
-def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
+def test_a_nan_loss_stops_the_run_and_keeps_the_previous_checkpoint(
     at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, poison = training.build, [True]
@@ -149,8 +150,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
         return algorithm
 
     monkeypatch.setattr(training, "build", poisoned)
-    told = rf"the loss is nan at step {at} \(sup_loss nan, .*; the weights are finite; lr 0\..*lower lr"
-    with pytest.raises(RunFailed, match=told):
+    message = rf"the loss is nan at step {at} \(sup_loss nan, .*; the weights are finite; lr 0\..*lower lr"
+    with pytest.raises(RunFailed, match=message):
         train(tiny, note=silent)
     folder = Path(tiny["save_dir"]) / "run"
     content, note = checkpoint.read_latest(folder)
@@ -160,15 +161,15 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(
         assert content is not None and note is None and content["it"] == 6
         assert all(torch.isfinite(t).all() for t in content["model"].values())
     assert not (folder / "result.json").exists()
-    poison[0] = False  # the cause was mended: the run goes on from there
+    poison[0] = False  # the cause is removed: the run resumes
     assert train(tiny, note=silent)["iterations"] == 12
 
 
 @pytest.mark.parametrize("algorithm", ["rsmatch", "freematch", "flexmatch"])
-def test_a_step_without_a_loss_can_be_left_out(
+def test_a_step_with_a_nan_loss_can_be_skipped(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It changes no weight, statistic, queue or threshold, and a run that is stopped later ends the same."""
+    """It changes no weight, statistic, queue or threshold, and a run that is stopped later has the same end."""
     build = training.build
     tiny |= {"algorithm": algorithm, "rs_on_nan": "skip", "rs_loader": "batched", "rs_warmup": 0.0, "ema_m": 0.0}
     states: dict[str, Any] = {}
@@ -188,7 +189,7 @@ def test_a_step_without_a_loss_can_be_left_out(
 
         def around(algorithm: Any) -> None:
             if algorithm.it == 4:
-                states["spoilt"] = state(algorithm)
+                states["before_undo"] = state(algorithm)
             after(algorithm)
             states[algorithm.it] = state(algorithm)
 
@@ -197,7 +198,7 @@ def test_a_step_without_a_loss_can_be_left_out(
 
     monkeypatch.setattr(training, "build", poisoned)
     train({**tiny, "save_name": "whole"}, note=silent)
-    assert checkpoint.digest(states[3]) == checkpoint.digest(states[4]) != checkpoint.digest(states["spoilt"])
+    assert checkpoint.digest(states[3]) == checkpoint.digest(states[4]) != checkpoint.digest(states["before_undo"])
     lines = read_metrics(Path(tiny["save_dir"]) / "whole" / "metrics.jsonl")
     assert [line.get("train/skipped_steps") for line in lines] == [None, None, 1, 1, 1, 1]
     stop_after(5, tiny, monkeypatch)
@@ -208,17 +209,17 @@ def test_a_step_without_a_loss_can_be_left_out(
     assert whole[checkpoint.KEY]["hooks"]["ParamUpdateHook"]["skipped"] == 1
 
 
-def test_a_run_whose_every_step_would_be_left_out_stops(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_would_skip_every_step_stops(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usb_rsmatch.usb.weight_update.MOST_SKIPPED", 3)
     with pytest.raises(RunFailed, match=r"the loss is (nan|inf) .*3 consecutive steps skipped"):
         train({**tiny, "rs_on_nan": "skip", "lr": 1e30}, note=silent)
 
 
 @pytest.mark.parametrize("at", [6, 12])
-def test_an_update_that_ruins_the_weights_is_not_saved(
+def test_weights_that_are_not_finite_are_not_saved(
     at: int, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of the step of an evaluation is a number, and its gradient is none."""
+    """At an evaluation step the loss is finite, but the gradient is not."""
     build = training.build
 
     def poisoned(*args: Any) -> Any:
@@ -240,9 +241,7 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
     assert train(tiny, note=silent)["iterations"] == 12
 
 
-def test_a_run_that_fails_before_its_first_step_tells_why(
-    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_before_the_first_step_is_reported(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     build = training.build
 
     def broken(*args: Any) -> Any:

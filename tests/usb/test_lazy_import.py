@@ -1,4 +1,4 @@
-"""Experiment trackers are imported when a run uses them, and by nobody else's surprise."""
+"""Experiment trackers are imported only when they are used, and other code gets the real packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_wandb_is_imported_on_first_use_and_is_the_package_itself() -> None:
     assert found.returncode == 0, found.stderr
 
 
-ASKED = """
+FIND_SPEC = """
 import importlib.util
 import usb_rsmatch
 from usb_rsmatch.usb.lazy_import import defer_trackers
@@ -37,7 +37,7 @@ assert importlib.util.find_spec("wandb").origin.endswith("wandb/__init__.py")
 """
 
 
-def test_whether_wandb_can_be_found_is_answered_without_importing_it() -> None:
-    """As accelerate asks in semilearn's import, where the extra `synthesis` is installed."""
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", ASKED], capture_output=True, text=True)
+def test_find_spec_finds_wandb_without_importing_it() -> None:
+    """accelerate, if the extra `synthesis` is installed, calls it during semilearn's import."""
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", FIND_SPEC], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -1,4 +1,4 @@
-"""Importing the package registers RSMatch, once, whichever comes first; USB's notebook flow then works on a CPU."""
+"""Importing the package registers RSMatch once, in any order of imports; USB's notebook code then works on a CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         "from usb_rsmatch.algorithms.rsmatch import RSMatch; from semilearn.algorithms import name2alg",
     ],
 )
-def test_registered_whichever_import_comes_first(code: str) -> None:
+def test_rsmatch_is_registered_in_any_order_of_imports(code: str) -> None:
     check = "\nimport semilearn\nprint('rsmatch' in name2alg, hasattr(semilearn.nets, 'small_wrn_10_1'))"
     done = python(code + check)
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def test_importing_the_package_imports_neither_torch_nor_semilearn() -> None:
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "rsmatch"])
-def test_usbs_notebook_flow_trains_on_a_cpu(name: str, tiny: dict[str, Any]) -> None:
+def test_usbs_notebook_code_trains_on_a_cpu(name: str, tiny: dict[str, Any]) -> None:
     import torch
     from semilearn import Trainer, get_algorithm, get_config, get_data_loader, get_dataset, get_net_builder
 
@@ -82,12 +82,12 @@ def test_usbs_notebook_flow_trains_on_a_cpu(name: str, tiny: dict[str, Any]) -> 
     assert predictions.shape == truth.shape and probabilities.shape == (len(truth), 10)
     latest = Path(config.save_dir) / config.save_name / "latest_model.pth"
     written = latest.read_bytes()
-    trainer.fit(train_lb, train_ulb, evaluation)  # a cell that is run again: nothing is left to do
+    trainer.fit(train_lb, train_ulb, evaluation)  # running the cell again: all steps are done
     assert latest.read_bytes() == written
 
 
 @pytest.mark.parametrize("given", [["fused", "channels_last"], "fused, channels_last"])
-def test_the_notebook_takes_a_list_of_switches(given: list[str] | str, tiny: dict[str, Any]) -> None:
+def test_a_notebook_accepts_a_list_of_switches(given: list[str] | str, tiny: dict[str, Any]) -> None:
     from semilearn import get_algorithm, get_config, get_net_builder
 
     import usb_rsmatch  # noqa: F401
@@ -98,7 +98,7 @@ def test_the_notebook_takes_a_list_of_switches(given: list[str] | str, tiny: dic
     assert algorithm._switches == Switches(channels_last=True, fused=True)
 
 
-def test_usbs_own_parser_takes_what_is_a_value_or_words() -> None:
+def test_usbs_parser_accepts_keys_that_take_values_or_words() -> None:
     import argparse
 
     import usb_rsmatch  # noqa: F401
@@ -112,7 +112,7 @@ def test_usbs_own_parser_takes_what_is_a_value_or_words() -> None:
     assert (parser.parse_args([]).rs_fast, parser.parse_args([]).rs_threshold) == (False, 0.5)
 
 
-def test_the_notebooks_data_follow_what_is_asked_for(tiny: dict[str, Any]) -> None:
+def test_a_notebook_s_pool_is_rebuilt_if_its_keys_change(tiny: dict[str, Any]) -> None:
     from semilearn import get_config, get_dataset
 
     import usb_rsmatch  # noqa: F401

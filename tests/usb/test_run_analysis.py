@@ -1,4 +1,4 @@
-"""What a finished run leaves for pictures: true to its result, whole, optional, and the same when made later."""
+"""`analysis.npz` of a finished run agrees with its result, is optional, and is the same if it is made later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from usb_rsmatch.data.pool.pool import HybridPool
-from usb_rsmatch.usb.run_analysis import NAME, pictures, spread_over_classes
+from usb_rsmatch.usb.run_analysis import NAME, spread_over_classes, thumbnails
 from usb_rsmatch.usb.training import train
 
 
@@ -43,7 +43,7 @@ def test_the_file_agrees_with_the_result_and_the_pool(rsmatch: dict[str, Any]) -
 
     synthetic = content["scores_generator"] > 0
     assert roc_auc_score(synthetic, content["scores"]) == pytest.approx(result["detection"]["auroc"])
-    assert len(synthetic) == 380 and synthetic.sum() == 200, "the 20 labelled images are left out"
+    assert len(synthetic) == 380 and synthetic.sum() == 200, "without the 20 labelled images"
 
     count, width = content["features"].shape
     assert count == 380 and width >= 8 and np.isfinite(content["features"]).all()
@@ -61,14 +61,14 @@ def test_the_file_agrees_with_the_result_and_the_pool(rsmatch: dict[str, Any]) -
     assert (folder / NAME).stat().st_size < 2**20
 
 
-def test_it_can_be_left_out_and_changes_nothing(rsmatch: dict[str, Any]) -> None:
+def test_it_can_be_switched_off_and_does_not_change_the_result(rsmatch: dict[str, Any]) -> None:
     with_file, first = trained(rsmatch)
     without, second = trained(rsmatch, analysis=False, save_name="without")
     assert (with_file / NAME).is_file() and not (without / NAME).exists()
     assert first["config_sha256"] == second["config_sha256"] and first["accuracy"] == second["accuracy"]
 
 
-def test_a_process_that_finds_the_training_done_makes_the_same(rsmatch: dict[str, Any]) -> None:
+def test_a_process_that_did_not_train_writes_the_same_file(rsmatch: dict[str, Any]) -> None:
     folder, result = trained(rsmatch)
     before = read(folder)
     (folder / "result.json").unlink()  # as if the process had been killed between its last checkpoint and this file
@@ -82,7 +82,7 @@ def test_a_process_that_finds_the_training_done_makes_the_same(rsmatch: dict[str
 
 
 @pytest.mark.parametrize(("algorithm", "scored"), [("fixmatch", False), ("uasd", True), ("scomatch", True)])
-def test_what_has_no_queue_leaves_what_it_has(tiny: dict[str, Any], algorithm: str, scored: bool) -> None:
+def test_algorithms_without_a_queue_write_the_rest(tiny: dict[str, Any], algorithm: str, scored: bool) -> None:
     folder, result = trained(tiny, algorithm=algorithm)
     content = read(folder)
     assert "features" in content and ("scores" in content) == scored and "queue_class" not in content
@@ -92,16 +92,16 @@ def test_what_has_no_queue_leaves_what_it_has(tiny: dict[str, Any], algorithm: s
         assert json.loads((folder / "result.json").read_text())["detection"] == result["detection"]
 
 
-def test_pictures_are_reduced_in_their_proportions() -> None:
+def test_thumbnails_keep_the_aspect_ratio() -> None:
     images = np.zeros((2, 128, 96, 3), np.uint8)
     images[:, :64] = 255
-    small = pictures(images)
+    small = thumbnails(images)
     assert small.shape == (2, 64, 48, 3) and small[0, 5].min() > 250 and small[0, 60].max() < 5
-    assert pictures(np.zeros((2, 96, 96, 1), np.uint8)).shape == (2, 64, 64, 1)
-    assert pictures(images[:, :32, :32]).shape == (2, 32, 32, 3)
+    assert thumbnails(np.zeros((2, 96, 96, 1), np.uint8)).shape == (2, 64, 64, 1)
+    assert thumbnails(images[:, :32, :32]).shape == (2, 32, 32, 3)
 
 
-def test_the_queues_pictures_are_the_newest_of_each_class() -> None:
+def test_the_newest_queue_entries_of_each_class_are_chosen() -> None:
     classes = np.array([0, 0, 0, 3, 3, 7])
     assert spread_over_classes(classes, 6).tolist() == [2, 1, 4, 3, 5]
     assert len(spread_over_classes(np.arange(100), 60)) == 60

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder, and a folder that a killed process left is taken up again."""
+"""A run folder is locked by one process at a time, and can be used again after that process was killed."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import yaml
 
 from benchmarks.faults.forked_commands import ForkedCommand
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb.run_lock import is_empty, locked
+from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
 from usb_rsmatch.usb.training import train
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with locked(folder):
-        with pytest.raises(UserError, match="in use: this process"), locked(folder):
+    with lock_run_folder(folder):
+        with pytest.raises(UserError, match="in use: this process"), lock_run_folder(folder):
             pass
         pid = os.fork()
         if pid == 0:
             try:
-                with locked(folder):
+                with lock_run_folder(folder):
                     os._exit(0)
             except UserError as error:
                 os._exit(17 if f"process {os.getppid()} on " in str(error) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
-    with locked(folder):
+    with lock_run_folder(folder):
         assert is_empty(folder)
 
 
-def test_what_outlives_a_killed_holder_does_not_hold_the_folder(tmp_path: Path) -> None:
-    """A loader's workers are children that have its open files and live for some seconds longer."""
+def test_children_of_a_killed_process_do_not_keep_the_lock(tmp_path: Path) -> None:
+    """A loader's workers inherit the open files and live for some seconds longer."""
     reader, writer = os.pipe()
     holder = os.fork()
     if holder == 0:
-        with locked(tmp_path / "run"):
+        with lock_run_folder(tmp_path / "run"):
             child = os.fork()
             if child == 0:
                 time.sleep(30)
@@ -48,19 +48,19 @@ def test_what_outlives_a_killed_holder_does_not_hold_the_folder(tmp_path: Path) 
             time.sleep(30)
             os._exit(0)
     child = int(os.read(reader, 20))
-    with pytest.raises(UserError, match=f"process {holder} on"), locked(tmp_path / "run"):
+    with pytest.raises(UserError, match=f"process {holder} on"), lock_run_folder(tmp_path / "run"):
         pass
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
     try:
-        with locked(tmp_path / "run"):
+        with lock_run_folder(tmp_path / "run"):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_two_runs_started_in_one_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """The second one says so and writes nothing; the first one ends as if alone."""
+def test_the_second_run_in_one_folder_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The second run reports the first and exits; the first run ends normally."""
     tiny |= {"num_train_iter": 100, "num_eval_iter": 50, "rs_loader": "batched"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny))
     argv = ["train", "--c", str(tmp_path / "c.yaml")]
@@ -73,7 +73,7 @@ def test_two_runs_started_in_one_folder(tiny: dict[str, Any], tmp_path: Path) ->
         assert first.wait() == 0, first.output()
 
 
-def test_a_folder_that_was_left_before_its_configuration_was_whole_becomes_a_run(tiny: dict[str, Any]) -> None:
+def test_a_folder_with_an_incomplete_configuration_becomes_a_run_folder(tiny: dict[str, Any]) -> None:
     folder = Path(tiny["save_dir"]) / "run"
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
@@ -82,7 +82,7 @@ def test_a_folder_that_was_left_before_its_configuration_was_whole_becomes_a_run
     assert sorted(path.name for path in folder.glob(".*")) == [".lock"]
 
 
-def test_a_run_of_a_version_with_fewer_keys_goes_on(tiny: dict[str, Any]) -> None:
+def test_a_run_of_a_version_with_fewer_keys_resumes(tiny: dict[str, Any]) -> None:
     first = train(tiny, note=lambda line: None)
     path = Path(tiny["save_dir"]) / "run" / "config.yaml"
     content = yaml.safe_load(path.read_text())
@@ -93,7 +93,7 @@ def test_a_run_of_a_version_with_fewer_keys_goes_on(tiny: dict[str, Any]) -> Non
         train({**tiny, "rs_on_nan": "skip"}, note=lambda line: None)
 
 
-def test_a_run_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_images(tiny: dict[str, Any], tmp_path: Path) -> None:
     import numpy as np
 
     content = dict(np.load(tiny["synthetic"][0]["source"].removeprefix("npz:")))

@@ -1,4 +1,4 @@
-"""Shipped configurations: found by path or name, near misses named, in the wheel as in the checkout."""
+"""Shipped configurations are found by path or name, in the wheel as in a checkout; similar names are suggested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "classic_cv/rsmatch/rsmatch_cifar10_40_0"
 
 
 def test_every_yaml_of_the_checkout_has_a_name() -> None:
-    """Names are paths below config/ without the ending, sorted."""
+    """Names are sorted paths below config/, without the suffix .yaml."""
     names = shipped_names()
     assert NAME in names and names == sorted(names)
     assert {f"{name}.yaml" for name in names} == {
@@ -33,16 +33,16 @@ def test_every_yaml_of_the_checkout_has_a_name() -> None:
 
 
 @pytest.mark.parametrize("given", [NAME, f"{NAME}.yaml", f"config/{NAME}.yaml", f"./config/{NAME}"])
-def test_shipped_names_from_any_folder(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name works anywhere, with or without what the path in a checkout has around it."""
+def test_shipped_names_work_in_any_folder(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may also be written as its path in a checkout."""
     monkeypatch.chdir(tmp_path)
     assert find_config(given) == shipped_root() / f"{NAME}.yaml"
     assert find_config(given).is_file()
 
 
 @pytest.mark.parametrize("given", ["mine", "mine.yaml", NAME])
-def test_own_files_go_first(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's file is found with or without its ending, also where it is called like a shipped one."""
+def test_a_user_s_file_has_priority(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's file is found with or without .yaml, also if a shipped one has the same name."""
     monkeypatch.chdir(tmp_path)
     own = tmp_path / f"{given.removesuffix('.yaml')}.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -52,30 +52,30 @@ def test_own_files_go_first(given: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("given", [f"{NAME}0", NAME.replace("match", "macth"), "rsmatch_cifar10_40_0"])
-def test_near_misses_are_named(given: str) -> None:
-    """A wrong name is answered in one line with the nearest right ones."""
+def test_similar_names_are_suggested(given: str) -> None:
+    """The one-line message about a wrong name contains the nearest shipped names."""
     with pytest.raises(UserError, match=NAME) as caught:
         find_config(given)
     assert "\n" not in str(caught.value) and given in str(caught.value)
 
 
 @pytest.mark.parametrize("given", ["zzzz", "", "config", "classic_cv"])
-def test_what_is_near_nothing_is_told_what_there_is(given: str) -> None:
-    """Neither an alien name nor a folder is a configuration; the folders to choose from are named."""
+def test_a_name_without_a_similar_one_lists_the_folders(given: str) -> None:
+    """The message about an unknown name, or about a folder, names the folders of shipped configurations."""
     with pytest.raises(UserError, match=r"classic_cv/rsmatch/"):
         find_config(given)
 
 
-def test_packages_of_pyproject_are_those_of_the_tree() -> None:
-    """The explicit list of packages, which mapping config/ into the wheel needs, lacks none."""
+def test_pyproject_lists_every_package() -> None:
+    """The list is explicit, because config/ is mapped into the wheel."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in (ROOT / "usb_rsmatch").rglob("*.py")}
     tree = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(listed) == tree | {"usb_rsmatch.config_data"}
 
 
-def test_wheel_holds_what_the_checkout_holds(tmp_path: Path) -> None:
-    """A wheel built from a copy finds every shipped configuration by name, with its bytes, anywhere."""
+def test_the_wheel_contains_the_shipped_configurations(tmp_path: Path) -> None:
+    """From a wheel, every shipped configuration is found by name, with the same bytes as in the checkout."""
     copy, site = tmp_path / "copy", tmp_path / "site"
     for part in ("usb_rsmatch", "config"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""State as tensors and plain values: every kind comes back as it was, through a file that runs no code."""
+"""State as tensors and plain values: every type is restored exactly from a file that cannot execute code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VALUES = st.recursive(
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal in type, shape, dtype and every bit of meaning; NaN equals NaN."""
+    """Equal in type, shape, dtype and value; NaN equals NaN."""
     if type(first) is not type(second):
         return False
     if isinstance(first, torch.Tensor):
@@ -73,7 +73,7 @@ def same(first: Any, second: Any) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(VALUES)
-def test_every_value_comes_back_through_a_file_that_runs_no_code(value: Any) -> None:
+def test_every_value_is_restored_from_a_file_loaded_with_weights_only(value: Any) -> None:
     import io
 
     file = io.BytesIO()
@@ -82,7 +82,7 @@ def test_every_value_comes_back_through_a_file_that_runs_no_code(value: Any) -> 
     assert same(unpack(torch.load(file, weights_only=True)), value)
 
 
-def test_what_comes_back_is_a_copy() -> None:
+def test_packed_and_unpacked_values_are_copies() -> None:
     tensor, array = torch.zeros(3), np.zeros(3)
     kept = pack([tensor, array])
     tensor += 1
@@ -93,7 +93,7 @@ def test_what_comes_back_is_a_copy() -> None:
     assert second[0].sum() == 0 and second[1].sum() == 0
 
 
-def test_parameters_come_back_without_a_graph_and_scalars_of_numpy_as_plain_numbers() -> None:
+def test_packed_tensors_have_no_graph_and_numpy_scalars_become_plain_numbers() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     assert not pack(parameter * 2).requires_grad
     assert [type(pack(scalar)) for scalar in (np.float64(1), np.int32(1), np.bool_(True))] == [float, int, bool]
@@ -108,14 +108,14 @@ class Colour(enum.IntEnum):
     [object(), len, Colour.RED, np.array(["text"]), np.array([None]), np.datetime64("2024-01"), Path("a"), {1}, b"a"],
     ids=lambda value: type(value).__name__,
 )
-def test_what_has_no_plain_form_is_refused_rather_than_made_unloadable(value: Any) -> None:
+def test_values_without_a_plain_form_raise_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError):
         pack(value)
     with pytest.raises(TypeError):
         pack({"inside": [value]})
 
 
-def test_the_generators_of_python_and_numpy_go_on_where_they_were() -> None:
+def test_the_generators_of_python_and_numpy_are_restored() -> None:
     kept = pack([random.getstate(), np.random.get_state()])
     expected = random.random(), np.random.rand(3).tolist()
     python, numpy = unpack(kept)
@@ -124,7 +124,7 @@ def test_the_generators_of_python_and_numpy_go_on_where_they_were() -> None:
     assert (random.random(), np.random.rand(3).tolist()) == expected
 
 
-def test_capture_takes_what_is_state_and_restore_puts_it_back() -> None:
+def test_capture_collects_the_state_and_restore_sets_it() -> None:
     owner = SimpleNamespace(
         count=3, means=torch.arange(3.0), seen=deque([1], maxlen=2), handle=open, _private=1, config={"lr": 0.1}
     )
@@ -136,7 +136,7 @@ def test_capture_takes_what_is_state_and_restore_puts_it_back() -> None:
     assert torch.equal(other.means, torch.arange(3.0))
 
 
-def test_an_owner_with_a_state_dict_speaks_for_itself() -> None:
+def test_an_owner_s_own_state_dict_is_used() -> None:
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     restore(other, capture(layer))
     assert torch.equal(layer.weight, other.weight)

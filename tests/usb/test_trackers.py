@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases hold what `metrics.jsonl` holds, across a stop, read back by their own readers."""
+"""TensorBoard and Weights & Biases contain every line of `metrics.jsonl`, also of a resumed run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Curves = dict[str, dict[int, float]]
 
 
 def quiet(line: str) -> None:
-    """Notes are not looked at here."""
+    """Ignore the notes."""
 
 
-def written(folder: Path) -> Curves:
+def curves_of(folder: Path) -> Curves:
     """The numbers of `metrics.jsonl` by name and step."""
     curves: Curves = {}
     for line in read_metrics(folder / "metrics.jsonl"):
@@ -32,7 +32,7 @@ def written(folder: Path) -> Curves:
     return curves
 
 
-def same(found: Curves, expected: Curves) -> None:
+def assert_same(found: Curves, expected: Curves) -> None:
     assert found.keys() >= expected.keys()
     for name, curve in expected.items():
         assert found[name].keys() == curve.keys(), name
@@ -40,83 +40,81 @@ def same(found: Curves, expected: Curves) -> None:
             assert math.isclose(found[name][step], value, rel_tol=1e-5, abs_tol=1e-7), (name, step)
 
 
-def stop_and_go_on(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that stops after step 7 of 12, past its checkpoint at 6, and goes on."""
+def stop_and_resume(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stop a run after step 7 of 12, one step after an evaluation, and resume it; returns its folder."""
     from usb_rsmatch.usb import training
 
     left = iter(range(6, -1, -1))
     with monkeypatch.context() as patched:
-        patched.setattr(training.Stop, "__call__", lambda self: next(left) == 0)
+        patched.setattr(training.StopBetweenSteps, "__call__", lambda self: next(left) == 0)
         with pytest.raises(Interrupted):
             train(config, note=quiet)
     train(config, note=quiet)
     return Path(config["save_dir"]) / config["save_name"]
 
 
-def test_tensorboard_has_every_line_once(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_contains_every_line_once(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = {**tiny, "algorithm": "rsmatch", "rs_warmup": 0.0, "use_tensorboard": True}
-    folder = stop_and_go_on(config, monkeypatch)
+    folder = stop_and_resume(config, monkeypatch)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     curves: Curves = {}
     for name in events.Tags()["scalars"]:
         points = events.Scalars(name)
         curves[name] = {point.step: point.value for point in points}
         assert len(curves[name]) == len(points), "no step twice"
-    expected = written(folder)
+    expected = curves_of(folder)
     assert sorted(expected["train/sup_loss"]) == [2, 4, 6, 8, 10, 12], "num_log_iter, not only evaluations"
     assert sorted(expected["detection/auroc"]) == [6, 12]
-    same(curves, expected)
+    assert_same(curves, expected)
 
 
 def offline_records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB, parts with 7 bytes of head)."""
+    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB, each part with a header of 7 bytes)."""
     from wandb.proto import wandb_internal_pb2
 
-    content, at, whole = path.read_bytes(), 7, b""  # after the file's own head
+    content, at, data = path.read_bytes(), 7, b""  # after the file's own header
     assert content[:4] == b":W&B"
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        whole += content[at + 7 : at + 7 + length]
+        data += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or its last part
             record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
+            record.ParseFromString(data)
             yield record
-            whole = b""
+            data = b""
 
 
-@pytest.mark.slow  # wandb writes by a process of its own, which a busy machine can starve
-def test_weights_and_biases_offline_has_every_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # wandb writes from its own process, which can be too slow on a busy machine
+def test_weights_and_biases_offline_contains_every_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = {**tiny, "algorithm": "rsmatch", "rs_warmup": 0.0, "use_wandb": True}
-    folder = stop_and_go_on(config, monkeypatch)
+    folder = stop_and_resume(config, monkeypatch)
     curves: Curves = {}
     names, projects, ids = set(), set(), set()
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 2, "one a process"
+    assert len(files) == 2, "one file per process"
     for path in files:
         for record in offline_records(path):
             if record.run.run_id:
                 ids.add(record.run.run_id)
                 names.add(record.run.display_name)
                 projects.add(record.run.project)
-            line = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-            }
+            line = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for name, value in line.items():
                 if not name.startswith("_"):
                     curves.setdefault(name, {})[line["_step"]] = value
     assert names == {"run"} and projects == {"runs"} and len(ids) == 1, "one run on the server"
-    same(curves, written(folder))
+    assert_same(curves, curves_of(folder))
 
 
-def test_not_logged_in_is_said_in_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_login_is_reported_in_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
 
     def refuse(**_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs: every named baseline and RSMatch train on one pool, stop, resume, and end in the same weights bit for bit."""
+"""Training runs: baselines and RSMatch train on one pool, and resumed runs equal uninterrupted ones bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 class StopAfter:
-    """Asks the run to stop after a number of steps, in the place of a signal."""
+    """Requests a stop after a number of steps, instead of a signal."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -48,13 +48,13 @@ def interrupted_at(config: dict[str, Any], step: int, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         stop = StopAfter(step)
-        patch.setattr(training.Stop, "__call__", lambda self: stop())
+        patch.setattr(training.StopBetweenSteps, "__call__", lambda self: stop())
         with pytest.raises(Interrupted, match=f"after step {step} of 12"):
             train(config, note=silent)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_stopped_run_ends_as_the_uninterrupted_one(
+def test_resumed_run_equals_the_uninterrupted_one(
     algorithm: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny["algorithm"] = algorithm
@@ -89,10 +89,10 @@ def test_training_changes_the_weights_and_the_seed_matters(tiny: dict[str, Any])
 @pytest.mark.parametrize(
     "changes", [{}, {"rs_threshold": "adaptive", "rs_detector_input": "feature"}, {"rs_detector": "pu"}]
 )
-def test_provenance_is_for_measuring_only(
+def test_provenance_does_not_affect_training(
     changes: dict[str, Any], tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shuffled provenance flags and labels of the unlabelled images leave RSMatch's training as it is, bit for bit."""
+    """Shuffling the unlabelled images' provenance flags and true labels does not change RSMatch's weights at all."""
     import dataclasses
 
     import numpy as np
@@ -101,10 +101,10 @@ def test_provenance_is_for_measuring_only(
 
     tiny |= {"algorithm": "rsmatch", "rs_warmup": 0.0, **changes}
     train({**tiny, "save_name": "true"}, note=silent)
-    complete = training.complete
+    complete_args = training.complete_args
 
     def shuffled(args: Any) -> None:
-        complete(args)
+        complete_args(args)
         rng, pool = np.random.default_rng(0), args.pool.unlabeled
         order = rng.permutation(len(pool))
         mixed = dataclasses.replace(
@@ -115,14 +115,14 @@ def test_provenance_is_for_measuring_only(
         )
         args.pool = dataclasses.replace(args.pool, unlabeled=mixed)
 
-    monkeypatch.setattr(training, "complete", shuffled)
+    monkeypatch.setattr(training, "complete_args", shuffled)
     other = train({**tiny, "save_name": "shuffled"}, note=silent)
     root = Path(tiny["save_dir"])
     assert_same(weights(root / "true"), weights(root / "shuffled"))
     assert other["detection"] != json.loads((root / "true" / "result.json").read_text())["detection"]
 
 
-def test_algorithms_share_the_split_and_seeds_do_not(tiny: dict[str, Any]) -> None:
+def test_the_split_depends_on_the_seed_but_not_on_the_algorithm(tiny: dict[str, Any]) -> None:
     from argparse import Namespace
 
     from usb_rsmatch.usb.config import resolve
@@ -139,7 +139,7 @@ def test_algorithms_share_the_split_and_seeds_do_not(tiny: dict[str, Any]) -> No
     assert (split(seed=1)[0] != labeled).any()
 
 
-def test_finished_run_says_so_and_another_configuration_is_refused(tiny: dict[str, Any]) -> None:
+def test_a_finished_run_is_reported_and_another_configuration_is_refused(tiny: dict[str, Any]) -> None:
     result, lines = train(tiny, note=silent), []
     assert train(tiny, note=lines.append) == result
     assert "is done" in lines[-1]
@@ -147,11 +147,11 @@ def test_finished_run_says_so_and_another_configuration_is_refused(tiny: dict[st
         train({**tiny, "lr": 0.5}, note=silent)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tiny: dict[str, Any]) -> None:
+def test_a_folder_that_is_not_a_run_folder_stays_unchanged(tiny: dict[str, Any]) -> None:
     folder = Path(tiny["save_dir"]) / "run"
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("important")
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         train(tiny, note=silent)
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
@@ -169,7 +169,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny: dict[str, Any]) -> None:
         ({"net": "small_wrn_10_3"}, "unknown net 'small_wrn_10_3': did you mean"),
         ({"net": "resnet19", "net_from_name": True}, "unknown net 'resnet19': did you mean 'resnet18'"),
         ({"net": "wrn"}, "unknown net 'wrn'"),  # a module of semilearn.nets
-        ({"net": "vit_tiny_patch2_32"}, "vit_tiny_patch2_32 on digits cannot be set up"),  # of 32 px, not of 8
+        ({"net": "vit_tiny_patch2_32"}, "vit_tiny_patch2_32 on digits cannot be set up"),  # for images of 32 px, not 8
         ({"use_pretrain": True}, "pretrain_path ''"),
         ({"use_pretrain": True, "pretrain_path": "gone.pth"}, "pretrain_path 'gone.pth' is neither a file"),
         ({"use_pretrain": True, "pretrain_path": "http://127.0.0.1:1/x.pth"}, "cannot be set up: URLError"),
@@ -179,26 +179,30 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny: dict[str, Any]) -> None:
         ({"synthetic_ratio": 0.5}, "synthetic_count or synthetic_ratio"),
         ({"synthetic_count": 100000}, "300"),
         ({"rs_base": "mixmatch", "algorithm": "rsmatch"}, "rs_base: mixmatch"),
-        ({"num_train_iter": 13}, "must divide by epoch"),
+        ({"num_train_iter": 13}, "must be divisible by epoch"),
         ({"imb_algorithm": "abcd"}, "abc"),
         ({"plugins": ["no_such_module"]}, "no_such_module"),
         ({"rs_detector": "magic", "algorithm": "rsmatch"}, "rs_detector"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(change: dict[str, Any], message: str, tiny: dict[str, Any]) -> None:
+def test_invalid_input_raises_one_line_and_writes_nothing(
+    change: dict[str, Any], message: str, tiny: dict[str, Any]
+) -> None:
     with pytest.raises(UserError) as caught:
         train({**tiny, **change}, note=silent)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not Path(tiny["save_dir"]).exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_cuda_asked_for_and_absent(tiny: dict[str, Any]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_device_cuda_without_a_gpu_is_refused(tiny: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no CUDA device"):
         train({**tiny, "device": "cuda"}, note=silent)
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train({**tiny, "save_name": "whole"}, note=silent)
     interrupted_at(tiny, 9, monkeypatch)
     latest = Path(tiny["save_dir"]) / "run" / "latest_model.pth"
@@ -215,16 +219,16 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tiny: dict[str, Any], m
 
 
 @pytest.mark.parametrize("minutes", [-1.0, float("nan")])
-def test_minutes_that_cannot_be(minutes: float, tiny: dict[str, Any]) -> None:
+def test_invalid_max_minutes_are_refused(minutes: float, tiny: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="max-minutes takes a number of at least 0"):
         train(tiny, max_minutes=minutes, note=silent)
     assert not Path(tiny["save_dir"]).exists()
 
 
-def test_a_pool_that_changed_under_a_run_is_refused(
+def test_a_pool_with_changed_images_is_refused(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queue, order and split are indices into the pool; the checkpoint holds no images."""
+    """Queue, order and split are indices into the pool; a checkpoint contains no images."""
     with np.load(tiny["synthetic"][0]["source"].removeprefix("npz:")) as blends:
         images, labels = blends["image"], blends["label"]
     np.savez(tmp_path / "mine.npz", image=images, label=labels)
@@ -235,14 +239,14 @@ def test_a_pool_that_changed_under_a_run_is_refused(
     changed = images.copy()
     changed[:, 0, 0] ^= 1
     np.savez(tmp_path / "mine.npz", image=changed, label=labels)
-    with pytest.raises(UserError, match="the unlabeled images are not those that the run began with"):
+    with pytest.raises(UserError, match="the unlabeled images are not those with which the run started"):
         train(config, note=silent)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     np.savez(tmp_path / "mine.npz", image=images, label=labels)
     assert train(config, note=silent)["iterations"] == 12
 
 
-def test_imbalanced_algorithm_on_top(tiny: dict[str, Any]) -> None:
+def test_an_imbalanced_algorithm_on_top_of_another(tiny: dict[str, Any]) -> None:
     for algorithm in ("fixmatch", "rsmatch"):
         config = {**tiny, "algorithm": algorithm, "imb_algorithm": "abc", "save_name": algorithm}
         assert 0 <= train(config, note=silent)["accuracy"]["last"] <= 1

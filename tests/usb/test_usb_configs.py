@@ -1,7 +1,7 @@
-"""USB's own image configurations: their keys, by algorithm and suite, are all known, or dead and noted as such.
+"""Every key of USB's own image configurations is known, or reported as a key without effect.
 
-The tables hold what USB's files set (names, values of one of them), so that no checkout is needed; with USB_HEAD every
-file of a checkout is read as well.
+The tables below contain the keys that USB's files set, with the values of one of them, so that no checkout is needed.
+With the variable USB_HEAD, every file of a checkout is read too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import training
 from usb_rsmatch.usb.config import DEAD, resolve
 
-# What every file sets; values as USB writes them, words like None and 5e-4 included.
-EVERY: dict[str, Any] = yaml.safe_load("""
+# The keys of every file, with values as USB writes them, such as None and 5e-4.
+EVERY: dict[str, Any] = yaml.safe_load(
+    """
 save_dir: ./saved_models, save_name: run, resume: True, load_path: ./saved_models/run/latest_model.pth, overwrite: True,
 use_tensorboard: True, epoch: 1024, num_train_iter: 1048576, num_eval_iter: 5120, num_labels: 40, batch_size: 64,
 eval_batch_size: 256, ema_m: 0.999, crop_ratio: 0.875, img_size: 32, optim: SGD, lr: 0.03, momentum: 0.9,
@@ -28,7 +29,8 @@ weight_decay: 5e-4, amp: False, clip: 0.0, net: wrn_28_2, net_from_name: False, 
 train_sampler: RandomSampler, num_classes: 10, num_workers: 1, seed: 0, world_size: 1, rank: 0,
 multiprocessing_distributed: True, dist_url: "tcp://127.0.0.1:10001", dist_backend: nccl, gpu: None, layer_decay: 1.0,
 num_log_iter: 256, use_cat: True, use_wandb: False, uratio: 7, ulb_loss_ratio: 1.0
-""".strip().join("{}"))
+""".strip().join("{}")
+)
 SUITES: dict[str, dict[str, Any]] = {
     "classic_cv": {},
     "usb_cv": {
@@ -77,8 +79,8 @@ DATASETS = (
 )  # fmt: skip
 
 
-def only_dead_keys(notes: list[str], algorithm: str) -> bool:
-    """Whether each note is on a dead key, or on one that USB's file sets for an algorithm that does not read it."""
+def only_ineffective_keys(notes: list[str], algorithm: str) -> bool:
+    """Whether each note is about a key without effect, or about one that the file's algorithm does not read."""
     return all(
         note.split()[0] in DEAD or note.endswith(f"it belongs to another algorithm than {algorithm}") for note in notes
     )
@@ -86,10 +88,10 @@ def only_dead_keys(notes: list[str], algorithm: str) -> bool:
 
 @pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_keys_of_usbs_files_are_known_or_noted(algorithm: str, suite: str) -> None:
+def test_keys_of_usbs_files_are_known_or_reported(algorithm: str, suite: str) -> None:
     given = {**EVERY, **SUITES[suite], **ALGORITHMS[algorithm], "algorithm": algorithm}
     config, notes = resolve(given)
-    assert only_dead_keys(notes, algorithm), notes
+    assert only_ineffective_keys(notes, algorithm), notes
     assert {note.split()[0] for note in notes} >= {"clip", "resume", "overwrite", "gpu"}
     for key, value in given.items():
         if key in vars(config) and value not in ("None", None):
@@ -98,12 +100,12 @@ def test_keys_of_usbs_files_are_known_or_noted(algorithm: str, suite: str) -> No
     assert config.algorithm == algorithm and isinstance(config.lr, float)
 
 
-def test_keys_of_usbs_imbalanced_files_are_known_or_noted() -> None:
+def test_keys_of_usbs_imbalanced_files_are_known_or_reported() -> None:
     config, notes = resolve({**EVERY, **ALGORITHMS["fixmatch"], **IMBALANCED, "imb_algorithm": "abc"})
-    assert only_dead_keys(notes, "fixmatch") and config.ulb_num_labels is None and config.ulb_imb_ratio == -10
+    assert only_ineffective_keys(notes, "fixmatch") and config.ulb_num_labels is None and config.ulb_imb_ratio == -10
 
 
-def test_a_mistake_beside_usbs_keys_is_still_found() -> None:
+def test_a_misspelt_key_among_usbs_keys_is_refused() -> None:
     with pytest.raises(UserError, match=r"unknown key 'p_cutof'.*p_cutoff"):
         resolve({**EVERY, "p_cutof": 0.9})
 
@@ -113,7 +115,7 @@ def test_networks_of_usbs_files_exist(name: str) -> None:
     assert callable(semilearn.get_net_builder(name, False))
 
 
-def test_data_sets_of_usbs_files_take_synthetic_images() -> None:
+def test_data_sets_of_usbs_files_accept_synthetic_images() -> None:
     assert set(DATASETS) <= set(dataset_names())
 
 
@@ -125,7 +127,7 @@ DEFAULT_RUNS = ("softmatch", "refixmatch")
     [name if name in DEFAULT_RUNS else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS],
 )
 def test_a_file_of_usb_runs_with_synthetic_images(algorithm: str, tiny: dict[str, Any]) -> None:
-    """Its own keys as they are; data, network and length are those that a test can afford."""
+    """With the file's own keys, except for a small data set, a small network and few steps."""
     short = {**tiny, "num_train_iter": 2, "epoch": 1, "num_eval_iter": 2, "num_wu_iter": 2, "num_workers": 0}
     short = {key: value for key, value in short.items() if key != "num_wu_iter" or algorithm == "dash"}
     short |= {"algorithm": algorithm, "img_size": 32, "use_tensorboard": False}
@@ -133,7 +135,9 @@ def test_a_file_of_usb_runs_with_synthetic_images(algorithm: str, tiny: dict[str
     notes: list[str] = []
     result = training.train(config, note=notes.append)
     assert result["pool"]["by_generator"] == {"blend": 200} and result["iterations"] == 2
-    assert only_dead_keys([note.removeprefix("note: ") for note in notes if note.startswith("note: ")], algorithm)
+    assert only_ineffective_keys(
+        [note.removeprefix("note: ") for note in notes if note.startswith("note: ")], algorithm
+    )
 
 
 @pytest.mark.skipif("USB_HEAD" not in os.environ, reason="set USB_HEAD to a checkout of USB to read its files")
@@ -146,12 +150,14 @@ def test_every_file_of_a_checkout_resolves(suite: str) -> None:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError:
-            assert path.name == "refixmatch_cifar100_10000_0.yaml"  # holds the marks of an unfinished merge
+            assert (
+                path.name == "refixmatch_cifar100_10000_0.yaml"
+            )  # contains the conflict markers of an unfinished merge
             with pytest.raises(UserError, match="not valid YAML"):
                 resolve(path)
             continue
         config, notes = resolve(path)
-        assert only_dead_keys(notes, config.algorithm), (path.name, notes)
+        assert only_ineffective_keys(notes, config.algorithm), (path.name, notes)
         assert config.dataset in DATASETS and config.net in NETWORKS, path.name
         known = EVERY.keys() | SUITES["usb_cv"].keys() | ALGORITHMS[config.algorithm].keys() | IMBALANCED.keys()
         unknown |= {(config.algorithm, key) for key in content if key not in {*known, "algorithm", "include_lb_to_ulb"}}

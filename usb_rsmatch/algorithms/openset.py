@@ -13,7 +13,7 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
-from usb_rsmatch.counter_rng import keyed_globals
+from usb_rsmatch.counter_rng import seeded_globals
 
 
 class OpenSetNet(BackboneWithHeads):
@@ -78,7 +78,7 @@ class OpenSetAlgorithm(HeadsOnBackbone):
             return dataset.weak_views(indices, positions, view).to(like.device, non_blocking=True)
         views = []
         for i, position in zip(indices.tolist(), positions.tolist(), strict=True):  # one of USB's own data sets
-            with keyed_globals(self.args.seed, position, view):
+            with seeded_globals(self.args.seed, position, view):
                 views.append(dataset.transform(dataset.__sample__(i)[0]))
         return torch.stack(views).to(like.device)
 

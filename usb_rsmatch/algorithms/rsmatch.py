@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
 from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.keys import Key, stands_on_a_base_rule
+from usb_rsmatch.keys import Key, is_rsmatch_variant
 from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
 
 # The columns of a batch that the step uses; a base rule may use any subset of them.
@@ -39,7 +39,7 @@ BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s
 
 def base_rule(name: str) -> type[AlgorithmBase]:
     """USB's class of a base rule; UserError if RSMatch cannot use it."""
-    if name not in ALGORITHMS or stands_on_a_base_rule(name):
+    if name not in ALGORITHMS or is_rsmatch_variant(name):
         raise UserError(f"rs_base: unknown algorithm {name!r}")
     core: type[AlgorithmBase] = ALGORITHMS[name]
     keys = set(inspect.signature(core.train_step).parameters) - {"self"}

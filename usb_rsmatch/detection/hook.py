@@ -25,7 +25,7 @@ from usb_rsmatch.detection.pseudo_label_statistics import PseudoLabelTally
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.detection.score_file import read_scores
 from usb_rsmatch.detection.share_estimation import best_bin_estimate
-from usb_rsmatch.distributed import gather, local_part, size
+from usb_rsmatch.distributed import all_gather_batch, local_shard, world_size
 from usb_rsmatch.errors import UserError
 
 COMPONENTS_FROM = 512  # images of the pool from which the principal components are computed
@@ -144,8 +144,8 @@ class SyntheticDetectionHook(Hook):
     def observe(self, algorithm: Any, idx_ulb: Tensor, pseudo_label: Tensor, mask: Tensor) -> None:
         """Count the pseudo-labels and the base rule's mask float [uB] of a step, for the metrics alone."""
         if self._dataset is not None:
-            idx_ulb, mask = gather(idx_ulb), gather(mask.detach())
-            pseudo_label = gather(_classes(pseudo_label))
+            idx_ulb, mask = all_gather_batch(idx_ulb), all_gather_batch(mask.detach())
+            pseudo_label = all_gather_batch(_classes(pseudo_label))
             self._follow(idx_ulb.device)
             self.tally.add(self._is_synthetic[idx_ulb], self._labels[idx_ulb], pseudo_label, mask)
 
@@ -198,7 +198,9 @@ class SyntheticDetectionHook(Hook):
         The orientation follows from an image's place in the batch and the step, as mined images are sorted by class.
         """
         if not reads_features(algorithm.detector):
-            parts = tuple(in_eight_positions(x, local_part(np.arange(len(x) * size())) + algorithm.it) for x in parts)
+            parts = tuple(
+                in_eight_positions(x, local_shard(np.arange(len(x) * world_size())) + algorithm.it) for x in parts
+            )
         return widened(algorithm.detector(torch.cat(parts))).split([len(x) for x in parts])
 
     def _examples(self, algorithm: Any, x_lb: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,12 +228,12 @@ class SyntheticDetectionHook(Hook):
         weight.
         """
         synthetic = self._is_synthetic[idx_ulb].to(logits.dtype)
-        share = gather(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, over all processes
+        share = all_gather_batch(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, over all processes
         weight = synthetic / share + (1 - synthetic) / (1 - share)
         return F.binary_cross_entropy_with_logits(logits, synthetic, weight)
 
     def _remember(self, idx_ulb: Tensor, score: Tensor) -> None:
-        idx_ulb, score = gather(idx_ulb), gather(score).to(self.scores.dtype)
+        idx_ulb, score = all_gather_batch(idx_ulb), all_gather_batch(score).to(self.scores.dtype)
         if idx_ulb.is_cuda:  # if an image occurs twice, its last score counts, as on a CPU
             again = (idx_ulb[:, None] == idx_ulb) * torch.arange(len(idx_ulb), device=idx_ulb.device)
             score = score[again.argmax(1)]
@@ -242,7 +244,7 @@ class SyntheticDetectionHook(Hook):
         """The images of the batch that rank highest within their pseudo-class enter its queue, the others are
         removed.
         """
-        idx_ulb, classes = gather(idx_ulb), gather(_classes(pseudo_label))
+        idx_ulb, classes = all_gather_batch(idx_ulb), all_gather_batch(_classes(pseudo_label))
         scores = self.scores[idx_ulb]
         top = self.ranking.rank(scores, classes) > 1.0 - MINED_SHARE
         self.queue.push(idx_ulb, classes, scores, top)
@@ -252,11 +254,11 @@ class SyntheticDetectionHook(Hook):
 
         Also weights float [n]: 1 for a valid example, 0 where the queue is empty (a GPU is not asked beforehand).
         """
-        n = MINED_PER_LABELED * num_labeled * size()
+        n = MINED_PER_LABELED * num_labeled * world_size()
         positions = np.arange(algorithm.it * n, (algorithm.it + 1) * n)
         draws = uniforms(self._seed, positions, QUEUE_DRAW, 2)
-        indices = local_part(self.queue.sample(n, draws))
-        views = self._dataset.weak_views(indices.clamp(min=0), local_part(positions), QUEUE_VIEW)
+        indices = local_shard(self.queue.sample(n, draws))
+        views = self._dataset.weak_views(indices.clamp(min=0), local_shard(positions), QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True), (indices >= 0).float()
 
     def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
@@ -265,8 +267,8 @@ class SyntheticDetectionHook(Hook):
             chosen = generator(self._seed, "components").permutation(len(self._dataset))[:COMPONENTS_FROM]
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
             self._components = PrincipalComponents(views.cpu(), x_lb.device)
-        n = len(x_lb) * size()
-        positions = local_part(np.arange(algorithm.it * n, (algorithm.it + 1) * n))
+        n = len(x_lb) * world_size()
+        positions = local_shard(np.arange(algorithm.it * n, (algorithm.it + 1) * n))
         draws = uniforms(self._seed, positions, FAKE_DRAW, 1)[:, 0]
         return self._components.rebuild(x_lb, draws.to(x_lb.device, non_blocking=True))
 

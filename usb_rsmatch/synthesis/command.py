@@ -22,11 +22,11 @@ from usb_rsmatch.io import write_json
 from usb_rsmatch.progress import Progress
 from usb_rsmatch.synthesis.class_words import choose_classes, class_words
 from usb_rsmatch.synthesis.dataset_card import figure, read_quality, write_card
+from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
 from usb_rsmatch.synthesis.engine import Engine, is_out_of_memory
 from usb_rsmatch.synthesis.output import Output
 from usb_rsmatch.synthesis.packed import IMAGES_A_FILE, PackedOutput
 from usb_rsmatch.synthesis.plan import Item, Plan
-from usb_rsmatch.synthesis.stop_request import Stop
 from usb_rsmatch.synthesis.training_images import part_images
 from usb_rsmatch.version import __version__
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> str:
     for note in output.notes:
         print(f"note: {note}", file=sys.stderr)
     try:
-        with Stop() as stop:
+        with DeferredInterrupt() as stop:
             made = fill(output, engine, groups, stop)
             return _close(args, output, real, made, stop)
     except KeyboardInterrupt:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> str:
         raise UserError(f"{output.folder}: {why}; {remedy}, then the same command resumes") from error
 
 
-def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> int:
+def fill(output: Output, engine: Engine, groups: Sequence[int], stop: DeferredInterrupt) -> int:
     """Make the missing batches of some groups; returns the number of images made.
 
     Raises UserError if there is not enough memory, with a batch size that fits.
@@ -128,10 +128,10 @@ def fill(output: Output, engine: Engine, groups: Sequence[int], stop: Stop) -> i
             for batch in batches:
                 items = plan.items(batch)
                 made = _make(engine, items)
-                with stop.held():
+                with stop.deferred():
                     output.save(batch, items, made, engine.texts())
                 progress.update(len(items))
-            with stop.held():
+            with stop.deferred():
                 output.close_group(group)
     return left
 
@@ -164,18 +164,18 @@ def _fits(engine: Engine, items: Sequence[Item]) -> bool:
     return True
 
 
-def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int, stop: Stop) -> str:
+def _close(args: argparse.Namespace, output: Output, real: RealData | None, made: int, stop: DeferredInterrupt) -> str:
     """Finish the folder if everything is done; returns a line about the result."""
     output.refresh()
     if not output.complete():
         return f"shard {args.shard}: {made} images made, {_progress(output)} are in {output.folder}"
     if made or not (output.folder / "metadata.jsonl").is_file():
-        with stop.held():
+        with stop.deferred():
             output.finish()
     if args.report and real is not None:
         report(output, real, args.seed, args.device)
     quality = read_quality(output.folder)
-    with stop.held():
+    with stop.deferred():
         write_card(output, quality, "npz" if args.format == "npz" else "folder")
     kept = len(output.kept())
     flagged = f", {output.plan.count - kept} removed by the safety checker" if kept < output.plan.count else ""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.counter_rng import Order, derive
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
@@ -116,7 +116,7 @@ def make_decoder_images(
     folder = cache_folder(cache_dir)
     store = folder / f"{settings.kind}-{digest.hexdigest()}.pt"
     try:
-        with locked(store.with_suffix(".lock")):
+        with file_lock(store.with_suffix(".lock")):
             decoder = Decoder(shape, num_classes, settings.width)
             if store.exists():
                 decoder.load_state_dict(torch.load(store, weights_only=True))

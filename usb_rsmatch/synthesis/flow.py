@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.synthesis.sampler import BATCH, sample
@@ -45,7 +45,7 @@ def make_images(
     store = folder / f"flow-{key}-{sampling}.npz"
     labels = np.arange(count, dtype=np.int64) % num_classes
     try:
-        with locked(folder / f"flow-{key}.lock"):
+        with file_lock(folder / f"flow-{key}.lock"):
             images = _cached(store, real_images.shape[1:])
             if len(images) >= count:
                 return images[:count], labels

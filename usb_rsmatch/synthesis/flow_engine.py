@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from usb_rsmatch.cache import cache_folder, locked
+from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.progress import Progress
 from usb_rsmatch.synthesis.engine import Made, is_out_of_memory
@@ -101,7 +101,7 @@ class FlowEngine:
             bar.update(1)
 
         try:
-            with locked(folder / f"flow-{self.key}.lock"):
+            with file_lock(folder / f"flow-{self.key}.lock"):
                 checkpoint = Path(folder / f"flow-{self.key}.pt")
                 return train_flow(
                     self.images,

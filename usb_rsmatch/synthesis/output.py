@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from usb_rsmatch.cache import locked
+from usb_rsmatch.cache import file_lock
 from usb_rsmatch.data.images.decode import read_image
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write, is_leftover, parse_json, write_json, write_text
@@ -66,7 +66,7 @@ class Output:
 
     def finish(self) -> None:
         """Write `metadata.jsonl` (and `flagged.jsonl`), when all is done; the records of batches are then removed."""
-        with locked(self.folder / LOCK):
+        with file_lock(self.folder / LOCK):
             rows = [self.rows[item.file] for batch in range(len(self.plan)) for item in self.plan.items(batch)]
             flagged = [row for row in rows if row["flagged"]]
             if flagged:
@@ -133,7 +133,7 @@ class Output:
         if self._begun and (self.folder / RUN).is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / LOCK):
+        with file_lock(self.folder / LOCK):
             self._check()  # another shard may have started in the meantime
             if not (self.folder / RUN).is_file():
                 write_json(self.folder / RUN, self.run)

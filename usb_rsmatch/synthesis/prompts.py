@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usb_rsmatch.counter_rng import derive, keyed_globals
+from usb_rsmatch.counter_rng import derive, seeded_globals
 from usb_rsmatch.data.sources.class_names import plain
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.class_words import Words, nearest, read_object
@@ -112,7 +112,7 @@ def _sentences(network: Any, tokenizer: Any, text: str, name: str, count: int, s
     import torch
 
     inputs = tokenizer(text, return_tensors="pt")
-    with keyed_globals(derive(seed, "sentences", text), 0, 0), torch.inference_mode():
+    with seeded_globals(derive(seed, "sentences", text), 0, 0), torch.inference_mode():
         written = network.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

@@ -17,9 +17,9 @@ from torch import Tensor
 from usb_rsmatch.counter_rng import Order, derive
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
+from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
 from usb_rsmatch.synthesis.grey_levels import Levels
 from usb_rsmatch.synthesis.settings import FlowSettings, autocast, pick_device
-from usb_rsmatch.synthesis.stop_request import Stop
 from usb_rsmatch.synthesis.unet import VelocityUNet
 
 FORMAT = 1  # raise it when the same settings begin to give another model
@@ -80,7 +80,7 @@ def train_flow(
     classes = torch.from_numpy(labels.astype(np.int64)).to(where)
     order = Order(seed, "flow", len(images))
     saved = time.monotonic()
-    with Stop() as stop, stop.held():
+    with DeferredInterrupt() as stop, stop.deferred():
         while step < settings.steps:
             positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
             index = torch.from_numpy(order.index(positions)).to(where)
@@ -103,11 +103,11 @@ def train_flow(
             torch._foreach_lerp_(ema, raw, 1 - min(settings.ema, step / (step + 9)))
             if step == max(1, round(settings.early * settings.steps)):
                 torch._foreach_copy_(early, ema)
-            due = step == settings.steps or stop.wanted or time.monotonic() - saved >= save_every
+            due = step == settings.steps or stop.requested or time.monotonic() - saved >= save_every
             if checkpoint is not None and due:
                 _store(checkpoint, key, step, state, optimizer)
                 saved = time.monotonic()
-            if stop.wanted:
+            if stop.requested:
                 break  # which ends `held`, and so raises
             if progress is not None:
                 progress("training the generator", step, settings.steps)

@@ -77,7 +77,7 @@ def write(content: dict[str, Any], path: Path) -> None:
             raise OSError(errno.ENOSPC, "a checkpoint could not be written: is the disk full?", path) from error
 
 
-def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
+def allow_numpy_scalars() -> contextlib.AbstractContextManager[None]:
     """Allow NumPy numbers in a checkpoint: USB saves accuracies as such with older scikit-learn."""
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
         return contextlib.nullcontext()
@@ -86,8 +86,8 @@ def numpy_scalars_allowed() -> contextlib.AbstractContextManager[None]:
     return torch.serialization.safe_globals([rebuild, np.dtype, *kinds])
 
 
-def lack(content: dict[str, Any]) -> str | None:
-    """One line on what a checkpoint of USB lacks; None for a checkpoint of ours."""
+def missing_state_note(content: dict[str, Any]) -> str | None:
+    """One line about the state that a checkpoint of USB does not contain; None for a checkpoint of ours."""
     if KEY in content:
         return None
     return (
@@ -101,14 +101,14 @@ def read(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ValueError("it is not a regular file")  # reading a pipe might never end
+            raise ValueError("it is not a regular file")  # reading from a pipe might never end
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("it is compressed, as torch's are not, and might unfold to any size")
+                    raise ValueError("it is compressed, unlike torch's files, and might expand to any size")
                 if archive.testzip() is not None:  # torch writes checksums but does not verify them
                     raise ValueError("its contents do not match their checksums")
-        with numpy_scalars_allowed():
+        with allow_numpy_scalars():
             content = torch.load(path, map_location="cpu", weights_only=True)
         if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in tensors(content, size)):
             raise ValueError("a tensor in it claims more values than are stored")
@@ -149,7 +149,7 @@ def load(algorithm: Any, content: dict[str, Any], what: str) -> None:
         raise UserError(f"{what} does not fit the configuration: {reason}") from None
 
 
-def set_aside(folder: Path) -> None:
+def rename_damaged(folder: Path) -> None:
     """Rename a damaged latest checkpoint, so that the next save does not replace the valid previous one."""
     os.replace(folder / "latest_model.pth", folder / "damaged_model.pth")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from usb_rsmatch.data.pool.settings import POOL_KEYS, PoolConfig
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.keys import Key, convert, nearest, stands_on_a_base_rule
+from usb_rsmatch.keys import Key, convert, is_rsmatch_variant, nearest
 from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS
 from usb_rsmatch.usb.plain_values import plain, read_yaml
 from usb_rsmatch.usb.shipped_configs import find_config
@@ -19,7 +19,7 @@ from usb_rsmatch.usb.shipped_configs import find_config
 _USB = [
     Key("save_dir", "str", "./saved_models", "folder that contains the run folders"),
     Key("save_name", "str", None, "name of the run folder; default: derived from the configuration", optional=True),
-    Key("use_tensorboard", "bool", False, "write TensorBoard curves into the run folder"),
+    Key("use_tensorboard", "bool", False, "log to TensorBoard, in the run folder"),
     Key("use_wandb", "bool", False, "log to Weights & Biases"),
     Key("use_aim", "bool", False, "log to Aim"),
     Key("epoch", "int", 1, "number of epochs; must divide num_train_iter", low=1),
@@ -46,19 +46,26 @@ _USB = [
     Key("amp", "bool", False, "mixed precision"),
     Key("clip_grad", "float", 0.0, "norm at which gradients are clipped; 0: no clipping", low=0),
     Key("imb_algorithm", "str", None, "an imbalanced algorithm of USB, applied on top", optional=True),
-    Key("train_sampler", "str", "RandomSampler", "USB's sampler, for data sets that USB reads"),
+    Key("train_sampler", "str", "RandomSampler", "USB's sampler, for data sets that USB itself reads"),
     Key("num_workers", "int", 1, "worker processes of the labelled loader (twice as many for the unlabelled)", low=0),
-    Key("crop_ratio", "float", 0.875, "random crops shift by up to (1 - crop_ratio) of the side", low=0, high=1),
-    Key("max_length", "int", 512, "text length (USB's text sets)"),
-    Key("max_length_seconds", "float", 4.0, "sound length (USB's audio sets)"),
-    Key("sample_rate", "int", 16000, "sample rate (USB's audio sets)"),
+    Key("crop_ratio", "float", 0.875, "random crops shift by up to (1 - crop_ratio) of the image side", low=0, high=1),
+    Key("max_length", "int", 512, "longest text in tokens (USB's text data sets)"),
+    Key("max_length_seconds", "float", 4.0, "longest sound in seconds (USB's audio data sets)"),
+    Key("sample_rate", "int", 16000, "sample rate in Hz (USB's audio data sets)"),
 ]
 
 _OURS = [
     Key("plugins", "list", [], "modules to import first: your own networks, sources, algorithms", "ours"),
     Key("device", "str", None, "auto, cpu or cuda", "ours", optional=True),
-    Key("start_from", "str", None, "checkpoint to start a new run from, also of USB itself", "ours", optional=True),
-    Key("analysis", "bool", True, "write `analysis.npz` for the report's plots at the end", "ours"),
+    Key(
+        "start_from",
+        "str",
+        None,
+        "checkpoint, of this package or of USB itself, from which a new run starts",
+        "ours",
+        optional=True,
+    ),
+    Key("analysis", "bool", True, "at the end, write `analysis.npz` for the plots of the report", "ours"),
 ]
 
 KEYS: dict[str, Key] = {key.name: key for key in (*_USB, *POOL_KEYS, *_OURS, *RSMATCH_KEYS)}
@@ -156,18 +163,18 @@ def resolve(
         import_plugin(FORMER_PLUGINS.get(module, module))
     algorithm = convert(KEYS["algorithm"], given.get("algorithm", "fixmatch"), where)
     imbalanced = convert(KEYS["imb_algorithm"], given.get("imb_algorithm"), where)
-    layered = stands_on_a_base_rule(algorithm)
-    base = convert(KEYS["rs_base"], given.get("rs_base", "fixmatch"), where) if layered else None
+    has_base_rule = is_rsmatch_variant(algorithm)
+    base = convert(KEYS["rs_base"], given.get("rs_base", "fixmatch"), where) if has_base_rule else None
     known = {**KEYS, **algorithm_keys(algorithm, imbalanced, base)}
     values: dict[str, Any] = {name: key.default for name, key in known.items()}
-    elsewhere: dict[str, Key] | None = None
+    all_known: dict[str, Key] | None = None
     for name, value in given.items():
         if name in known:
             values[name] = convert(known[name], value, where)
             continue
-        elsewhere = all_keys() if elsewhere is None else elsewhere
-        if name not in elsewhere:
-            raise UserError(f"{where}: unknown key {name!r}{nearest(name, elsewhere)}")
+        all_known = all_keys() if all_known is None else all_known
+        if name not in all_known:
+            raise UserError(f"{where}: unknown key {name!r}{nearest(name, all_known)}")
         notes.append(f"{name} has no effect: it belongs to another algorithm than {algorithm}")
     check(values, where)
     return Namespace(**values), notes
@@ -177,7 +184,7 @@ def check(values: dict[str, Any], where: str) -> None:
     """Check several keys together: UserError for values that contradict each other."""
     if values["num_train_iter"] % values["epoch"]:
         raise UserError(
-            f"{where}: num_train_iter ({values['num_train_iter']}) must divide by epoch ({values['epoch']})"
+            f"{where}: num_train_iter ({values['num_train_iter']}) must be divisible by epoch ({values['epoch']})"
         )
     name = values["save_name"]
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
@@ -220,7 +227,7 @@ def config_hash(config: Namespace | Mapping[str, Any]) -> str:
 
 def default_save_name(config: Namespace) -> str:
     """A run folder's name, made of the keys in which runs usually differ."""
-    other = stands_on_a_base_rule(config.algorithm) and config.rs_base != "fixmatch"
-    base = f"_{config.rs_base}" if other else ""
+    uses_other_base = is_rsmatch_variant(config.algorithm) and config.rs_base != "fixmatch"
+    base = f"_{config.rs_base}" if uses_other_base else ""
     imbalanced = f"_{config.imb_algorithm}" if config.imb_algorithm else ""
     return f"{config.algorithm}{base}{imbalanced}_{config.dataset}_{config.num_labels}_{config.seed}"

@@ -14,10 +14,10 @@ from usb_rsmatch.data.views.batched import WHOLE, Share, positions_of
 
 
 class RotatedBatches:
-    """Weak views of the pool's images at 0, 90, 180 and 270 degrees: an iterator that never ends.
+    """An endless iterator over weak views of the pool's images, rotated by 0, 90, 180 and 270 degrees.
 
-    `step()` is the step that the next batch is for. A batch is four views [B, 3, S, S] and their labels int64 [B, 4],
-    as CRMatch's own loader returns them (`algorithms/crmatch/crmatch.py:33-62`).
+    `step()` returns the training step of the next batch. A batch is four views [B, 3, S, S] and their labels int64
+    [B, 4], as CRMatch's own loader returns them (`algorithms/crmatch/crmatch.py:33-62`).
     """
 
     def __init__(self, dataset: Any, batch_size: int, step: Callable[[], int], share: Share = WHOLE) -> None:
@@ -36,7 +36,7 @@ class RotatedBatches:
 
 @contextlib.contextmanager
 def without_usb_rotation_loader(algorithm: Any) -> Iterator[None]:
-    """CRMatch's `set_data_loader` without its own loader, which cannot read grey images and starts workers."""
+    """A context that keeps CRMatch from building its own loader, which cannot read grey images and starts workers."""
     rotates = getattr(algorithm, "use_rot", None)
     if not rotates:
         yield

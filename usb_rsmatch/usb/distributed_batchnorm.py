@@ -24,15 +24,15 @@ class DistributedBatchNorm:
             return self._normalise(x)
 
     def _normalise(self: Any, x: Tensor) -> Tensor:
-        space = list(range(2, x.ndim))
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        second = _second_group(self, wide)
+        spatial = list(range(2, x.ndim))
+        x_float = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        second = _second_group(self, x_float)
         groups = torch.stack([1 - second, second])  # [2, B]
-        images = _sum(groups.sum(1, keepdim=True))  # [2, 1]
-        values = (images * (wide[0, 0].numel())).clamp(min=1)
-        mean = _sum(groups @ _over(wide, space)) / values  # [2, C]
-        centred = wide - _each(mean, second, x.ndim)
-        variance = _sum(groups @ _over(centred.square(), space)) / values
+        images = _sum_over_processes(groups.sum(1, keepdim=True))  # [2, 1]
+        values = (images * (x_float[0, 0].numel())).clamp(min=1)
+        mean = _sum_over_processes(groups @ _sum_pixels(x_float, spatial)) / values  # [2, C]
+        centred = x_float - _per_image(mean, second, x.ndim)
+        variance = _sum_over_processes(groups @ _sum_pixels(centred.square(), spatial)) / values
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -41,9 +41,9 @@ class DistributedBatchNorm:
                 self.running_mean += share * (mean[0] - self.running_mean)
                 unbiased = variance[0] * values[0] / (values[0] - 1).clamp(min=1)
                 self.running_var += share * (unbiased - self.running_var)
-        y = centred * _each((variance + self.eps).rsqrt(), second, x.ndim)
+        y = centred * _per_image((variance + self.eps).rsqrt(), second, x.ndim)
         if self.affine:
-            shape = [1, -1, *[1] * len(space)]
+            shape = [1, -1, *[1] * len(spatial)]
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
@@ -59,17 +59,17 @@ def _second_group(module: Any, x: Tensor) -> Tensor:
     return second
 
 
-def _over(x: Tensor, space: list[int]) -> Tensor:
+def _sum_pixels(x: Tensor, spatial: list[int]) -> Tensor:
     """Sums [B, C] over the pixels of each image."""
-    return x.sum(space) if space else x
+    return x.sum(spatial) if spatial else x
 
 
-def _each(of_group: Tensor, second: Tensor, ndim: int) -> Tensor:
+def _per_image(of_group: Tensor, second: Tensor, ndim: int) -> Tensor:
     """For each image, its group's row of [2, C]: [B, C, 1, ...]."""
     return torch.where(second[:, None] > 0, of_group[1], of_group[0])[(..., *[None] * (ndim - 2))]
 
 
-def _sum(part: Tensor) -> Tensor:
+def _sum_over_processes(part: Tensor) -> Tensor:
     """The sum over the processes, differentiable in all of them."""
     if part.requires_grad:
         return all_reduce(part.contiguous())

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from usb_rsmatch.counter_rng import derive
-from usb_rsmatch.distributed import average_tensors, gather, local_part, rank, size
+from usb_rsmatch.distributed import all_gather_batch, average_tensors, local_shard, rank, world_size
 from usb_rsmatch.usb.distributed_batchnorm import use_distributed_batchnorm
 
 
@@ -20,7 +20,7 @@ def average_gradients(model: nn.Module) -> None:
 
     A weight without a gradient in every process keeps none, so that the optimiser skips it, as with a single process.
     """
-    if size() == 1:
+    if world_size() == 1:
         return
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     used = torch.tensor([float(weight.grad is not None) for weight in weights])
@@ -36,7 +36,7 @@ def average_gradients(model: nn.Module) -> None:
 
 def broadcast_model(model: nn.Module) -> None:
     """Copy the first process's weights to all processes, and use BatchNorm statistics of the whole batch."""
-    if size() == 1:
+    if world_size() == 1:
         return
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
@@ -65,19 +65,19 @@ class GatherBatchMixin:
         return self._whole("dist_align", algorithm, args, kwargs)
 
     def _whole(self, name: str, algorithm: Any, args: Any, kwargs: Any) -> Any:
-        args = [gather(value) if isinstance(value, Tensor) else value for value in args]
-        kwargs = {key: gather(value) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
+        args = [all_gather_batch(value) if isinstance(value, Tensor) else value for value in args]
+        kwargs = {key: all_gather_batch(value) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
         algorithm.distributed = False
         try:
             result = getattr(super(), name)(algorithm, *args, **kwargs)
         finally:
             algorithm.distributed = True
-        return tuple(map(local_part, result)) if isinstance(result, tuple) else local_part(result)
+        return tuple(map(local_shard, result)) if isinstance(result, tuple) else local_shard(result)
 
 
 def gather_in_hooks(algorithm: Any) -> None:
     """Add `GatherBatchMixin` to the hooks that need the whole batch."""
-    if size() == 1:
+    if world_size() == 1:
         return
     for hook in algorithm.hooks_dict.values():
         kind = type(hook)

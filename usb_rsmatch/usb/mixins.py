@@ -125,7 +125,7 @@ class CoreMixin:
 
 
 class RunMixin:
-    """Hooks that need no GPU, checkpoints that hold everything, and a request to stop."""
+    """Hooks that need no GPU, checkpoints with the complete state, and stop requests."""
 
     args: Any
     hooks_dict: dict[str, Any]
@@ -170,8 +170,8 @@ class RunMixin:
         """
         return min(self.it + 1, self.num_train_iter)  # type: ignore[attr-defined]
 
-    def whole_after(self, step: int | None) -> None:
-        """Record that the state is consistent after `step` steps; None during a step."""
+    def mark_consistent(self, step: int | None) -> None:
+        """Record that the state is that after `step` complete steps; None during a step, when it is inconsistent."""
         self._whole_after = step
 
     def save_between_steps(self) -> bool:
@@ -196,7 +196,7 @@ class RunMixin:
             "hooks": {name: capture(hook) for name, hook in self.hooks_dict.items()},
             "random": checkpoint.random_state(),
         }
-        if distributed.size() > 1:
+        if distributed.world_size() > 1:
             content[checkpoint.KEY]["random_of_processes"] = distributed.all_gather_objects(checkpoint.random_state())
         return content
 
@@ -228,8 +228,8 @@ class RunMixin:
         self.start_epoch = self.epoch = self.it // self.num_iter_per_epoch  # type: ignore[attr-defined]
         self.resume = True  # EMAHook takes the shadow weights from ema_model
         self.checkpoint_state = content.get(checkpoint.KEY)
-        if (lack := checkpoint.lack(content)) is not None:
-            self.print_fn(lack)  # type: ignore[attr-defined]
+        if (missing := checkpoint.missing_state_note(content)) is not None:
+            self.print_fn(missing)  # type: ignore[attr-defined]
 
     def restore_state(self) -> None:
         """Restore hooks, attributes and generators, once; see `ResumeHook`."""
@@ -242,7 +242,7 @@ class RunMixin:
             if name in self.hooks_dict:
                 restore(self.hooks_dict[name], hook_state, device)
         states = state.get("random_of_processes", [state["random"]])
-        if len(states) == distributed.size():
+        if len(states) == distributed.world_size():
             checkpoint.set_random_state(states[distributed.rank()])
         else:  # saved by another number of processes
             checkpoint.set_random_state(state["random"])

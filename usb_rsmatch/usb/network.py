@@ -32,8 +32,11 @@ def find_net(args: Namespace) -> Any:
 
 
 @torch.no_grad()
-def try_network(algorithm: Any) -> None:
-    """Pass one image through the network before anything is written; any error means that the two do not fit."""
+def check_network(algorithm: Any) -> None:
+    """Pass one image through the network before anything is written; any error means that the two do not fit.
+
+    Raises ValueError if the logits do not have the shape [1, num_classes].
+    """
     args = algorithm.args
     if getattr(args, "pool", None) is None:  # USB's own data sets are not only images
         return

@@ -1,4 +1,4 @@
-"""Reads YAML files and flags as plain Python values of limited size and depth."""
+"""Reads YAML files and command-line values as plain Python values of limited size and depth."""
 
 from __future__ import annotations
 

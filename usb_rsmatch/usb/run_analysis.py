@@ -49,8 +49,8 @@ def confusion(algorithm: Any) -> np.ndarray:
 @torch.no_grad()
 def features(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
     """The averaged network's features float16 [m, F] of images of the pool, with class and generator of each."""
-    unseen = np.flatnonzero(~pool.is_labeled)
-    synthetic, real = unseen[pool.is_synthetic[unseen]], unseen[~pool.is_synthetic[unseen]]
+    unlabeled = np.flatnonzero(~pool.is_labeled)
+    synthetic, real = unlabeled[pool.is_synthetic[unlabeled]], unlabeled[~pool.is_synthetic[unlabeled]]
     half = min(FEATURES // 2, len(synthetic))
     draw = generator(algorithm.args.seed, "analysis")
     chosen = np.concatenate([draw.permutation(real)[: FEATURES - half], draw.permutation(synthetic)[:half]])
@@ -96,7 +96,7 @@ def scores(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
         shown["queued"] = queued[places]
         content["queued_class"] = content["queue_class"][places]
     for name, index in shown.items():
-        content[f"{name}_images"] = pictures(pool.images[index])
+        content[f"{name}_images"] = thumbnails(pool.images[index])
         content[f"{name}_scores"] = by_index[index]  # NaN for an image that was not evaluated
         content[f"{name}_generator"] = pool.generator[index]
     return content
@@ -110,14 +110,14 @@ def spread_over_classes(classes: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def pictures(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [n, H, W, C], reduced to at most `PICTURE` pixels a side."""
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, H, W, C], reduced to at most `PICTURE` pixels per side, with their aspect ratio kept."""
     if max(images.shape[1:3]) <= PICTURE:
         return images
     reduced = []
     for image in images:
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        picture.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
-        array = np.asarray(picture)
+        thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        thumbnail.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+        array = np.asarray(thumbnail)
         reduced.append(array[..., None] if array.ndim == 2 else array)
     return np.stack(reduced)

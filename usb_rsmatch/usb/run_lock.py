@@ -14,12 +14,12 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import is_leftover, remove_leftovers
 
 LOCK = ".lock"
-_held: dict[Path, int] = {}  # locks of this process: the system would grant the lock to the same process twice
+_held: dict[Path, int] = {}  # lock files by process: the system would grant a lock to the same process twice
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder`, creating it if necessary, and remove incomplete files that a killed process left.
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """A context that locks `folder`, creates it if necessary, and removes incomplete files of killed processes.
 
     The file `.lock` stays and names the last holder. On a file system without locks, two runs in one folder are not
     detected. Raises UserError if another process holds the lock.

@@ -1,4 +1,4 @@
-"""Measures the seconds per step of an algorithm's own training loop, for estimates and benchmarks."""
+"""Measures seconds per step in an algorithm's own training loop, for time estimates and benchmarks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class _Pause(Exception):
 
 
 class _StepTimer(Hook):
-    """Measures whole steps of a training loop, with their data, from the last hook of one step to that of another.
+    """Measures `steps` complete steps with their data, from the last hook of one step to the last hook of another.
 
-    A loop's first step is not measured: USB draws the order of all samples of an epoch before it.
+    A loop's first step is not measured, because USB draws the order of all samples of an epoch before it.
     """
 
     def __init__(self, steps: int) -> None:
@@ -38,16 +38,19 @@ class _StepTimer(Hook):
 
 
 def time_steps(algorithm: Any, steps: int) -> Callable[[], float]:
-    """A function that continues the algorithm's own `train` by one step and `steps` measured ones; seconds per step."""
-    clock = _StepTimer(steps)
-    algorithm.register_hook(clock, "StepClock", "LOWEST")
+    """Returns a function that runs `steps` + 1 further steps and returns the seconds per step of the last `steps`.
 
-    def side() -> float:
+    It raises RuntimeError if the training loop ends before.
+    """
+    timer = _StepTimer(steps)
+    algorithm.register_hook(timer, "StepClock", "LOWEST")
+
+    def run_steps() -> float:
         try:
             with cuda_calls_stay_on_cpu():
                 algorithm.train()
         except _Pause:
-            return clock.seconds
+            return timer.seconds
         raise RuntimeError("the training loop ended too early: num_train_iter is too small")
 
-    return side
+    return run_steps

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, switched on by USB's own keys: they get every line of `metrics.jsonl`.
+"""TensorBoard and Weights & Biases, switched on by USB's own keys; both receive every line of `metrics.jsonl`.
 
 USB's own hooks write at evaluations only (TensorBoard, HEAD) or only eleven values (Weights & Biases). A resumed run
 continues the same curves.

@@ -24,10 +24,10 @@ from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import parse_json, write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, distributed_training
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
-from usb_rsmatch.usb.network import find_net, try_network
+from usb_rsmatch.usb.network import check_network, find_net
 from usb_rsmatch.usb.run_analysis import write_analysis
-from usb_rsmatch.usb.run_lock import is_empty, locked
-from usb_rsmatch.usb.stop_signals import Stop
+from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
+from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
 from usb_rsmatch.usb.trackers import trackers
 from usb_rsmatch.version import __version__
 
@@ -53,21 +53,21 @@ def train(
     args.save_name = args.save_name or config.default_save_name(args)
     args.device = choose_device(args.device)
     folder = Path(args.save_dir) / args.save_name
-    with distributed.process_group(args.device), Stop(max_minutes) as stop, contextlib.ExitStack() as held:
+    with distributed.process_group(args.device), StopBetweenSteps(max_minutes) as stop, contextlib.ExitStack() as lock:
         note = note if distributed.rank() == 0 else lambda line: None
         for line in notes:
             note(f"note: {line}")
         done = distributed.on_rank_zero(check_folder, folder, args)
         if done is not None:
-            note(f"{folder} is done: {config_line(done)}")
+            note(f"{folder} is done: {result_line(done)}")
             return done
         algorithm = build(args)
-        distributed.on_rank_zero(lambda: held.enter_context(locked(folder)))
+        distributed.on_rank_zero(lambda: lock.enter_context(lock_run_folder(folder)))
         done = distributed.on_rank_zero(check_folder, folder, algorithm.config)  # another process may have finished it
         return done if done is not None else _train(algorithm, folder, stop, note)
 
 
-def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
+def _train(algorithm: Any, folder: Path, stop: StopBetweenSteps, note: Callable[[str], None]) -> dict[str, Any]:
     """Train to the end and write the result, in a run folder that this process (or the first one) has locked."""
     state, damage = distributed.on_rank_zero(checkpoint.read_latest, folder)
     if state is not None:
@@ -80,10 +80,10 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     distributed.on_rank_zero(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")
-        distributed.on_rank_zero(checkpoint.set_aside, folder)
+        distributed.on_rank_zero(checkpoint.rename_damaged, folder)
     if state is not None:
-        if (lack := checkpoint.lack(state)) is not None:
-            note(f"note: {lack}")
+        if (missing := checkpoint.missing_state_note(state)) is not None:
+            note(f"note: {missing}")
         note(f"resuming after step {algorithm.it} of {algorithm.num_train_iter}")
     elif hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):
         note(f"detector: {cost:.2%} of the network's multiply-adds")
@@ -97,7 +97,7 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
     algorithm.stop_requested = stop
     try:
         if algorithm.it == 0 and hasattr(algorithm, "warmup"):
-            algorithm.warmup()  # not part of a checkpoint: a signal ends it at once
+            algorithm.warmup()  # has no checkpoints: a signal stops it immediately
         stop.begin()
         algorithm.train()
         if hasattr(algorithm, "finetune"):
@@ -109,8 +109,8 @@ def _train(algorithm: Any, folder: Path, stop: Stop, note: Callable[[str], None]
         reason = " ".join(f"{folder.name}: {type(error).__name__}: {error}".split())
         if isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker" in str(error):
             reason += " (a worker process of the loader has ended; the system kills processes when memory is short)"
-        if distributed.size() > 1:
-            who = f"process {distributed.rank()} of {distributed.size()}"
+        if distributed.world_size() > 1:
+            who = f"process {distributed.rank()} of {distributed.world_size()}"
             raise RunFailed(f"{who}: {reason}; the last checkpoint is kept (has another process ended?)") from error
         try:
             saved = algorithm.save_between_steps()
@@ -148,9 +148,9 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
     for key in sorted(before.keys() | now.keys()):
         default = config.KEYS[key].default if key in config.KEYS else None  # for a run older than the key
-        held, wanted = before.get(key, default), now.get(key)
-        if held != wanted:
-            raise UserError(f"{folder} holds a run with {key}: {held!r}, not {wanted!r}; choose another save_name")
+        saved, wanted = before.get(key, default), now.get(key)
+        if saved != wanted:
+            raise UserError(f"{folder} holds a run with {key}: {saved!r}, not {wanted!r}; choose another save_name")
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
@@ -161,7 +161,7 @@ def prepare_folder(folder: Path, args: Namespace, algorithm: Any) -> None:
         saved = {key: value for key, value in vars(algorithm.config).items() if key != "device"}
         write_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=True))
     if getattr(args, "pool", None) is not None:
-        keep_manifest(folder / "manifest.json", args.pool.manifest())
+        write_or_compare_manifest(folder / "manifest.json", args.pool.manifest())
     log = RunLog(folder / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     algorithm.logger.handlers[:] = [log]
@@ -174,7 +174,7 @@ class RunLog(logging.FileHandler):
         raise
 
 
-def keep_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def write_or_compare_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write the pool's manifest, or compare it with the one with which the run started.
 
     Raises UserError if images, labels or their order differ: the checkpoint's indices would refer to other images.
@@ -207,7 +207,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
 
-    complete(args, *([] if pool is None else [pool]))
+    complete_args(args, *([] if pool is None else [pool]))
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -223,7 +223,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
         for model in (algorithm.model, algorithm.ema_model):
             model.to(args.device)
             model.__dict__.setdefault("module", model)  # USB's imbalanced algorithms use model.module, as with DDP
-        try_network(algorithm)
+        check_network(algorithm)
         distributed_training.broadcast_model(algorithm.model)
         distributed_training.gather_in_hooks(algorithm)
         distributed_training.seed_generators(args.seed, 0)
@@ -236,8 +236,8 @@ def build(args: Namespace, pool: Any = None) -> Any:
     return algorithm
 
 
-def complete(args: Namespace, pool: Any = None) -> None:
-    """Add what USB's code reads in addition to the configuration: the pool and its sizes, process and device."""
+def complete_args(args: Namespace, pool: Any = None) -> None:
+    """Add what USB's code also reads (pool, its sizes, process, device); UserError for values that contradict it."""
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
     from usb_rsmatch.data.views.settings import describes_pool
@@ -253,15 +253,15 @@ def complete(args: Namespace, pool: Any = None) -> None:
         near = config.nearest(args.dataset, dataset_names())
         raise UserError(f"unknown dataset {args.dataset!r}{near} (a data set that only USB reads needs num_classes)")
     args.img_size = args.img_size or 32  # USB's default, for the data sets that it reads itself
-    args.gpu = int(os.environ.get("LOCAL_RANK", "0")) * (distributed.size() > 1) if args.device == "cuda" else None
-    args.rank, args.world_size = distributed.rank(), distributed.size()
+    args.rank, args.world_size = distributed.rank(), distributed.world_size()
+    args.gpu = int(os.environ.get("LOCAL_RANK", "0")) * (args.world_size > 1) if args.device == "cuda" else None
     args.distributed = args.multiprocessing_distributed = args.world_size > 1
     if args.distributed and getattr(args, "pool", None) is None:
         raise UserError(f"several processes need a pool of this package, not USB's own loaders of {args.dataset!r}")
     if args.distributed and args.algorithm in ("scomatch", "uasd"):
         raise UserError(f"{args.algorithm} keeps its memory of the pool in a single process: start it without torchrun")
     if args.batch_size % args.world_size:
-        raise UserError(f"batch_size {args.batch_size} does not divide by {args.world_size} processes")
+        raise UserError(f"batch_size {args.batch_size} is not divisible by the number of processes, {args.world_size}")
     if args.rank > 0:
         args.use_tensorboard = args.use_wandb = args.use_aim = False
     args.resume, args.load_path = False, None
@@ -316,8 +316,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'result.json'} is incomplete or not JSON: move it away and run again") from None
 
 
-def config_line(result: Mapping[str, Any]) -> str:
-    """A result in one line."""
+def result_line(result: Mapping[str, Any]) -> str:
+    """Accuracy, AUROC if measured, and training time of a result, in one line."""
     detection = result.get("detection")
     auroc = f", AUROC {detection['auroc']:.3f}" if detection and detection.get("auroc") is not None else ""
     return f"accuracy {100 * result['accuracy']['last']:.2f} %{auroc}, {result['time']['train_seconds']:.0f} s"

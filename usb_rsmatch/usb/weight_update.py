@@ -31,7 +31,7 @@ class UpdateHook(ParamUpdateHook):
         self.skipped = self.skipped_in_a_row = 0
 
     def remember(self, algorithm: Any) -> None:
-        """Store what a step changes before its update, if steps may be skipped."""
+        """Store the state that a step changes before its update, if steps may be skipped."""
         if self._skips:
             self._before = {
                 "buffers": [buffer.detach().clone() for buffer in algorithm.model.buffers()],
@@ -40,18 +40,18 @@ class UpdateHook(ParamUpdateHook):
             }
 
     def after_train_step(self, algorithm: Any) -> None:
-        looks = (
+        check_is_due = (
             self._skips
             or algorithm.device.type == "cpu"
             or self.is_last_iter(algorithm)
             or any(self.every_n_iters(algorithm, n) for n in (algorithm.num_log_iter, algorithm.num_eval_iter))
         )
-        if looks and distributed.any_process(not math.isfinite(algorithm.out_dict["loss"].detach())):
+        if check_is_due and distributed.any_rank(not math.isfinite(algorithm.out_dict["loss"].detach())):
             if not self._skips:
                 raise RunFailed(diagnosis(algorithm))
-            self._leave_out(algorithm)
+            self._skip_step(algorithm)
             return
-        if distributed.size() > 1:
+        if distributed.world_size() > 1:
             self._average_and_update(algorithm)
         else:
             super().after_train_step(algorithm)
@@ -78,7 +78,8 @@ class UpdateHook(ParamUpdateHook):
             algorithm.scheduler.step()
         algorithm.model.zero_grad()
 
-    def _leave_out(self, algorithm: Any) -> None:
+    def _skip_step(self, algorithm: Any) -> None:
+        """Undo the step by restoring the state before it; only the learning rate advances."""
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         if self._before is None or self.skipped_in_a_row >= MOST_SKIPPED:
             raise RunFailed(f"{diagnosis(algorithm)} ({self.skipped_in_a_row} consecutive steps skipped)")

@@ -15,7 +15,7 @@ from PIL import Image
 from semilearn.core.utils import ALGORITHMS
 from semilearn.datasets.cv_datasets.datasetbase import BasicDataset
 
-from usb_rsmatch.counter_rng import keyed_globals
+from usb_rsmatch.counter_rng import seeded_globals
 from usb_rsmatch.data.pool.pool import HybridPool, ImageSet
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.data.views import batched
@@ -193,9 +193,9 @@ def test_an_index_without_position_uses_the_global_generators_as_in_usb() -> Non
         strong_transform=data.views.strong,
     )
     for index in range(5):
-        with keyed_globals(0, index, 0):
+        with seeded_globals(0, index, 0):
             ours = data[index]
-        with keyed_globals(0, index, 0):
+        with seeded_globals(0, index, 0):
             theirs = reference[index]
         for key in theirs:
             assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])), key

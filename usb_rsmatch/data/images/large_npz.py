@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from usb_rsmatch.cache import cache_folder, locked, room_for
+from usb_rsmatch.cache import cache_folder, file_lock, require_disk_space
 from usb_rsmatch.data.images.hashes import content_order, image_digests
 from usb_rsmatch.data.images.image_file import StoredImages, read_header, write_header
 from usb_rsmatch.io import atomic_write
@@ -44,8 +44,10 @@ def open_large(path: Path, name: str, stored: tuple[int, ...], channels_first: b
     images = _lying(path, member, stored, channels_first, key)
     if images is None:
         in_place = member.compress_type == zipfile.ZIP_STORED
-        room_for(16 * member.file_size // int(np.prod(stored)) if in_place else member.file_size, folder, str(path))
-        with locked(key.with_suffix(".lock")):
+        require_disk_space(
+            16 * member.file_size // int(np.prod(stored)) if in_place else member.file_size, folder, str(path)
+        )
+        with file_lock(key.with_suffix(".lock")):
             images = _lying(path, member, stored, channels_first, key)
             if images is None:
                 _read_once(path, member, stored, channels_first, key, in_place)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from usb_rsmatch.cache import cache_folder, locked, room_for
+from usb_rsmatch.cache import cache_folder, file_lock, require_disk_space
 from usb_rsmatch.data.images.hashes import image_digests
 from usb_rsmatch.data.images.image_file import StoredImages, write_header
 from usb_rsmatch.data.sources.source import ArraySource, FileSource, JoinedSource
@@ -49,8 +49,8 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
         return source
     path = folder / f"{described[0]}-{pipeline.size}x{pipeline.channels}.npy"
     if make and _open(source, path) is None:
-        room_for(len(source) * int(np.prod(pipeline.image_shape)), folder, f"a pack of {source.origin}")
-        with locked(path.with_suffix(".lock")):
+        require_disk_space(len(source) * int(np.prod(pipeline.image_shape)), folder, f"a pack of {source.origin}")
+        with file_lock(path.with_suffix(".lock")):
             if _open(source, path) is None:  # another process may have made it in the meantime
                 _make(source, pipeline, path)
     return _open(source, path) or source

@@ -9,7 +9,7 @@ from typing import Any
 from usb_rsmatch.data.pool.image_set import REAL
 from usb_rsmatch.data.sources.class_names import read_mapping
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, shown
+from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, short_repr
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _entry(entry: Any) -> dict[str, Any]:
     """A checked entry of `synthetic:`: a `source`, optionally a `generator`, a `count` and keys of the source."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
         example = "`source`, such as folder:./images"
-        raise UserError(f"synthetic: an entry needs a {example}; got {shown(entry)}")
+        raise UserError(f"synthetic: an entry needs a {example}; got {short_repr(entry)}")
     entry = dict(entry)
     where, count = f"synthetic, {entry['source']}", entry.get("count")
     if isinstance(count, Mapping):

@@ -13,7 +13,7 @@ from semilearn.datasets.cv_datasets.datasetbase import BasicDataset
 from torch import Tensor
 from torchvision import transforms
 
-from usb_rsmatch.counter_rng import LABELED_VIEW, UNLABELED, keyed_globals
+from usb_rsmatch.counter_rng import LABELED_VIEW, UNLABELED, seeded_globals
 from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
@@ -74,7 +74,7 @@ class HybridDataset(BasicDataset):
         if not isinstance(key, tuple):
             return self._item(int(key))
         position, index = key
-        with keyed_globals(self.seed, position, UNLABELED[0] if self.kind == "ulb" else LABELED_VIEW):
+        with seeded_globals(self.seed, position, UNLABELED[0] if self.kind == "ulb" else LABELED_VIEW):
             return self._item(index)
 
     def _item(self, index: int) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class HybridDataset(BasicDataset):
             return self.batched.view(WEAK, self.batched.gather(indices), torch.from_numpy(positions), view)
         views = []
         for index, position in zip(indices.tolist(), positions.tolist(), strict=True):
-            with keyed_globals(self.seed, position, view):
+            with seeded_globals(self.seed, position, view):
                 views.append(self.views.weak(self._rgb(index)))
         return torch.stack(views) if views else torch.empty(0, 3, *self.data.shape[1:3])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from usb_rsmatch.data.sources.dataset_registry import is_known_dataset
 from usb_rsmatch.data.views.batched import WHOLE, Share
-from usb_rsmatch.keys import stands_on_a_base_rule
+from usb_rsmatch.keys import is_rsmatch_variant
 
 
 def describes_pool(args: Any) -> bool:
@@ -41,7 +41,7 @@ class LoaderSettings:
         base = getattr(args, "rs_base", "fixmatch")
         steps, epochs = getattr(args, "num_train_iter", 1), getattr(args, "epoch", 1)
         return cls(
-            algorithm=base if stands_on_a_base_rule(args.algorithm) else args.algorithm,
+            algorithm=base if is_rsmatch_variant(args.algorithm) else args.algorithm,
             seed=int(getattr(args, "seed", 0)),
             crop_ratio=getattr(args, "crop_ratio", cls.crop_ratio),
             batched=getattr(args, "rs_loader", "pil") == "batched",

@@ -1,4 +1,8 @@
-"""Stop requests of a training run: by a signal, or by its time limit; the run stops between two steps."""
+"""Stops a training run between two steps, with a checkpoint, after SIGINT (Ctrl-C), SIGTERM or its time limit.
+
+`synthesis/deferred_interrupt.py` is for image generation instead: it has no time limit, and raises KeyboardInterrupt as
+soon as no write is in progress.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,13 @@ from typing import Any
 from torch.utils.data._utils import signal_handling
 
 
-class Stop:
-    """Whether the run must stop after this step. As a context it handles SIGINT and SIGTERM.
+class StopBetweenSteps:
+    """A call returns whether the run must stop after this step. As a context it handles SIGINT and SIGTERM.
 
-    Before `begin` there is nothing to save: a signal ends the run at once. After it the first signal lets the step end,
-    a second one raises KeyboardInterrupt immediately, a third ends the process. The death of a loader's worker, which
-    torch would raise from a signal handler at any time, is detected between steps, when its next batch is due.
+    Before `begin` there is nothing to save: a signal raises KeyboardInterrupt immediately. After it, the first signal
+    lets the step end, a second one raises KeyboardInterrupt immediately, and a third one ends the process. If a worker
+    process of a loader dies, torch would raise an error from a signal handler at any time; here it is detected between
+    steps, when the worker's next batch is due.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -28,7 +33,7 @@ class Stop:
         return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
 
     def begin(self) -> None:
-        """From now on a signal waits for the end of the step."""
+        """From now on the first signal waits for the end of the step."""
         self.begun = True
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -39,7 +44,7 @@ class Stop:
             signal.signal(caught, lambda number, frame: os._exit(130))
         raise KeyboardInterrupt
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopBetweenSteps:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._handle)

@@ -1,4 +1,4 @@
-"""Signals and time limits, sent to real processes: a checkpoint, code 130, and the same weights in the end."""
+"""Signals to real training processes, and time limits: a checkpoint, exit code 130, and the same final weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from usb_rsmatch.usb.training import train
 
 @pytest.fixture
 def long(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A run of some seconds that would save at its end only."""
+    """A run of some seconds that would save a checkpoint only at its end."""
     tiny |= {"num_train_iter": 60, "num_eval_iter": 60, "num_log_iter": 1, "rs_loader": "batched"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny))
     return tiny
@@ -36,7 +36,7 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_ends_as_the_uninterrupted_one(
+def test_a_signal_saves_a_checkpoint_and_the_resumed_run_equals_the_uninterrupted_one(
     number: int, long: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = Path(long["save_dir"]) / "run"
@@ -55,8 +55,8 @@ def test_a_signal_saves_and_the_run_ends_as_the_uninterrupted_one(
     assert stopped["accuracy"] == whole["accuracy"]
 
 
-def test_a_second_signal_leaves_at_once(long: dict[str, Any], tmp_path: Path) -> None:
-    """The step does not end: a plugin's network sleeps in it. Nothing is saved, nothing is left half-written."""
+def test_a_second_signal_stops_immediately(long: dict[str, Any], tmp_path: Path) -> None:
+    """A plugin's network sleeps, so that the step does not end: no checkpoint and no incomplete file remains."""
     folder = Path(long["save_dir"]) / "run"
     (tmp_path / "sleepy.py").write_text(
         "import time\n"
@@ -73,22 +73,22 @@ def test_a_second_signal_leaves_at_once(long: dict[str, Any], tmp_path: Path) ->
         child.send(signal.SIGTERM)
         time.sleep(0.3)
         assert child.poll() is None
-        begun = time.monotonic()
+        sent = time.monotonic()
         child.send(signal.SIGTERM)
-        assert child.wait() == 130 and time.monotonic() - begun < 5
+        assert child.wait() == 130 and time.monotonic() - sent < 5
     assert child.output().endswith("usb-rsmatch: interrupted\n") and "Traceback" not in child.output()
     assert not (folder / "latest_model.pth").exists() and not list(folder.glob(".*.tmp"))
 
 
-def test_a_signal_before_the_first_step_leaves_with_130(long: dict[str, Any], tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_exits_with_130(long: dict[str, Any], tmp_path: Path) -> None:
     with start(tmp_path) as child:
         time.sleep(0.05)
         child.send(signal.SIGINT)
         assert child.wait() == 130, child.output()
 
 
-def test_a_signal_in_the_warm_up_does_not_wait_for_its_end(long: dict[str, Any], tmp_path: Path) -> None:
-    """Dash's, of as many steps as it is told, none of which a checkpoint could hold."""
+def test_a_signal_stops_the_warm_up_immediately(long: dict[str, Any], tmp_path: Path) -> None:
+    """Dash's warm-up can have any number of steps, and no checkpoints."""
     with start(tmp_path, algorithm="dash", num_wu_iter=10**6) as child:
         assert child.wait_for((Path(long["save_dir"]) / "run" / "log.txt").exists), child.output()
         time.sleep(0.5)
@@ -98,8 +98,8 @@ def test_a_signal_in_the_warm_up_does_not_wait_for_its_end(long: dict[str, Any],
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_to_the_whole_group_reaches_the_workers_too(number: int, long: dict[str, Any], tmp_path: Path) -> None:
-    """As a terminal's Ctrl-C does, and systems that end jobs; the loaders' processes must not spoil the stop."""
+def test_a_signal_to_the_whole_process_group(number: int, long: dict[str, Any], tmp_path: Path) -> None:
+    """Ctrl-C in a terminal and job schedulers send one; the loaders' worker processes receive it too."""
     folder = Path(long["save_dir"]) / "run"
     with start(tmp_path, rs_loader="pil", num_workers=1, num_eval_iter=20) as child:
         assert child.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), child.output()
@@ -110,8 +110,8 @@ def test_a_signal_to_the_whole_group_reaches_the_workers_too(number: int, long: 
     assert json.loads((folder / "result.json").read_text())["iterations"] == 60
 
 
-def test_a_worker_that_is_killed_costs_no_step(long: dict[str, Any], tmp_path: Path) -> None:
-    """As where memory is short: the run says so, and what was done between two steps is saved."""
+def test_a_killed_worker_loses_no_step(long: dict[str, Any], tmp_path: Path) -> None:
+    """As when memory is short: the run reports it and saves the state between two steps."""
     folder = Path(long["save_dir"]) / "run"
     with start(tmp_path, rs_loader="pil", num_workers=1) as child:
         assert child.wait_for(lambda: lines(folder / "metrics.jsonl") >= 5), child.output()
@@ -125,7 +125,7 @@ def test_a_worker_that_is_killed_costs_no_step(long: dict[str, Any], tmp_path: P
         assert child.wait() == 0, child.output()
 
 
-def test_the_time_limit_saves_and_leaves_with_130(long: dict[str, Any], tmp_path: Path) -> None:
+def test_the_time_limit_saves_a_checkpoint_and_exits_with_130(long: dict[str, Any], tmp_path: Path) -> None:
     with start(tmp_path, **{"max-minutes": 1e-4}) as child:
         assert child.wait() == 130, child.output()
     content, _ = checkpoint.read_latest(Path(long["save_dir"]) / "run")
