@@ -24,11 +24,11 @@ from usb_rsmatch.data.sources.dataset_registry import open_real
 from usb_rsmatch.device import has_bfloat16
 from usb_rsmatch.io import write_json
 from usb_rsmatch.synthesis.flow_engine import FlowEngine
+from usb_rsmatch.synthesis.flow_sampler import BATCH
+from usb_rsmatch.synthesis.flow_settings import FlowSettings
 from usb_rsmatch.synthesis.plan import Plan
 from usb_rsmatch.synthesis.quality import measure
-from usb_rsmatch.synthesis.sampler import BATCH
-from usb_rsmatch.synthesis.settings import FlowSettings
-from usb_rsmatch.synthesis.training_images import part_images
+from usb_rsmatch.synthesis.training_images import load_training_images
 
 # Name -> (description, goal, whether the goal is a minimum).
 GOALS: Mapping[str, tuple[str, float | None, bool]] = {
@@ -62,7 +62,7 @@ def flow(scale: Scale, data_dir: str, threads: int, log: Any = print) -> dict[st
     """
     torch.set_num_threads(threads)
     real = open_real(scale.dataset, data_dir)
-    images, labels = part_images(real, "train", 0, scale.size)
+    images, labels = load_training_images(real, "train", 0, scale.size)
     classes = real.classes
     changes = {} if scale.steps is None else {"steps": scale.steps}
     settings = FlowSettings.recommended(scale.size, **changes)

@@ -114,7 +114,7 @@ def test_the_same_command_again_changes_nothing(whole: Path, cache: Path, capsys
 def test_shards_in_one_folder_or_merged_give_the_same_bytes(
     kind: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usb_rsmatch.synthesis.command.IMAGES_A_FILE", 32)
+    monkeypatch.setattr("usb_rsmatch.synthesis.command.IMAGES_PER_FILE", 32)
     assert main(words(tmp_path / "whole", cache, "--format", kind)) == 0
     expected = tree(tmp_path / "whole")
     for part in ("3/3", "1/3", "2/3"):

@@ -17,7 +17,7 @@ NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=8, unique
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 5), st.integers(1, 7), st.integers(1, 6))
 def test_shards_make_every_image_once(count: int, batch: int, group: int, classes: int, shards: int) -> None:
     plan = Plan(tuple("abcdefg"[:classes]), tuple(range(classes)), count, batch, group)
-    groups = [g for part in range(shards) for g in plan.mine(f"{part + 1}/{shards}")]
+    groups = [g for part in range(shards) for g in plan.groups_of_shard(f"{part + 1}/{shards}")]
     batches = [b for g in groups for b in plan.batches_of(g)]
     assert sorted(batches) == list(range(len(plan)))
     items = [item for b in sorted(batches) for item in plan.items(b)]
@@ -46,4 +46,4 @@ def test_plain_names_stay_and_odd_ones_still_name_their_class() -> None:
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_a_shard_that_there_is_not_is_refused(shard: str) -> None:
     with pytest.raises(UserError, match="I/N"):
-        Plan(("a",), (0,), 4, 2).mine(shard)
+        Plan(("a",), (0,), 4, 2).groups_of_shard(shard)

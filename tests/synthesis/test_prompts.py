@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.synthesis.class_words import class_words
+from usb_rsmatch.synthesis.class_descriptions import describe_classes
 from usb_rsmatch.synthesis.prompts import TEMPLATES, from_file, from_t5, from_templates, prompt_of
 
-WORDS = class_words(["cat", "n02084071"])
+WORDS = describe_classes(["cat", "n02084071"])
 
 
 def test_templates_take_turns_with_names_and_definitions() -> None:

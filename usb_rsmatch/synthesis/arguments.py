@@ -10,8 +10,8 @@ examples:
   usb-rsmatch synthesize --engine diffusers --preset sd14 --dataset cifar10 --count 10000 --out synthetic/sd14
   usb-rsmatch synthesize --engine diffusers --model ./my_pipeline --classes cat dog --count 20 --out synthetic/mine
 
-The same command resumes where it stopped. GLIDE is in no package index: images that its own code made come into a pool
-as a folder, `synthetic: - {source: "folder:DIR", generator: glide}`.
+The same command resumes where it stopped. GLIDE is in no package index: add images that its own code generated to a
+pool as a folder, `synthetic: - {source: "folder:DIR", generator: glide}`.
 """
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["flow", "diffusers"],
         help="train a small flow model, or use a diffusion pipeline",
     )
-    add("--out", required=True, metavar="DIR", help="a new folder, or one of the same run")
+    add("--out", required=True, metavar="DIR", help="output folder: a new one, or that of the same run, which resumes")
     add("--count", type=int, metavar="N", help="total number of images, divided equally among the classes")
     add("--per-class", type=int, metavar="N", help="images of each class, instead of --count")
     add(
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="seed of the run; every image has a seed of its own, by class and number")
     add("--batch-size", type=int, metavar="N", help="batch size; part of the run's identity; default: flow 128, else 8")
-    add("--steps", type=int, metavar="N", help="from noise to image")
+    add("--steps", type=int, metavar="N", help="sampling steps from noise to image")
     add("--guidance", type=float, metavar="W", help="classifier-free guidance")
     add("--name", metavar="GENERATOR", help="the generator's name in pools; default: from the preset or model")
     add(
@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="data type for computation")
 
     add = parser.add_argument_group("engine flow: a small class-conditional generator, 8 to 64 px").add_argument
-    add("--part", metavar="PART", help="train (default), train[:50%%], train[100:600] or labeled:N")
+    add(
+        "--part",
+        metavar="PART",
+        help="real images to train on: train (default), train[:50%%], train[100:600] or labeled:N",
+    )
     add(
         "--cache",
         metavar="DIR",
@@ -84,13 +88,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=["sd14", "sdxl-lightning"], help="model, UNet, scheduler, steps and guidance of its authors"
     )
     add("--model", metavar="NAME|DIR", help="a pipeline on the Hugging Face hub, or a local folder")
-    add("--revision", metavar="REV", help="of the model on the hub: a branch, tag or commit")
+    add("--revision", metavar="REV", help="revision of the model on the hub: a branch, tag or commit")
     add("--unet", metavar="FILE", help="weights for the pipeline's UNet, .safetensors; default: the preset's")
     add("--resolution", type=int, metavar="PX", help="size at which the pipeline works; default: its own")
     add("--negative-prompt", metavar="TEXT")
-    add("--prompt", action="append", metavar="TEMPLATE", help="may be repeated; {name} and {definition} of the class")
+    add(
+        "--prompt",
+        action="append",
+        metavar="TEMPLATE",
+        help="prompt template with {name} or {definition} of the class; may be repeated",
+    )
     add("--prompts", metavar="FILE", help="one template per line, or .json: a list of prompts for each class")
-    add("--names", metavar="FILE.json", help="names of classes in prompts; WordNet ids are known without it")
+    add("--names", metavar="FILE.json", help="names of classes in prompts, as a JSON object; WordNet ids need none")
     add("--t5", metavar="NAME|DIR", help="a T5 that turns a class name into sentences, on the hub or local")
     add("--t5-input", default="{name}", metavar="TEMPLATE", help="the T5's input; default: {name}")
     add("--sentences", type=int, default=20, metavar="N", help="sentences of the T5 per class; default: 20")

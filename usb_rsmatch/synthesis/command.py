@@ -1,4 +1,6 @@
-"""`usb-rsmatch synthesize`: from flags to an engine and a plan, then batch by batch to the output folder."""
+"""`usb-rsmatch synthesize`: creates the engine and the plan from the flags, then generates the images batch by
+batch.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ from usb_rsmatch.data.sources.dataset_registry import RealData, open_real
 from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.io import write_json
 from usb_rsmatch.progress import Progress
-from usb_rsmatch.synthesis.class_words import choose_classes, class_words
+from usb_rsmatch.synthesis.class_descriptions import choose_classes, describe_classes
 from usb_rsmatch.synthesis.dataset_card import figure, read_quality, write_card
 from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
 from usb_rsmatch.synthesis.engine import Engine, is_out_of_memory
+from usb_rsmatch.synthesis.npz_output import IMAGES_PER_FILE, NpzOutput
 from usb_rsmatch.synthesis.output import Output
-from usb_rsmatch.synthesis.packed import IMAGES_A_FILE, PackedOutput
-from usb_rsmatch.synthesis.plan import Item, Plan
-from usb_rsmatch.synthesis.training_images import part_images
+from usb_rsmatch.synthesis.plan import Plan, PlannedImage
+from usb_rsmatch.synthesis.training_images import load_training_images
 from usb_rsmatch.version import __version__
 
 FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
@@ -53,7 +55,7 @@ ONLY_FLOW = ("part", "cache", *(flag for flag in FLOW_FLAGS if flag not in ("ste
 def run(args: argparse.Namespace) -> str:
     """Run the command with the flags of `arguments.py`; returns a line about the result.
 
-    Raises UserError for flags, data and models that do not fit, and Interrupted after a request to stop; the
+    Raises UserError for invalid flags, data and models, and Interrupted after a stop request; the
     same command then resumes.
     """
     foreign = ONLY_DIFFUSERS if args.engine == "flow" else ONLY_FLOW
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> str:
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if args.guidance is not None and not 0 <= args.guidance < math.inf:
-        raise UserError(f"--guidance {args.guidance}: must be a number from 0 up")
+        raise UserError(f"--guidance {args.guidance}: must be a number of at least 0")
     real = open_real(args.dataset, args.data_dir) if args.dataset else None
     classes, chosen = choose_classes(args.classes, real.classes if real else None)
     if args.report and real is None:
@@ -74,12 +76,12 @@ def run(args: argparse.Namespace) -> str:
     channels = real.spec.channels if real else 3
     batch = args.batch_size or (FLOW_BATCH if args.engine == "flow" else DIFFUSERS_BATCH)
     packed = args.format == "npz"
-    plan = Plan(classes, chosen, count, batch, max(1, IMAGES_A_FILE // batch) if packed else 1)
-    groups = plan.mine(args.shard)
+    plan = Plan(classes, chosen, count, batch, max(1, IMAGES_PER_FILE // batch) if packed else 1)
+    groups = plan.groups_of_shard(args.shard)
     if args.engine == "flow":
-        engine = _flow(args, real, size, batch)
+        engine = _flow_engine(args, real, size, batch)
     else:
-        engine = _diffusers(args, classes, chosen, size, channels)
+        engine = _diffusion_engine(args, classes, chosen, size, channels)
     generator = args.name or engine.generator
     identity = {
         "engine": args.engine,
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> str:
         "settings": dict(engine.settings),
         "versions": _versions(args.engine),
     }
-    output = (PackedOutput if packed else Output)(Path(args.out).expanduser(), plan, identity, generator)
+    output = (NpzOutput if packed else Output)(Path(args.out).expanduser(), plan, identity, generator)
     for note in output.notes:
         print(f"note: {note}", file=sys.stderr)
     try:
@@ -127,7 +129,7 @@ def fill(output: Output, engine: Engine, groups: Sequence[int], stop: DeferredIn
         for group, batches in todo.items():
             for batch in batches:
                 items = plan.items(batch)
-                made = _make(engine, items)
+                made = _generate_batch(engine, items)
                 with stop.deferred():
                     output.save(batch, items, made, engine.texts())
                 progress.update(len(items))
@@ -136,21 +138,21 @@ def fill(output: Output, engine: Engine, groups: Sequence[int], stop: DeferredIn
     return left
 
 
-def _make(engine: Engine, items: Sequence[Item]) -> list[Any]:
+def _generate_batch(engine: Engine, items: Sequence[PlannedImage]) -> list[Any]:
     try:
         return engine.make(items)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     size = len(items)
-    while size > 1:  # outside of the handler, which would keep the tensors of the failed call in memory
+    while size > 1:  # outside of the except block, which would keep the tensors of the failed call in memory
         size //= 2
         if _fits(engine, items[:size]):
             raise UserError(f"out of memory with {len(items)} images at once; {size} fit: give --batch-size {size}")
     raise UserError("out of memory even with one image at once: give --dtype float16 or bfloat16, or another --device")
 
 
-def _fits(engine: Engine, items: Sequence[Item]) -> bool:
+def _fits(engine: Engine, items: Sequence[PlannedImage]) -> bool:
     import torch
 
     if torch.cuda.is_available():
@@ -173,7 +175,7 @@ def _close(args: argparse.Namespace, output: Output, real: RealData | None, made
         with stop.deferred():
             output.finish()
     if args.report and real is not None:
-        report(output, real, args.seed, args.device)
+        measure_quality(output, real, args.seed, args.device)
     quality = read_quality(output.folder)
     with stop.deferred():
         write_card(output, quality, "npz" if args.format == "npz" else "folder")
@@ -192,7 +194,7 @@ def _figures(quality: Mapping[str, float | None]) -> str:
     )
 
 
-def report(output: Output, real: RealData, seed: int, device: str) -> None:
+def measure_quality(output: Output, real: RealData, seed: int, device: str) -> None:
     """Measure the output's quality against the real training images and write it to `quality.json`."""
     from usb_rsmatch.synthesis.quality import measure
 
@@ -204,66 +206,66 @@ def report(output: Output, real: RealData, seed: int, device: str) -> None:
     pictures = (Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in output.load(items))
     images = np.stack([fit(picture, side, channels) for picture in pictures])
     labels = np.array([item.label for item in items], dtype=np.int64)
-    real_images, real_labels = part_images(real, "train", seed, side)
+    real_images, real_labels = load_training_images(real, "train", seed, side)
     print("evaluating the images by a classifier of the real ones", file=sys.stderr)
     figures = measure(real_images, real_labels, images, labels, len(real.classes), device=device)
     write_json(output.folder / "quality.json", {k: None if v != v else v for k, v in asdict(figures).items()})
 
 
-def _flow(args: argparse.Namespace, real: RealData | None, size: int | None, batch: int) -> Engine:
+def _flow_engine(args: argparse.Namespace, real: RealData | None, size: int | None, batch: int) -> Engine:
     from usb_rsmatch.synthesis.flow_engine import FlowEngine
-    from usb_rsmatch.synthesis.settings import FlowSettings
+    from usb_rsmatch.synthesis.flow_settings import FlowSettings
 
     if real is None:
         raise UserError("--engine flow trains on real images: give --dataset NAME")
     if args.dtype == "float16":
-        raise UserError("--dtype float16: the generator trains in float32 or bfloat16")
+        raise UserError("--dtype float16: the flow engine trains in float32 or bfloat16; choose one of these")
     side = size or real.spec.img_size
     if not FLOW_SIZES[0] <= side <= FLOW_SIZES[1]:
-        raise UserError(f"the generator makes images of 8 to 64 px, not {side}: give --size 64, for one")
+        raise UserError(f"the generator makes images of 8 to 64 px, not {side}: give for example --size 64")
     given = {field: getattr(args, flag) for flag, field in FLOW_FLAGS.items() if getattr(args, flag) is not None}
     if args.dtype != "auto":
         given["bf16"] = args.dtype == "bfloat16"
     part = args.part or "train"
-    images, labels = part_images(real, part, args.seed, side)
+    images, labels = load_training_images(real, part, args.seed, side)
     settings = FlowSettings.recommended(side, **given)
     return FlowEngine(images, labels, len(real.classes), settings, args.seed, batch, part, args.device, args.cache)
 
 
-def _diffusers(
+def _diffusion_engine(
     args: argparse.Namespace, classes: Sequence[str], chosen: Sequence[int], size: int | None, channels: int
 ) -> Engine:
     from usb_rsmatch.synthesis import prompts
     from usb_rsmatch.synthesis.diffusion import DiffusionEngine, DiffusionSettings
 
-    ways = [flag for flag in ("prompt", "prompts", "t5") if getattr(args, flag) is not None]
-    if len(ways) > 1:
-        raise UserError(f"--{ways[0]} and --{ways[1]} are both given; keep one of them")
-    words = class_words([classes[c] for c in chosen], args.names)
+    prompt_flags = [flag for flag in ("prompt", "prompts", "t5") if getattr(args, flag) is not None]
+    if len(prompt_flags) > 1:
+        raise UserError(f"--{prompt_flags[0]} and --{prompt_flags[1]} are both given; keep one of them")
+    descriptions = describe_classes([classes[c] for c in chosen], args.names)
     settings: Mapping[str, str] = {}
     if args.t5:
-        made, settings = prompts.from_t5(args.t5, args.t5_input, args.sentences, words, args.seed)
+        class_prompts, settings = prompts.from_t5(args.t5, args.t5_input, args.sentences, descriptions, args.seed)
     elif args.prompts:
-        made = prompts.from_file(args.prompts, words)
+        class_prompts = prompts.from_file(args.prompts, descriptions)
     else:
-        made = prompts.from_templates(args.prompt or prompts.TEMPLATES, words)
+        class_prompts = prompts.from_templates(args.prompt or prompts.TEMPLATES, descriptions)
     names = (*PIPELINE_FLAGS, "steps", "guidance", "device", "dtype")
-    asked = DiffusionSettings(**{name: getattr(args, name) for name in names})
-    engine = DiffusionEngine(asked, made, size, channels, args.seed)
+    requested = DiffusionSettings(**{name: getattr(args, name) for name in names})
+    engine = DiffusionEngine(requested, class_prompts, size, channels, args.seed)
     engine.settings = {**engine.settings, **settings}
     return engine
 
 
 def _count(args: argparse.Namespace, classes: int) -> int:
     if (args.count is None) == (args.per_class is None):
-        raise UserError("how many images? give either --count N or --per-class N")
+        raise UserError("the number of images is missing or given twice: give either --count N or --per-class N")
     return args.count or args.per_class * classes
 
 
 def _size(args: argparse.Namespace, real: RealData | None) -> int | None:
     """The requested side, else the data set's; None for images that are not resized."""
     if args.size == "full" and args.engine == "flow":
-        raise UserError("--size full goes with --engine diffusers; give a side in pixels")
+        raise UserError("--size full needs --engine diffusers; give a side in pixels")
     if args.size == "full" or (args.size is None and real is None):
         return None
     if args.size is None:

@@ -1,4 +1,4 @@
-"""The dataset card of a synthetic set: counts, settings, figures of quality and a contact sheet."""
+"""The dataset card of a generated data set: counts, settings, quality figures and a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.synthesis.output import Output
-from usb_rsmatch.synthesis.plan import Item
+from usb_rsmatch.synthesis.plan import PlannedImage
 
-SHEET = ".card/contact_sheet.png"  # hidden, so that readers of the folder do not treat it as an image of the set
+SHEET = ".card/contact_sheet.png"  # in a hidden folder, so that readers do not treat it as an image of the data set
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_TILE = 20, 8, 64
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -35,7 +35,7 @@ def write_card(output: Output, quality: Mapping[str, float | None] | None, sourc
             temporary.write_bytes(picture.getvalue())
 
 
-def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | None] | None, source: str) -> str:
+def card(output: Output, kept: Sequence[PlannedImage], quality: Mapping[str, float | None] | None, source: str) -> str:
     """The card as Markdown with Hugging Face's metadata header."""
     run, plan = output.run, output.plan
     head = {
@@ -49,7 +49,7 @@ def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | Non
         counts[item.name] += 1
     flagged = plan.count - len(kept)
     colour = "grey" if run["channels"] == 1 else "colour"
-    size = f"{run['size']} x {run['size']} px" if run["size"] else "as the pipeline made them"
+    size = f"{run['size']} x {run['size']} px" if run["size"] else "not resized"
     plain = {key: value for key, value in run.items() if not isinstance(value, (dict, list))}
     settings = {**plain, **run["settings"]}
     lines = [
@@ -58,12 +58,10 @@ def card(output: Output, kept: Sequence[Item], quality: Mapping[str, float | Non
         f"Made by `usb-rsmatch synthesize --engine {run['engine']}`, {size}, {colour}. "
         "All are synthetic: none was taken by a camera. `synthesis.json` and `metadata.jsonl` say how each was made.",
         f"![Some images of each class]({SHEET})",
-        f'Into a pool of usb_rsmatch:\n\n    synthetic:\n      - {{source: "{source}:PATH/TO/THIS/FOLDER"}}',
+        f'To use them in a pool of usb_rsmatch:\n\n    synthetic:\n      - {{source: "{source}:PATH/TO/THIS/FOLDER"}}',
     ]
     if flagged:
-        lines.append(
-            f"The pipeline's safety checker hit {flagged:,} more images. `flagged.jsonl` lists them."
-        )
+        lines.append(f"The pipeline's safety checker hit {flagged:,} more images. `flagged.jsonl` lists them.")
     elif run["engine"] == "diffusers" and not run["settings"]["safety_checker"]:
         lines.append("This pipeline has no safety checker: nothing was filtered.")
     if quality:
@@ -93,9 +91,9 @@ def quality_table(quality: Mapping[str, float | None]) -> str:
     )
 
 
-def contact_sheet(output: Output, kept: Sequence[Item]) -> Image.Image:
-    """The first images of each class, a row for each (at most `SHEET_CLASSES`)."""
-    rows: dict[str, list[Item]] = {}
+def contact_sheet(output: Output, kept: Sequence[PlannedImage]) -> Image.Image:
+    """An image with one row per class (at most `SHEET_CLASSES`), of the first images of each."""
+    rows: dict[str, list[PlannedImage]] = {}
     for item in kept:
         if item.name in rows or len(rows) < SHEET_CLASSES:
             rows.setdefault(item.name, []).append(item)
@@ -119,12 +117,12 @@ def read_quality(folder: Path) -> Any:
 
 
 def figure(value: float | None) -> str:
-    """A figure with three digits, or a dash for None."""
+    """A figure with three decimals, or a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:
-    """Small images by whole pixels, so that single pixels stay visible; large ones are smoothed."""
+    """A tile of the contact sheet: small images are enlarged without smoothing, so that single pixels stay visible."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
     small = max(picture.size) <= SHEET_TILE
     return picture.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)

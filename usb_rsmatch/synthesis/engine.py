@@ -9,40 +9,41 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from usb_rsmatch.synthesis.plan import Item
+from usb_rsmatch.synthesis.plan import PlannedImage
 
 
 @dataclass(frozen=True)
-class Made:
-    """An image uint8 [H, W, C] and the further fields of its line in `metadata.jsonl`.
+class GeneratedImage:
+    """A generated image uint8 [H, W, C] and the further fields of its line in `metadata.jsonl`.
 
-    `flagged` images were detected by the pipeline's safety checker, which blackens them: they are recorded, not kept.
+    `flagged` images were detected by the pipeline's safety checker, which replaces them by black ones. They are listed
+    in `flagged.jsonl`, and are not part of the output.
     """
 
     image: np.ndarray
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     flagged: bool = False
 
 
 class Engine(Protocol):
-    """Makes images. `generator` is the name in pools, `settings` everything that determines the bytes, as plain
-    values.
+    """Generates images. `generator` is its name in pools; `settings` are all values that determine the images'
+    bytes.
     """
 
     generator: str
     settings: Mapping[str, Any]
 
     def prepare(self) -> None:
-        """Expensive preparation before the first image; called once, and only if images have to be made."""
+        """Prepare the generator, such as by training it; called once, and only if images are missing."""
 
-    def make(self, items: Sequence[Item]) -> list[Made]:
-        """The images of one batch of the plan."""
+    def make(self, items: Sequence[PlannedImage]) -> list[GeneratedImage]:
+        """Generate the images of one batch of the plan."""
 
-    def attempt(self, items: Sequence[Item]) -> None:
-        """Make a batch of this size, to find out whether there is enough memory."""
+    def attempt(self, items: Sequence[PlannedImage]) -> None:
+        """Generate a batch of this size and discard it, to test whether the memory is sufficient."""
 
     def texts(self) -> Mapping[str, str]:
-        """Further files of the run by name, such as its prompts."""
+        """The contents of further files of the run by file name, such as its prompts."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

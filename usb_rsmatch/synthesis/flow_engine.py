@@ -12,18 +12,18 @@ import numpy as np
 from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.progress import Progress
-from usb_rsmatch.synthesis.engine import Made, is_out_of_memory
-from usb_rsmatch.synthesis.plan import Item
-from usb_rsmatch.synthesis.sampler import Sampler, noise_seed
-from usb_rsmatch.synthesis.settings import FlowSettings, pick_device, uses_bf16
-from usb_rsmatch.synthesis.training import FlowModel, check_images, fingerprint, train_flow
+from usb_rsmatch.synthesis.engine import GeneratedImage, is_out_of_memory
+from usb_rsmatch.synthesis.flow_sampler import Sampler, noise_seed
+from usb_rsmatch.synthesis.flow_settings import FlowSettings, pick_device, uses_bf16
+from usb_rsmatch.synthesis.flow_training import FlowModel, check_images, model_fingerprint, train_flow
+from usb_rsmatch.synthesis.plan import PlannedImage
 
 
 class FlowEngine:
-    """A generator of the real images (uint8 [N, H, W, C], classes int64 [N]), trained when it is first needed.
+    """A flow model of real images (uint8 [N, H, W, C], classes int64 [N]), which is trained when it is first needed.
 
-    Its checkpoint is cached by a fingerprint of images and settings: a run that was stopped during training resumes,
-    and runs that need the same generator share it.
+    Its checkpoint in the cache is named by a hash of images and settings. Training that was stopped resumes from it,
+    and runs that need the same model share it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class FlowEngine:
         self.images, self.labels, self.num_classes = images, labels, num_classes
         self.flow, self.seed, self.batch, self.cache = settings, seed, batch, cache
         self.device = pick_device(device)
-        self.key = fingerprint(images, labels, num_classes, settings, seed)
+        self.key = model_fingerprint(images, labels, num_classes, settings, seed)
         self.generator = "flow"
         self.settings: Mapping[str, Any] = {
             "model": f"flow-{self.key}",
@@ -58,18 +58,18 @@ class FlowEngine:
     def prepare(self) -> None:
         self._sampler = Sampler(self.train(), self.flow, self.seed, self.batch, str(self.device))
 
-    def make(self, items: Sequence[Item]) -> list[Made]:
+    def make(self, items: Sequence[PlannedImage]) -> list[GeneratedImage]:
         if self._sampler is None:
             self.prepare()
         assert self._sampler is not None
         labels, ordinals = (np.array([getattr(item, key) for item in items]) for key in ("label", "ordinal"))
         images = self._sampler(labels, ordinals)
         return [
-            Made(image, {**self._facts, "seed": noise_seed(self.seed, item.label, item.ordinal)})
+            GeneratedImage(image, {**self._image_metadata, "seed": noise_seed(self.seed, item.label, item.ordinal)})
             for image, item in zip(images, items, strict=True)
         ]
 
-    def attempt(self, items: Sequence[Item]) -> None:
+    def attempt(self, items: Sequence[PlannedImage]) -> None:
         assert self._sampler is not None
         smaller = copy(self._sampler)
         smaller.batch = len(items)
@@ -79,7 +79,7 @@ class FlowEngine:
         return {}
 
     @property
-    def _facts(self) -> dict[str, Any]:
+    def _image_metadata(self) -> dict[str, Any]:
         return {
             "engine": "flow",
             "model": self.settings["model"],
@@ -90,11 +90,11 @@ class FlowEngine:
         }
 
     def train(self) -> FlowModel:
-        """The trained generator, from its checkpoint if there is one."""
+        """The trained model, loaded from its checkpoint if that exists."""
         folder = cache_folder(self.cache)
         bar: Progress | None = None
 
-        def tell(title: str, done: int, total: int) -> None:
+        def report_step(title: str, done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
                 bar = Progress(total, title, "step", done - 1)
@@ -109,19 +109,19 @@ class FlowEngine:
                     self.num_classes,
                     self.flow,
                     self.seed,
-                    tell,
+                    report_step,
                     checkpoint,
                     device=str(self.device),
                 )
         except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"the cache {folder} cannot be used ({why}): give another by --cache DIR") from error
+            reason = error.strerror or error
+            raise UserError(f"the cache {folder} cannot be used ({reason}): give another with --cache DIR") from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             half = max(1, self.flow.batch_size // 2)
             raise UserError(
-                f"out of memory in training with {self.flow.batch_size} images a step: give --train-batch-size {half}"
+                f"out of memory in training with {self.flow.batch_size} images per step: give --train-batch-size {half}"
             ) from error
         finally:
             if bar is not None:

@@ -10,32 +10,30 @@ from usb_rsmatch.errors import UserError
 
 
 def open_flow(argument: str, request: SourceRequest) -> Source:
-    """`flow`: as many images as the pool wants, made once and cached with their model.
+    """`flow`: as many images as the pool requests, generated once and cached with their model.
 
-    Options: `cache`, their cache folder (otherwise the user's), `seed` of the generator (0, not
-    the run's: all runs of a grid share its images) and the fields of `FlowSettings`. Raises UserError where
-    no count says how many to make.
+    Options: `cache`, their folder (default: the user's cache), `seed` of the generator (default: 0, not the run's
+    seed, so that all runs of a grid share its images) and the fields of `FlowSettings`. Raises UserError if no count
+    is given.
     """
-    from usb_rsmatch.synthesis.flow import FlowSettings, make_images  # late: imports torch
+    from usb_rsmatch.synthesis.flow import FlowSettings, make_images  # imported late, because it imports torch
 
     known = [field.name for field in fields(FlowSettings)]
     if argument:
         raise UserError(
-            f"flow:{argument}: takes nothing after the colon; `cache: {argument}` keeps images there"
+            f"flow:{argument}: takes nothing after the colon; give the cache folder as the option `cache: {argument}`"
         )
     request.reject_options("flow", "cache", "seed", *known)
     if request.count is None or request.real is None:
-        raise UserError(
-            "flow: give the number of images, by the source's `count`, synthetic_count or synthetic_ratio"
-        )
+        raise UserError("flow: give the number of images, by the source's `count`, synthetic_count or synthetic_ratio")
     images, labels = request.real()
     options = {name: value for name, value in request.options.items() if name in known}
     try:
         settings = FlowSettings.recommended(images.shape[1], **options)
         seed = int(request.options.get("seed", 0))
     except (TypeError, ValueError) as error:
-        raise UserError(f"flow: a setting is of the wrong type ({error})") from None
-    made, classes = make_images(
+        raise UserError(f"flow: a setting has the wrong type ({error})") from None
+    generated, classes = make_images(
         images,
         labels,
         len(request.classes.classes),
@@ -44,4 +42,4 @@ def open_flow(argument: str, request: SourceRequest) -> Source:
         seed,
         request.options.get("cache"),
     )
-    return ArraySource("flow", made, classes, (request.generator,), in_order=True)
+    return ArraySource("flow", generated, classes, (request.generator,), in_order=True)

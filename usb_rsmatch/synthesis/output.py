@@ -1,4 +1,4 @@
-"""The output folder of one run: images and their records, written in whole batches."""
+"""The output folder of `usb-rsmatch synthesize`: images and their metadata, written in whole batches."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from usb_rsmatch.cache import file_lock
 from usb_rsmatch.data.images.decode import read_image
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write, is_leftover, parse_json, write_json, write_text
-from usb_rsmatch.synthesis.engine import Made
-from usb_rsmatch.synthesis.plan import Item, Plan
+from usb_rsmatch.synthesis.engine import GeneratedImage
+from usb_rsmatch.synthesis.plan import Plan, PlannedImage
 
 RUN, METADATA, FLAGGED = "synthesis.json", "metadata.jsonl", "flagged.jsonl"
-PARTS = ".parts"  # records of finished batches, until all are done
+PARTS = ".parts"  # metadata of finished batches, until all batches are done
 LOCK = ".lock"
 
 Row = dict[str, Any]  # a line of metadata.jsonl
 
 
 class Output:
-    """A folder that is filled batch by batch. `run` identifies the run, as plain values for JSON.
+    """A folder to which images are written batch by batch. `run` identifies the run, as values that JSON can store.
 
-    Nothing is written before the first batch is done, so that a failed start leaves nothing. Raises UserError if the
-    folder belongs to another run, or contains something else.
+    Nothing is written before the first batch is done, so that a failed start leaves no files. Raises UserError if the
+    folder belongs to another run or contains other files.
     """
 
     def __init__(self, folder: Path, plan: Plan, run: Mapping[str, Any], generator: str) -> None:
@@ -43,11 +43,11 @@ class Output:
     # which batches are done -----------------------------------------------------------------------------------------
 
     def is_done(self, batch: int) -> bool:
-        """Whether every image of a batch is recorded and exists."""
+        """Whether every image of a batch has its metadata and exists."""
         return all(self._has(batch, item, self.rows.get(item.file)) for item in self.plan.items(batch))
 
     def refresh(self) -> None:
-        """Read the records of other shards again."""
+        """Read the metadata again, with that of other shards."""
         self.rows = self._known_rows()
 
     def complete(self) -> bool:
@@ -56,8 +56,10 @@ class Output:
 
     # writing ----------------------------------------------------------------------------------------------------------
 
-    def save(self, batch: int, items: Sequence[Item], made: Sequence[Made], texts: Mapping[str, str]) -> None:
-        """Write a batch: first the images, then its record, so that recorded images exist."""
+    def save(
+        self, batch: int, items: Sequence[PlannedImage], made: Sequence[GeneratedImage], texts: Mapping[str, str]
+    ) -> None:
+        """Write a batch: first the images, then their metadata, so that every image with metadata exists."""
         self._begin(texts)
         self._save_images(batch, items, made)
         rows = [self._row(item, image) for item, image in zip(items, made, strict=True)]
@@ -65,7 +67,9 @@ class Output:
         self.rows.update({row["file_name"]: row for row in rows})
 
     def finish(self) -> None:
-        """Write `metadata.jsonl` (and `flagged.jsonl`), when all is done; the records of batches are then removed."""
+        """Write `metadata.jsonl` (and `flagged.jsonl`), when all batches are done, and remove the files of single
+        batches.
+        """
         with file_lock(self.folder / LOCK):
             rows = [self.rows[item.file] for batch in range(len(self.plan)) for item in self.plan.items(batch)]
             flagged = [row for row in rows if row["flagged"]]
@@ -84,23 +88,23 @@ class Output:
         """Called when all batches of a group are done."""
 
     def write_once(self, name: str, text: str) -> None:
-        """Write a further file of the run, unless it exists with this text."""
+        """Write a further file of the run, unless it already has this text."""
         path = self.folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
     # reading ----------------------------------------------------------------------------------------------------------
 
-    def kept(self) -> list[Item]:
-        """The existing images in the plan's order, without flagged ones."""
+    def kept(self) -> list[PlannedImage]:
+        """The finished images in the plan's order, without flagged ones."""
         items = (item for batch in range(len(self.plan)) for item in self.plan.items(batch))
         return [item for item in items if item.file in self.rows and not self.rows[item.file]["flagged"]]
 
-    def load(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """Images of the output as they were made, uint8 [H, W, C] each."""
+    def load(self, items: Sequence[PlannedImage]) -> list[np.ndarray]:
+        """Read images of the output, uint8 [H, W, C] each."""
         return [np.atleast_3d(np.asarray(read_image(self.folder / item.file))) for item in items]
 
-    # insides ----------------------------------------------------------------------------------------------------------
+    # internals --------------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -112,21 +116,23 @@ class Output:
                 raise UserError(f"{self.folder} contains other files ({strange[0]}): choose another --out")
             return
         try:
-            there = _flat(parse_json(record.read_text(encoding="utf-8")))
-            versions = there.pop("versions")
+            existing = _flat(parse_json(record.read_text(encoding="utf-8")))
+            versions = existing.pop("versions")
         except (OSError, ValueError, KeyError, AttributeError):
             raise UserError(f"{record} is damaged: choose another --out, or put the file back") from None
         ours = {key: value for key, value in _flat(self.run).items() if key != "versions"}
-        for key in [*ours, *there]:
-            if there.get(key) != ours.get(key):
-                differ = f"its {key} is {_short(there.get(key))}, not {_short(ours.get(key))}"
-                raise UserError(f"{self.folder} contains another run: {differ}; choose another --out, or its settings")
+        for key in [*ours, *existing]:
+            if existing.get(key) != ours.get(key):
+                differ = f"its {key} is {_short(existing.get(key))}, not {_short(ours.get(key))}"
+                raise UserError(
+                    f"{self.folder} contains another run: {differ}; choose another --out, or use its settings"
+                )
         changed = [name for name, version in self.run["versions"].items() if versions.get(name) != version]
         if changed:
             was, now = versions.get(changed[0]), self.run["versions"][changed[0]]
             self.notes.append(
-                f"{self.folder} was begun with {changed[0]} {was}, this is {now}: images made now may differ in their "
-                "last bits from those of one run"
+                f"{self.folder} was started with {changed[0]} {was}, now it is {now}: new images may differ in their "
+                "last bits from those of a run with one version"
             )
 
     def _begin(self, texts: Mapping[str, str]) -> None:
@@ -142,7 +148,7 @@ class Output:
         self._begun = True
 
     def _remove_leftovers(self) -> None:
-        """Remove incomplete files of killed writers, but not of one that may be writing now."""
+        """Remove incomplete files of killed processes, but not of one that may still be writing."""
         for path in self.folder.rglob(".*.tmp"):
             with contextlib.suppress(OSError):
                 if is_leftover(path) and path.stat().st_mtime < self._opened:
@@ -159,22 +165,24 @@ class Output:
                         name = row.pop("image", None) or row["file_name"]
                         rows[name] = {**row, "file_name": name, "flagged": row.get("flagged", False)}
                 except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{file} is damaged: remove it, its images are then made again") from None
+                    raise UserError(
+                        f"{file} is damaged: remove it, and the same command makes its images again"
+                    ) from None
         return rows
 
-    def _row(self, item: Item, made: Made) -> Row:
+    def _row(self, item: PlannedImage, made: GeneratedImage) -> Row:
         return {
             "file_name": item.file,
             "label": item.name,
             "generator": self.generator,
-            **made.facts,
+            **made.metadata,
             "flagged": made.flagged,
         }
 
     def _part(self, batch: int, suffix: str) -> Path:
         return self.folder / PARTS / f"{batch:06d}.{suffix}"
 
-    def _has(self, batch: int, item: Item, row: Row | None) -> bool:
+    def _has(self, batch: int, item: PlannedImage, row: Row | None) -> bool:
         if row is None or row["flagged"]:
             return row is not None
         try:
@@ -185,7 +193,7 @@ class Output:
     def _final(self, rows: Iterable[Row]) -> Iterable[Row]:
         return rows
 
-    def _save_images(self, batch: int, items: Sequence[Item], made: Sequence[Made]) -> None:
+    def _save_images(self, batch: int, items: Sequence[PlannedImage], made: Sequence[GeneratedImage]) -> None:
         for item, image in zip(items, made, strict=True):
             if not image.flagged:
                 write_png(self.folder / item.file, image.image)
@@ -199,7 +207,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's keys and those of its engine's settings on one level."""
+    """A run's keys and those of its engine's settings in one flat dictionary."""
     return {**{key: value for key, value in run.items() if key != "settings"}, **run["settings"]}
 
 

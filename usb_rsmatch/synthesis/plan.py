@@ -1,4 +1,4 @@
-"""The plan of a run: classes alternate, images are numbered within their class, batches have a fixed size."""
+"""The plan of a run: which images are generated, in which order and in which batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedImage:
     """One image of the plan: its class, by name and number, and its number within the class."""
 
     name: str
@@ -26,10 +26,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """`count` images of the classes numbered `chosen` among `classes`, alternating, in batches of `batch`.
+    """`count` images in batches of `batch`. Their classes alternate: `chosen` are the numbers of these among `classes`.
 
-    Batches form groups of `group`, which are distributed over shards I/N. The plan does not depend on what is done
-    already, so every batch contains the same images, however a run is interrupted.
+    Every `group` batches form a group, and the groups are distributed over shards I/N. The plan does not depend on what
+    is done already, so every batch contains the same images, however a run is interrupted.
     """
 
     classes: tuple[str, ...]
@@ -50,23 +50,23 @@ class Plan:
         """The batches of a group."""
         return range(group * self.group, min((group + 1) * self.group, len(self)))
 
-    def items(self, batch: int) -> list[Item]:
-        """The images of a batch; the last one may be shorter."""
+    def items(self, batch: int) -> list[PlannedImage]:
+        """The images of a batch; the last batch may be smaller."""
         folders = folder_names(self.classes)
         rows = range(batch * self.batch, min((batch + 1) * self.batch, self.count))
         items = []
         for row in rows:
-            ordinal, turn = divmod(row, len(self.chosen))
-            label = self.chosen[turn]
-            items.append(Item(self.classes[label], label, ordinal, f"{folders[label]}/{ordinal}.png"))
+            ordinal, position = divmod(row, len(self.chosen))
+            label = self.chosen[position]
+            items.append(PlannedImage(self.classes[label], label, ordinal, f"{folders[label]}/{ordinal}.png"))
         return items
 
     def labels(self) -> np.ndarray:
         """Class numbers of all images, int64 [count]."""
         return np.asarray(self.chosen, dtype=np.int64)[np.arange(self.count) % len(self.chosen)]
 
-    def mine(self, shard: str | None) -> range:
-        """The groups of shard "I/N", all without one. Raises UserError for anything else."""
+    def groups_of_shard(self, shard: str | None) -> range:
+        """The groups of shard "I/N", or all for None. Raises UserError for an invalid shard."""
         if shard is None:
             return range(self.groups)
         found = re.fullmatch(r"(\d+)/(\d+)", shard)
@@ -78,9 +78,9 @@ class Plan:
 
 @functools.lru_cache(maxsize=8)
 def folder_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A folder for each class: its name as far as all file systems allow it, without duplicates.
+    """A folder name for each class: its name without the characters that some file systems forbid, without duplicates.
 
-    Case is folded for the comparison, because some file systems do not tell "cat" from "Cat".
+    The comparison ignores case, because for some file systems "cat" and "Cat" are the same name.
     """
     taken: set[str] = set()
     names = []

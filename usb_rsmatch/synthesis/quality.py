@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usb_rsmatch.counter_rng import Order, derive, generator
-from usb_rsmatch.synthesis.settings import pick_device
+from usb_rsmatch.synthesis.flow_settings import pick_device
 
-HELD_OUT = 0.25  # share of the real images that the classifier does not see, with which the figures compare
+HELD_OUT = 0.25  # share of the real images that the classifier is not trained on; the figures' reference
 CLASSIFIER_STEPS = 800
 BATCH = 128
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of generated images; those named `real_` are of real images, to read the others by.
+    """Quality figures of generated images; those named `real_` are of real images, for comparison.
 
-    The Frechet distances are taken on the features of this classifier, as shares of the real features' total
-    variance. They compare generators of one real set with one another, and with no Inception FID.
+    The Frechet distances are between features of this classifier, as shares of the real features' total variance.
+    They compare generators of one real data set with each other, and are not comparable with an Inception FID.
     """
 
-    classifier_frechet: float  # held-out real images against generated ones
-    real_classifier_frechet: float  # held-out real images against those that the classifier saw
-    diversity: float  # mean distance between two images of a class, over that of held-out real images
-    class_accuracy: float  # share that the classifier takes for the intended class
-    real_class_accuracy: float  # the same of held-out real images
+    classifier_frechet: float  # between held-out real images and generated ones
+    real_classifier_frechet: float  # between held-out real images and the classifier's training images
+    diversity: float  # mean distance between two images of a class, divided by that of held-out real images
+    class_accuracy: float  # share of images for which the classifier predicts the intended class
+    real_class_accuracy: float  # the same for held-out real images
 
 
 def measure(
@@ -43,30 +43,29 @@ def measure(
     steps: int = CLASSIFIER_STEPS,
     device: str = "auto",
 ) -> Quality:
-    """Quality of generated `images` (uint8 [M, H, W, C]) of the intended `labels` (int64 [M]), compared with real ones
-    of the same classes.
+    """Quality of generated `images` (uint8 [M, H, W, C]) with intended `labels` (int64 [M]).
 
-    Real images are uint8 [N, H, W, C], their labels int64 [N], some hundreds at least: a quarter is held out
-    from the classifier, which trains for `steps` of batch 128.
+    They are compared with real images of the same classes (uint8 [N, H, W, C], labels int64 [N], at least some
+    hundreds). A quarter of these is held out from the classifier, which trains for `steps` of batch 128.
     Source: Frechet distance as Heusel et al. 1706.08500 (eq. 6), on other features; the rest our choice.
     """
     order = generator(seed, "quality", "split").permutation(len(real_images))
     cut = round(len(order) * HELD_OUT)
-    held, seen = order[:cut], order[cut:]
+    held_out, train = order[:cut], order[cut:]
     where = pick_device(device)
-    classifier = _train(real_images[seen], real_labels[seen], num_classes, steps, seed, where)
-    # The classifier knows all classes; the features are compared on those that were generated.
-    held, seen = (rows[np.isin(real_labels[rows], labels)] for rows in (held, seen))
-    seen_feat, _ = _features(classifier, real_images[seen], where)
-    scale = np.sqrt(seen_feat.var(axis=0).sum())  # so that distances are in units of the real images' spread
-    held_feat, held_class = _features(classifier, real_images[held], where)
+    classifier = _train(real_images[train], real_labels[train], num_classes, steps, seed, where)
+    # The classifier is trained on all classes; features are compared only for the generated ones.
+    held_out, train = (rows[np.isin(real_labels[rows], labels)] for rows in (held_out, train))
+    train_feat, _ = _features(classifier, real_images[train], where)
+    scale = np.sqrt(train_feat.var(axis=0).sum())  # the unit of distances: the standard deviation of real images
+    held_out_feat, held_out_predicted = _features(classifier, real_images[held_out], where)
     feat, predicted = _features(classifier, images, where)
     return Quality(
-        classifier_frechet=frechet_distance(held_feat / scale, feat / scale),
-        real_classifier_frechet=frechet_distance(held_feat / scale, seen_feat / scale),
-        diversity=relative_diversity(held_feat, real_labels[held], feat, labels),
+        classifier_frechet=frechet_distance(held_out_feat / scale, feat / scale),
+        real_classifier_frechet=frechet_distance(held_out_feat / scale, train_feat / scale),
+        diversity=relative_diversity(held_out_feat, real_labels[held_out], feat, labels),
         class_accuracy=float((predicted == labels).mean()),
-        real_class_accuracy=float((held_class == real_labels[held]).mean()),
+        real_class_accuracy=float((held_out_predicted == real_labels[held_out]).mean()),
     )
 
 
@@ -74,7 +73,7 @@ def frechet_distance(feat_a: np.ndarray, feat_b: np.ndarray) -> float:
     """Squared Frechet distance between Gaussians fitted to two sets of features, [N, D] and [M, D].
 
     |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a^1/2 cov_b cov_a^1/2)^1/2), where the matrix under the
-    last root is symmetric, so that its eigenvalues are enough.
+    last root is symmetric, so that only its eigenvalues are needed.
     """
     a, b = feat_a.astype(np.float64), feat_b.astype(np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
@@ -86,27 +85,27 @@ def frechet_distance(feat_a: np.ndarray, feat_b: np.ndarray) -> float:
 
 
 def relative_diversity(real_feat: np.ndarray, real_labels: np.ndarray, feat: np.ndarray, labels: np.ndarray) -> float:
-    """Mean distance of two generated images of a class over that of two real ones, averaged over classes.
+    """Mean distance between two generated images of a class, divided by that of real ones, averaged over classes.
 
-    Features [N, D] and [M, D], labels [N] and [M]. 1 is as diverse as real images, 0 is one image repeated.
-    Classes with fewer than two images on either side are left out; NaN where that leaves none.
+    Features [N, D] and [M, D], labels [N] and [M]. 1 means as diverse as real images, 0 means one image repeated.
+    Classes with fewer than two real or two generated images are excluded; returns NaN if no class is left.
     """
     ratios = []
     for label in np.intersect1d(real_labels, labels):
-        ours, real = feat[labels == label], real_feat[real_labels == label]
-        if len(ours) > 1 and len(real) > 1 and (spread := _mean_distance(real)) > 0:
-            ratios.append(_mean_distance(ours) / spread)
+        generated, real = feat[labels == label], real_feat[real_labels == label]
+        if len(generated) > 1 and len(real) > 1 and (spread := _mean_distance(real)) > 0:
+            ratios.append(_mean_distance(generated) / spread)
     return float(np.mean(ratios)) if ratios else float("nan")
 
 
-def _mean_distance(feat: np.ndarray, most: int = 1000) -> float:
-    """Mean Euclidean distance of two different rows of features [N, D], over the first `most`."""
-    rows = torch.from_numpy(np.ascontiguousarray(feat[:most], dtype=np.float64))
+def _mean_distance(feat: np.ndarray, limit: int = 1000) -> float:
+    """Mean Euclidean distance of two different rows of features [N, D], over the first `limit` rows."""
+    rows = torch.from_numpy(np.ascontiguousarray(feat[:limit], dtype=np.float64))
     return float(F.pdist(rows).mean())
 
 
 class _Classifier(nn.Module):
-    """Three convolutions, a feature of 64 numbers, a linear head: for images of 8 to 64 px."""
+    """Three convolutions, 64 features and a linear head, for images of 8 to 64 px."""
 
     def __init__(self, image_size: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -135,7 +134,7 @@ def _convolution(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
 def _train(
     images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int, seed: int, device: torch.device
 ) -> _Classifier:
-    """A classifier trained on `images` (uint8 [N, H, W, C]); the same for the same seed."""
+    """Train a classifier on `images` (uint8 [N, H, W, C]); the same seed gives the same classifier."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(derive(seed, "quality", "weights"))
         classifier = _Classifier(images.shape[1], images.shape[3], num_classes).to(device)

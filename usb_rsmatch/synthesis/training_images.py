@@ -1,4 +1,4 @@
-"""The real images for training a generator or a quality classifier: a named part of the training set."""
+"""Real images to train a generator or a quality classifier: the part of the training set that `--part` names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from usb_rsmatch.errors import UserError
 FORMS = "train, train[:50%], train[100:600] or labeled:N"
 
 
-def part_rows(real: RealData, part: str, seed: int) -> np.ndarray:
+def training_indices(real: RealData, part: str, seed: int) -> np.ndarray:
     """Indices int64 of the training images that `part` names.
 
-    "train" is all that have a class. "train[A:B]", in images or per cent, is a slice of them in one order that is
-    shuffled once for every data set and balanced over the classes, so that parts that do not overlap share no
-    image. "labeled:N" is what a run with `num_labels: N` and this seed has labelled. Raises UserError for anything
-    else, and for an empty part.
+    "train" means all images that have a class. "train[A:B]", in images or per cent, is a slice of them in a fixed
+    order, which is shuffled once per data set and balanced over the classes; slices that do not overlap share no image.
+    "labeled:N" means the labelled images of a run with `num_labels: N` and this seed. Raises UserError for other parts
+    and for an empty one.
     """
     labels = real.train.labels
     if found := re.fullmatch(r"labeled:(\d+)", part):
@@ -41,9 +41,9 @@ def part_rows(real: RealData, part: str, seed: int) -> np.ndarray:
     return np.sort(rows)
 
 
-def part_images(real: RealData, part: str, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part's images, uint8 [N, size, size, C], resized as the pool's, and their classes int64 [N]."""
-    rows = part_rows(real, part, seed)
+def load_training_images(real: RealData, part: str, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part's images, uint8 [N, size, size, C], resized like those of a pool, and their classes int64 [N]."""
+    rows = training_indices(real, part, seed)
     return real.train.load(rows, size, real.spec.channels), real.train.labels[rows]
 
 

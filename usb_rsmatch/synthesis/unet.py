@@ -14,12 +14,12 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class VelocityUNet(nn.Module):
-    """A U-Net on pixel-unshuffled images, with additive skips so that no block pays for a concatenation.
+    """A U-Net on pixel-unshuffled images; skip connections are added, which costs less than a concatenation.
 
-    Images of 16 px and more are folded 2 x 2 into channels, from 48 px 4 x 4, which keeps the finest grid
-    at 8 to 24 positions a side; sizes that do not divide are padded inside and cropped again. The label
-    `num_classes` means "no class". Layout: our choice; condition by adaptive norm as Dhariwal & Nichol
-    2105.05233 (section 3).
+    From 16 px on, blocks of 2 x 2 pixels become channels, from 48 px on blocks of 4 x 4, so that the finest grid has 8
+    to 24 positions per side. Sizes that are not divisible are padded, and the result is cropped. The label
+    `num_classes` means "no class". The layout is our choice; the conditioning by adaptive normalisation is that of
+    Dhariwal & Nichol 2105.05233 (section 3).
     """
 
     def __init__(self, image_size: tuple[int, int], channels: int, num_classes: int, width: int) -> None:
@@ -62,7 +62,7 @@ class VelocityUNet(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks on one grid."""
+    """Residual blocks at one resolution."""
 
     def __init__(self, depth: int, width: int, embedding: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Stage(nn.Module):
 class ResidualBlock(nn.Module):
     """Norm, scale and shift by the condition, then two 3 x 3 convolutions, plus a skip connection.
 
-    One norm a block, and over channels only: in bf16 on a CPU a group norm costs more than a convolution.
+    A block has one norm, over channels only: in bfloat16 on a CPU a group norm is slower than a convolution.
     """
 
     def __init__(self, width: int, embedding: int) -> None:
@@ -96,7 +96,7 @@ class ResidualBlock(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each position: free of copies in channels-last memory."""
+    """Layer norm over the channels of each position; it needs no copy in channels-last memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, h, w] to features of the same shape."""
@@ -111,7 +111,7 @@ def _fourier(t: Tensor, frequencies: int) -> Tensor:
 
 
 def _zeroed(layer: Layer) -> Layer:
-    """The layer with weights of 0: a block starts as the identity."""
+    """Set the layer's weights to 0, so that a block starts as the identity; returns the layer."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -56,8 +56,8 @@ _OPENERS: dict[str, Opener | str] = {
     "hf": f"{_SOURCES}.huggingface:open_hf",
     "reencoded": f"{_SOURCES}.reencoded:open_reencoded",
     "flow": f"{_SYNTHESIS}.flow_source:open_flow",
-    "vae": f"{_SYNTHESIS}.decoder_source:open_vae",
-    "gan": f"{_SYNTHESIS}.decoder_source:open_gan",
+    "vae": f"{_SYNTHESIS}.vae_gan_source:open_vae",
+    "gan": f"{_SYNTHESIS}.vae_gan_source:open_gan",
 }
 
 

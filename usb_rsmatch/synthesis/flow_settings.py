@@ -1,4 +1,4 @@
-"""Settings of the flow generator's training and sampling: hyper-parameters, device, data type."""
+"""Settings of the flow model: hyper-parameters of training and sampling, device, data type."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ def _option(default: Any, stage: str, help: str) -> Any:
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """How a generator is trained and sampled: a field's metadata hold its stage ("train", "sample") and help.
+    """Hyper-parameters of the flow model. A field's metadata have its stage ("train" or "sample") and its help text.
 
-    Settings that differ in "sample" fields alone share one trained model. The defaults suit images of about
-    8 px; `FlowSettings.recommended` knows larger ones. Raises UserError for values out of range.
+    Settings that differ only in "sample" fields share one trained model. The defaults are for images of about 8 px;
+    `FlowSettings.recommended` returns settings for larger ones. Raises UserError for values out of range.
     """
 
     steps: int = _option(1000, "train", "training steps")
     batch_size: int = _option(64, "train", "images per training step")
     width: int = _option(32, "train", "channels on the finest grid")
-    lr: float = _option(3e-3, "train", "peak learning rate of AdamW: 5 % warm-up, then straight down to 0")
-    ema: float = _option(0.995, "train", "decay of the averaged weights per step, reached gradually")
+    lr: float = _option(3e-3, "train", "peak learning rate of AdamW: 5 % warm-up, then linear decay to 0")
+    ema: float = _option(0.995, "train", "decay of the averaged weights per step, increased gradually to this value")
     p_uncond: float = _option(0.1, "train", "share of training images whose class is hidden, for guidance")
     early: float = _option(0.2, "train", "share of training after which the 'early' weights are kept")
-    bf16: bool | None = _option(None, "train", "compute in bfloat16; None: where the processor has it")
-    guidance: float = _option(1.25, "sample", "classifier-free guidance: 1 is none, more is cleaner and more alike")
+    bf16: bool | None = _option(None, "train", "compute in bfloat16; None: if the processor supports it")
+    guidance: float = _option(
+        1.25, "sample", "classifier-free guidance: 1 is none; larger values give cleaner and less diverse images"
+    )
     sampler_steps: int = _option(16, "sample", "steps from noise to image")
-    solver: str = _option("heun", "sample", "'euler', or 'heun' with two evaluations a step")
+    solver: str = _option("heun", "sample", "'euler', or 'heun' with two network evaluations per step")
     weights: str = _option("ema", "sample", "'ema', the final averaged weights, or 'early'")
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class FlowSettings:
         for option in fields(self):
             if not checks.get(option.name, True):
                 value = getattr(self, option.name)
-                raise UserError(f"flow setting {option.name}={value!r} cannot be: {option.metadata['help']}")
+                raise UserError(f"flow setting {option.name}={value!r} is invalid: {option.metadata['help']}")
 
     @classmethod
     def recommended(cls, image_size: int, **changes: Any) -> FlowSettings:
@@ -67,7 +69,7 @@ class FlowSettings:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device named, where "auto" is CUDA if there is one. Raises UserError for CUDA that is not there."""
+    """The named device; "auto" is CUDA if available. Raises UserError for "cuda" if no CUDA device is available."""
     return torch.device(choose_device(name))
 
 
@@ -77,5 +79,5 @@ def uses_bf16(device: torch.device, settings: FlowSettings) -> bool:
 
 
 def autocast(device: torch.device, settings: FlowSettings) -> torch.autocast:
-    """The context in which the network computes, float32 outside of it."""
+    """The context for the network's computations; outside of it, computations are in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, settings))

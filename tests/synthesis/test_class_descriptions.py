@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.synthesis.class_words import choose_classes, class_words
+from usb_rsmatch.synthesis.class_descriptions import choose_classes, describe_classes
 
 
 def test_wordnet_ids_are_looked_up() -> None:
-    words = class_words(["n02123045", "n02084071", "pickup_truck"])
+    words = describe_classes(["n02123045", "n02084071", "pickup_truck"])
     assert words["n02123045"].name == "tabby" and "cat" in words["n02123045"].definition
     assert words["n02084071"].name == "dog"
     assert words["pickup_truck"].name == "pickup truck" and words["pickup_truck"].definition == ""
@@ -22,21 +22,21 @@ def test_every_class_of_imagenet_has_words() -> None:
     from timm.data import ImageNetInfo
 
     ids = ImageNetInfo("imagenet-1k").label_names()
-    words = class_words(ids)
+    words = describe_classes(ids)
     assert len(words) == 1000 and all(meaning.name and meaning.definition for meaning in words.values())
 
 
 def test_the_users_words_come_first(tmp_path: Path) -> None:
     file = tmp_path / "names.json"
     file.write_text(json.dumps({"n02123045": "striped cat", "Cat": "a cat"}))
-    words = class_words(["n02123045", "cat", "dog"], file)
+    words = describe_classes(["n02123045", "cat", "dog"], file)
     assert [words[name].name for name in ("n02123045", "cat", "dog")] == ["striped cat", "a cat", "dog"]
     for content, message in [('{"cow": "x"}', "'cow' is no class"), ('{"cat": 3}', "must be a text"), ("[]", "object")]:
         file.write_text(content)
         with pytest.raises(UserError, match=message):
-            class_words(["cat"], file)
+            describe_classes(["cat"], file)
     with pytest.raises(UserError, match="n99999999"):
-        class_words(["n99999999"])
+        describe_classes(["n99999999"])
 
 
 def test_classes_are_chosen_by_name_or_from_a_file(tmp_path: Path) -> None:

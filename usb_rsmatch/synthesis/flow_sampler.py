@@ -1,4 +1,4 @@
-"""Samples images from a trained flow, in batches of a fixed size, each image from noise of its own."""
+"""Samples images from a trained flow model, in batches of a fixed size; each image has its own noise."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from usb_rsmatch.counter_rng import derive, generator
-from usb_rsmatch.synthesis.settings import FlowSettings, autocast, pick_device
-from usb_rsmatch.synthesis.training import FlowModel, Progress, build_network
+from usb_rsmatch.synthesis.flow_settings import FlowSettings, autocast, pick_device
+from usb_rsmatch.synthesis.flow_training import FlowModel, Progress, build_network
 from usb_rsmatch.synthesis.unet import VelocityUNet
 
-BATCH = 128  # images made at once; part of the recipe, because other batch shapes round differently
-NOISE = ("flow", "noise")  # names of the stream that noise is drawn from
+BATCH = 128  # batch size; it affects the images, because rounding depends on the batch's shape
+NOISE = ("flow", "noise")  # name of the random stream of the noise
 
 
 class Sampler:
-    """Makes batches of images with one network that is built once.
+    """Generates batches of images with one network.
 
-    The noise of the n-th image of a class is keyed by (seed, class, n), and a batch always has the same shape,
-    so that any part of a plan, in any order, has the same bytes on the same machine.
+    The noise of the n-th image of a class depends only on (seed, class, n), and a batch always has the same shape. So
+    the bytes of an image do not depend on the order of batches or on how they are divided, on the same machine.
     Source: Euler's method, or Heun's as in Karras et al. 2206.00364 (algorithm 1); guidance as Ho & Salimans
     2207.12598 (eq. 6), with 1 + w for our `guidance`.
     """
@@ -37,21 +37,21 @@ class Sampler:
     def __call__(self, labels: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Images uint8 [n, H, W, C] of classes `labels` [n] and numbers `ordinals` [n], n at most the batch size."""
         height, width, channels = self.model.image_shape
-        rows = np.arange(self.batch).clip(max=len(labels) - 1)  # a short batch is filled up
+        rows = np.arange(self.batch).clip(max=len(labels) - 1)  # a smaller batch is padded with its last image
         keys = [(int(labels[row]), int(ordinals[row])) for row in rows]
-        draws = [
+        noises = [
             generator(self.seed, *NOISE, *key).standard_normal((channels, height, width), np.float32) for key in keys
         ]
-        noise = torch.from_numpy(np.stack(draws)).to(self.device)
+        noise = torch.from_numpy(np.stack(noises)).to(self.device)
         classes = torch.from_numpy(labels[rows].astype(np.int64)).to(self.device)
         with autocast(self.device, self.settings):
             x = _integrate(self.net, noise, classes, self.model.num_classes, self.settings)
-        images = self.model.levels.snap((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
+        images = self.model.quantiser.quantise((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
         return images[: len(labels)]
 
 
 def noise_seed(seed: int, label: int, ordinal: int) -> int:
-    """The key of an image's own noise, for NumPy's Philox generator."""
+    """The key of an image's noise, for NumPy's Philox generator."""
     return derive(seed, *NOISE, label, ordinal)
 
 
@@ -67,25 +67,26 @@ def sample(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Images uint8 [stop - start, H, W, C] of the plan `labels` (int64 [M]), from `start` up to `stop`.
+    """Images `start` to `stop` (excluded) of a plan with the classes `labels` (int64 [M]): uint8 [stop - start, H, W,
+    C].
 
-    They are made in whole batches of one grid over the plan, see `Sampler`.
+    They are generated in whole batches of the plan, see `Sampler`.
     """
     stop = len(labels) if stop is None else stop
     sampler = Sampler(model, settings, seed, batch, device)
     ordinals = _ordinals(labels)
-    made = np.empty((max(0, stop - start), *model.image_shape), dtype=np.uint8)
+    result = np.empty((max(0, stop - start), *model.image_shape), dtype=np.uint8)
     for first in range(start - start % batch, stop, batch):
         images = sampler(labels[first : first + batch], ordinals[first : first + batch])
         begin, end = max(first, start), min(first + batch, stop)
-        made[begin - start : end - start] = images[begin - first : end - first]
+        result[begin - start : end - start] = images[begin - first : end - first]
         if progress is not None:
             progress("making images", end - start, stop - start)
-    return made
+    return result
 
 
 def _integrate(net: VelocityUNet, x: Tensor, y: Tensor, num_classes: int, settings: FlowSettings) -> Tensor:
-    """Carry noise [B, C, H, W] along the velocity field from time 0 to 1."""
+    """Integrate the velocity field from noise [B, C, H, W] at time 0 to images at time 1."""
 
     def velocity(x: Tensor, time: float) -> Tensor:
         t = torch.full((len(x),), time, device=x.device)
@@ -105,7 +106,7 @@ def _integrate(net: VelocityUNet, x: Tensor, y: Tensor, num_classes: int, settin
 
 
 def _ordinals(labels: np.ndarray) -> np.ndarray:
-    """For each entry how many equal ones stand before it, int64 [M]."""
+    """For each label, the number of equal labels before it, int64 [M]."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     ordinals = np.empty(len(labels), dtype=np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.synthesis.decoder import DecoderSettings, make_decoder_images
+from usb_rsmatch.synthesis.vae_gan import DecoderSettings, make_decoder_images
 
 Digits = tuple[np.ndarray, np.ndarray]
 

@@ -1,4 +1,6 @@
-"""Training of the flow-matching generator; resuming is exact, because random numbers are keyed by the step."""
+"""Trains the flow-matching generator. Resuming is exact, because the random numbers of a step depend only on its
+number.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,23 @@ from usb_rsmatch.counter_rng import Order, derive
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
-from usb_rsmatch.synthesis.grey_levels import Levels
-from usb_rsmatch.synthesis.settings import FlowSettings, autocast, pick_device
+from usb_rsmatch.synthesis.flow_settings import FlowSettings, autocast, pick_device
+from usb_rsmatch.synthesis.quantisation import PixelQuantiser
 from usb_rsmatch.synthesis.unet import VelocityUNet
 
-FORMAT = 1  # raise it when the same settings begin to give another model
-Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+FORMAT = 1  # increase it when the same settings start to produce another model
+Progress = Callable[[str, int, int], None]  # (stage, steps done, total steps)
 State = dict[str, list[Tensor]]
 
 
 @dataclass
 class FlowModel:
-    """A trained generator: its weights by name, and what they were trained on."""
+    """A trained flow-matching generator: its weights by name, and the properties of its training images."""
 
     settings: FlowSettings
     image_shape: tuple[int, int, int]  # H, W, C
     num_classes: int
-    levels: Levels
+    quantiser: PixelQuantiser
     weights: dict[str, dict[str, Tensor]]  # "ema" and "early"
     losses: np.ndarray  # float32 [steps], the training loss of each step
 
@@ -51,25 +53,25 @@ def train_flow(
     device: str = "auto",
     save_every: float = 60.0,
 ) -> FlowModel:
-    """Fit a velocity field to real images: straight paths from noise to image, the class hidden now and then.
+    """Train a velocity field on real images: straight paths from noise to image; the class is sometimes hidden.
 
-    `images` uint8 [N, H, W, C], `labels` int64 [N]. With `checkpoint`, training is saved there every
-    `save_every` seconds, at its end, and at a request to stop, which raises KeyboardInterrupt after the step under
-    way; it resumes bit for bit, and a finished one is only loaded.
-    Raises UserError for images, labels or a checkpoint that do not fit.
+    `images` uint8 [N, H, W, C], `labels` int64 [N]. With `checkpoint`, training is saved to that file
+    every `save_every` seconds, at its end, and at a stop request (SIGINT or SIGTERM), which raises KeyboardInterrupt
+    after the current step. Training resumes from the file bit for bit; the model of a finished file is only loaded.
+    Raises UserError for unsuitable images or labels, and for a checkpoint of other images or settings.
     Source: Lipman et al. 2210.02747 (eq. 23 with sigma_min = 0), Liu et al. 2209.03003 (eq. 1); times drawn
     from a logit-normal, Esser et al. 2403.03206 (section 3.1); hidden classes, Ho & Salimans 2207.12598
     (algorithm 1).
     """
     check_images(images, labels, num_classes)
     where = pick_device(device)
-    key = fingerprint(images, labels, num_classes, settings, seed)
+    key = model_fingerprint(images, labels, num_classes, settings, seed)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(derive(seed, "flow", "weights"))
         net = build_network(shape, num_classes, settings.width).to(where)
     names, parameters = zip(*net.named_parameters(), strict=True)
-    raw = [p.detach() for p in parameters]  # the parameters' own memory, outside of autograd
+    raw = [p.detach() for p in parameters]  # shares the parameters' memory, outside of autograd
     ema, early = [p.clone() for p in raw], [p.clone() for p in raw]
     losses = torch.zeros(settings.steps, device=where)
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -85,10 +87,10 @@ def train_flow(
             positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
             index = torch.from_numpy(order.index(positions)).to(where)
             x_1, y = pixels[index].float() / 127.5 - 1, classes[index]
-            draws = torch.Generator().manual_seed(derive(seed, "flow", "step", step))
-            x_0 = torch.randn(x_1.shape, generator=draws).to(where)
-            t = torch.randn(len(y), generator=draws).sigmoid().to(where)
-            hidden = (torch.rand(len(y), generator=draws) < settings.p_uncond).to(where)
+            rng = torch.Generator().manual_seed(derive(seed, "flow", "step", step))
+            x_0 = torch.randn(x_1.shape, generator=rng).to(where)
+            t = torch.randn(len(y), generator=rng).sigmoid().to(where)
+            hidden = (torch.rand(len(y), generator=rng) < settings.p_uncond).to(where)
             x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
             with autocast(where, settings):
                 velocity = net(x_t, t, y.masked_fill(hidden, num_classes))
@@ -113,7 +115,7 @@ def train_flow(
                 progress("training the generator", step, settings.steps)
 
     weights = {which: dict(zip(names, state[which], strict=True)) for which in ("ema", "early")}
-    return FlowModel(settings, shape, num_classes, Levels.of(images), weights, losses.cpu().numpy())
+    return FlowModel(settings, shape, num_classes, PixelQuantiser.from_images(images), weights, losses.cpu().numpy())
 
 
 def build_network(shape: tuple[int, int, int], num_classes: int, width: int) -> VelocityUNet:
@@ -122,7 +124,7 @@ def build_network(shape: tuple[int, int, int], num_classes: int, width: int) -> 
 
 
 def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Raise UserError unless a generator can learn every class from these images."""
+    """Raise UserError unless a generator can be trained on these images for every class."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3) or not len(images):
         raise UserError(f"the generator needs uint8 images [N, H, W, 1 or 3], not {images.dtype} {images.shape}")
     height, width = images.shape[1:3]
@@ -131,11 +133,13 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
     if len(labels) != len(images) or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(f"the generator needs a class in 0..{num_classes - 1} for each of {len(images)} images")
     if missing := sorted(set(range(num_classes)) - set(np.unique(labels).tolist())):
-        raise UserError(f"the generator needs real images of each class, and has none of {missing}")
+        raise UserError(f"the generator needs real images of each class; there are none of {missing}")
 
 
-def fingerprint(images: np.ndarray, labels: np.ndarray, num_classes: int, settings: FlowSettings, seed: int) -> str:
-    """A hash, 16 hexadecimal digits, of everything that a trained model depends on except the machine."""
+def model_fingerprint(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, settings: FlowSettings, seed: int
+) -> str:
+    """A hash (16 hexadecimal digits) of everything that determines a trained model, except the machine."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((FORMAT, settings.stage("train"), seed, num_classes, images.shape)).encode())
     digest.update(np.ascontiguousarray(images).data)
@@ -144,19 +148,19 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, num_classes: int, settin
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: up over a twentieth of training, then straight down to 0."""
+    """Factor of the learning rate: linear warm-up over a twentieth of training, then linear decay to 0."""
     warm = max(1, steps // 20)
     return min((step + 1) / warm, (steps - step) / max(1, steps - warm), 1.0)
 
 
 def _restore(checkpoint: Path | None, key: str, state: State, optimizer: torch.optim.Optimizer) -> int:
-    """Fill `state` and optimizer from the checkpoint, if there is one; returns the number of steps done."""
+    """Load `state` and the optimizer from the checkpoint, if it exists; returns the number of steps done."""
     if checkpoint is None or not checkpoint.exists():
         return 0
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if saved["key"] != key:
-            raise UserError(f"{checkpoint} belongs to other images or settings: remove it or name another file")
+            raise UserError(f"{checkpoint} belongs to other images or settings: remove it or give another file")
         for name, tensors in state.items():
             torch._foreach_copy_(tensors, saved["state"][name])
         if saved["optimizer"] is not None:
@@ -167,10 +171,10 @@ def _restore(checkpoint: Path | None, key: str, state: State, optimizer: torch.o
 
 
 def _store(checkpoint: Path, key: str, step: int, state: State, optimizer: torch.optim.Optimizer) -> None:
-    """Write the checkpoint; a finished one goes without the optimizer."""
+    """Write the checkpoint; that of a finished training has no optimizer state."""
     running = optimizer.state_dict() if step < len(state["losses"][0]) else None
     with atomic_write(checkpoint) as temporary:
         try:
             torch.save({"key": key, "step": step, "optimizer": running, "state": state}, temporary)
-        except RuntimeError as error:  # torch's word for a full disk
+        except RuntimeError as error:  # torch raises it for a full disk
             raise OSError(f"{checkpoint} cannot be written, the disk may be full: {error}") from error

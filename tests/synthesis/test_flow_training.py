@@ -14,7 +14,7 @@ import torch
 
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.flow import FlowModel, FlowSettings, sample, train_flow
-from usb_rsmatch.synthesis.training import fingerprint
+from usb_rsmatch.synthesis.flow_training import model_fingerprint
 
 Digits = tuple[np.ndarray, np.ndarray]
 SHORT = FlowSettings(steps=12, width=8, batch_size=16, sampler_steps=2)
@@ -128,14 +128,14 @@ def test_settings_out_of_range_are_refused_by_name(change: dict[str, object]) ->
 
 def test_the_fingerprint_tells_models_apart_and_not_samplings(digits: Digits) -> None:
     images, labels = digits
-    base = fingerprint(images, labels, 10, SHORT, 0)
-    assert fingerprint(images, labels, 10, replace(SHORT, guidance=4.0, sampler_steps=9), 0) == base
+    base = model_fingerprint(images, labels, 10, SHORT, 0)
+    assert model_fingerprint(images, labels, 10, replace(SHORT, guidance=4.0, sampler_steps=9), 0) == base
     other_pixel = images.copy()
     other_pixel[0, 0, 0, 0] += 1
     others = [
-        fingerprint(other_pixel, labels, 10, SHORT, 0),
-        fingerprint(images, labels[::-1], 10, SHORT, 0),
-        fingerprint(images, labels, 10, replace(SHORT, steps=13), 0),
-        fingerprint(images, labels, 10, SHORT, 1),
+        model_fingerprint(other_pixel, labels, 10, SHORT, 0),
+        model_fingerprint(images, labels[::-1], 10, SHORT, 0),
+        model_fingerprint(images, labels, 10, replace(SHORT, steps=13), 0),
+        model_fingerprint(images, labels, 10, SHORT, 1),
     ]
     assert len({base, *others}) == 5

@@ -1,4 +1,6 @@
-"""The names of classes in prompts: the class's own name, the user's words, or WordNet's for ids such as n02084071."""
+"""Names and definitions of classes for prompts: from the user's file, from WordNet for ids such as n02084071, or the
+class's own.
+"""
 
 from __future__ import annotations
 
@@ -16,51 +18,51 @@ WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
-class Words:
-    """A class in words: its name, and its definition ("" if there is none)."""
+class ClassDescription:
+    """A class's name in prompts, and its definition ("" if there is none)."""
 
     name: str
     definition: str = ""
 
 
-def class_words(classes: Sequence[str], names: str | Path | None = None) -> dict[str, Words]:
-    """Words for each class. `names` is a JSON object from classes to words, which has priority.
+def describe_classes(classes: Sequence[str], names: str | Path | None = None) -> dict[str, ClassDescription]:
+    """ClassDescription for each class. `names` is a JSON object from classes to words, which has priority.
 
     WordNet ids are looked up in the tables that timm ships (21,844 synsets: those of ImageNet-21k, thus all of
-    ImageNet's and TinyImageNet's). Raises UserError for a file with other contents and for unknown ids.
+    ImageNet's and TinyImageNet's). Raises UserError for another kind of file and for unknown ids.
     """
     given = {} if names is None else read_names(names, classes)
     ids = [name for name in classes if WORDNET_ID.fullmatch(name) and name not in given]
     table = _wordnet() if ids else {}
-    words = {}
+    descriptions = {}
     for name in classes:
         if name in given:
-            words[name] = Words(given[name])
+            descriptions[name] = ClassDescription(given[name])
         elif name in ids:
             if name not in table:
-                raise UserError(f"{name}: this WordNet id is not in timm's tables; give its words in --names FILE.json")
-            words[name] = table[name]
+                raise UserError(f"{name}: this WordNet id is not in timm's tables; give its name in --names FILE.json")
+            descriptions[name] = table[name]
         else:
-            words[name] = Words(re.sub(r"[_\s]+", " ", name).strip())
-    return words
+            descriptions[name] = ClassDescription(re.sub(r"[_\s]+", " ", name).strip())
+    return descriptions
 
 
 def read_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
-    """A JSON object from some of the classes to words. Raises UserError for other contents."""
+    """Read a JSON object that maps some of the classes to names. Raises UserError for other contents."""
     content = read_object(path, '{"n02123045": "tabby cat"}')
     known = {plain(name): name for name in classes}
     named = {}
-    for key, words in content.items():
+    for key, text in content.items():
         if plain(str(key)) not in known:
-            raise UserError(f"{path}: {key!r} is not a class{nearest(str(key), classes)}")
-        if not isinstance(words, str) or not words.strip():
-            raise UserError(f"{path}: the words for {key!r} must be a text, got {words!r}")
-        named[known[plain(str(key))]] = words.strip()
+            raise UserError(f"{path}: {key!r} is not a class{suggest_class(str(key), classes)}")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{path}: the name for {key!r} must be a text, got {text!r}")
+        named[known[plain(str(key))]] = text.strip()
     return named
 
 
 def read_object(path: str | Path, example: str) -> Mapping[str, object]:
-    """The JSON object in a file. Raises UserError with an example for other contents."""
+    """Read the JSON object in a file. Raises UserError, which shows an example, for other contents."""
     try:
         content = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,10 +77,11 @@ def read_object(path: str | Path, example: str) -> Mapping[str, object]:
 def choose_classes(
     wanted: Sequence[str] | None, classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """All classes, and the numbers of the wanted ones (None: all of them).
+    """All classes, and the numbers of the requested ones (None: of all).
 
-    `wanted` are names, or one file with a name per line. Without a data set's `classes` the names are the classes.
-    Raises UserError for an unknown class, naming the nearest one, and for a duplicate.
+    `wanted` are names, or one file with a name per line. If there is no data set (`classes` is None), the names are the
+    classes.
+    Raises UserError for an unknown class, with the most similar one, and for a duplicate.
     """
     if wanted is None:
         if classes is None:
@@ -95,25 +98,25 @@ def choose_classes(
     chosen = [everything.index(name) if name in everything else index.number(name) for name in names]
     if UNKNOWN in chosen:
         name = names[chosen.index(UNKNOWN)]
-        raise UserError(f"--classes: {name!r} is not a class{nearest(name, everything)}")
+        raise UserError(f"--classes: {name!r} is not a class{suggest_class(name, everything)}")
     if len(set(chosen)) < len(chosen):
         twice = next(name for place, name in enumerate(names) if chosen[place] in chosen[:place])
         raise UserError(f"--classes: {twice!r} is given twice; remove one")
     return everything, tuple(chosen)
 
 
-def nearest(name: str, classes: Sequence[str]) -> str:
+def suggest_class(name: str, classes: Sequence[str]) -> str:
     """The end of a message about an unknown class: the most similar class, or the known ones."""
     close = get_close_matches(plain(name), [plain(known) for known in classes], n=1)
     if close:
-        meant = next(known for known in classes if plain(known) == close[0])
-        return f"; did you mean {meant!r}?"
+        similar = next(known for known in classes if plain(known) == close[0])
+        return f"; did you mean {similar!r}?"
     shown = ", ".join(repr(known) for known in classes[:5])
-    return f"; there are {shown}" + (f", ... ({len(classes)})" if len(classes) > 5 else "")
+    return f"; the classes are {shown}" + (f", ... ({len(classes)})" if len(classes) > 5 else "")
 
 
-def _wordnet() -> dict[str, Words]:
-    """WordNet's noun synsets of ImageNet-21k, by id: the first lemma and the definition."""
+def _wordnet() -> dict[str, ClassDescription]:
+    """WordNet's noun synsets of ImageNet-21k by id: the first lemma as name, and the definition."""
     from importlib import resources
 
     folder = resources.files("timm") / "data" / "_info"
@@ -127,4 +130,6 @@ def _wordnet() -> dict[str, Words]:
             ) from None
         columns.append(dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line))
     lemmas, definitions = columns
-    return {key: Words(lemma.split(",")[0].strip(), definitions.get(key, "")) for key, lemma in lemmas.items()}
+    return {
+        key: ClassDescription(lemma.split(",")[0].strip(), definitions.get(key, "")) for key, lemma in lemmas.items()
+    }

@@ -1,4 +1,4 @@
-"""Output as npz arrays: `images-00000.npz`, ..., of about a thousand images each, with their labels."""
+"""The output folder with npz files instead of PNG: `images-00000.npz`, ..., about a thousand images and labels each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from usb_rsmatch.io import atomic_write
-from usb_rsmatch.synthesis.engine import Made
+from usb_rsmatch.synthesis.engine import GeneratedImage
 from usb_rsmatch.synthesis.output import Output, Row
-from usb_rsmatch.synthesis.plan import Item
+from usb_rsmatch.synthesis.plan import PlannedImage
 
-IMAGES_A_FILE = 1024
+IMAGES_PER_FILE = 1024
 
 
-class PackedOutput(Output):
-    """A file for each group of batches, with `images` uint8 [N, H, W, C] and `labels` int64 [N].
+class NpzOutput(Output):
+    """One npz file for each group of batches, with `images` uint8 [N, H, W, C] and `labels` int64 [N].
 
-    A batch is stored as a file of its own until its group is complete. A line of `metadata.jsonl` has the position of
-    its image as `shard` and `index`, and the name of its file in an imagefolder as `image`, instead of `file_name`.
+    Each batch has a temporary file of its own until its group is complete. Instead of `file_name`, a line of
+    `metadata.jsonl` has the npz file as `shard`, the position in it as `index`, and the image's name as `image`.
     """
 
     def close_group(self, group: int) -> None:
@@ -33,19 +33,19 @@ class PackedOutput(Output):
         for part in parts:
             part.unlink()
 
-    def load(self, items: Sequence[Item]) -> list[np.ndarray]:
-        places = dict(self._places())
+    def load(self, items: Sequence[PlannedImage]) -> list[np.ndarray]:
+        positions = dict(self._positions())
         shards: dict[str, np.ndarray] = {}
         found = []
         for item in items:
-            shard, index = places[item.file]
+            shard, index = positions[item.file]
             if shard not in shards:
                 shards[shard] = _read(self.folder / shard)[0]
             found.append(shards[shard][index])
         return found
 
-    def _places(self) -> Iterable[tuple[str, tuple[str, int]]]:
-        """The position of each kept image, by the name that it would have as a file."""
+    def _positions(self) -> Iterable[tuple[str, tuple[str, int]]]:
+        """Pairs of an unflagged image's name, and its npz file and index."""
         for group in range(self.plan.groups):
             items = [item for batch in self.plan.batches_of(group) for item in self.plan.items(batch)]
             kept = [item for item in items if item.file in self.rows and not self.rows[item.file]["flagged"]]
@@ -53,18 +53,18 @@ class PackedOutput(Output):
                 yield item.file, (self._shard(group).name, index)
 
     def _final(self, rows: Iterable[Row]) -> Iterable[Row]:
-        places = dict(self._places())
+        positions = dict(self._positions())
         for row in rows:
             name = row.pop("file_name")
-            shard, index = places[name]
+            shard, index = positions[name]
             yield {"shard": shard, "index": index, "image": name, **row}
 
-    def _has(self, batch: int, item: Item, row: Row | None) -> bool:
+    def _has(self, batch: int, item: PlannedImage, row: Row | None) -> bool:
         if row is None:
             return False
         return self._part(batch, "npz").is_file() or self._shard(batch // self.plan.group).is_file()
 
-    def _save_images(self, batch: int, items: Sequence[Item], made: Sequence[Made]) -> None:
+    def _save_images(self, batch: int, items: Sequence[PlannedImage], made: Sequence[GeneratedImage]) -> None:
         kept = [(image.image, item.label) for item, image in zip(items, made, strict=True) if not image.flagged]
         shape = made[0].image.shape
         images = np.stack([image for image, _ in kept]) if kept else np.empty((0, *shape), dtype=np.uint8)

@@ -20,16 +20,21 @@ def open_gan(argument: str, request: SourceRequest) -> Source:
 
 
 def _open(kind: str, argument: str, request: SourceRequest) -> Source:
-    """As many images as the pool wants, from a decoder that is trained once and cached.
+    """As many images as the pool requests, from a decoder that is trained once and cached.
 
-    Options: `cache`, its cache folder (otherwise the user's), `seed` of the decoder (0, not the run's)
+    Options: `cache`, its folder (default: the user's cache), `seed` of the decoder (default: 0, not the run's seed)
     and the fields of `DecoderSettings`. Raises UserError if no count is given.
     """
-    from usb_rsmatch.synthesis.decoder import DecoderSettings, make_decoder_images  # late: imports torch
+    from usb_rsmatch.synthesis.vae_gan import (  # imported late, because it imports torch
+        DecoderSettings,
+        make_decoder_images,
+    )
 
     known = [field.name for field in fields(DecoderSettings) if field.name != "kind"]
     if argument:
-        raise UserError(f"{kind}:{argument}: takes nothing after the colon; `cache: {argument}` keeps it there")
+        raise UserError(
+            f"{kind}:{argument}: takes nothing after the colon; give the cache folder as the option `cache: {argument}`"
+        )
     request.reject_options(kind, "cache", "seed", *known)
     if request.count is None or request.real is None:
         raise UserError(
@@ -41,9 +46,9 @@ def _open(kind: str, argument: str, request: SourceRequest) -> Source:
         settings = DecoderSettings(kind, **options)
         seed = int(request.options.get("seed", 0))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{kind}: a setting is of the wrong type ({error})") from None
+        raise UserError(f"{kind}: a setting has the wrong type ({error})") from None
     classes = len(request.classes.classes)
-    made, made_labels = make_decoder_images(
+    generated, generated_labels = make_decoder_images(
         images, labels, classes, request.count, settings, seed, request.options.get("cache")
     )
-    return ArraySource(kind, made, made_labels, (request.generator,), in_order=True)
+    return ArraySource(kind, generated, generated_labels, (request.generator,), in_order=True)
