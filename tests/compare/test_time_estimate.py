@@ -48,7 +48,7 @@ def test_one_measurement_a_kind_and_what_fails_is_said(tmp_path: Path, fingerpri
     def measure(config: Mapping[str, Any], threads: int) -> float:
         asked.append(config.get("lr"))
         if config.get("lr") == 13:
-            raise UserError("./data is no folder")
+            raise UserError("./data is not a folder")
         return 60.0
 
     out = io.StringIO()
@@ -58,7 +58,7 @@ def test_one_measurement_a_kind_and_what_fails_is_said(tmp_path: Path, fingerpri
         "9 runs, 0 done",
         "a: 3 x 1 min 0 s, from measured steps",
         "b: 3 x 1 min 0 s, from measured steps",
-        "c: no estimate: ./data is no folder",
+        "c: no estimate: ./data is not a folder",
         "estimate: 6 min 0 s of training in all, 3 at a time 2 min 0 s, 3 more of unknown length",
     ]
     assert list(tmp_path.iterdir()) == []

@@ -39,7 +39,7 @@ class Model:
             self.queues[c if self.classwise else 0].append((index, score))
 
     def push_chosen(self, entries: list[tuple[tuple[int, int, float], bool]]) -> None:
-        last = {entry[0]: chosen for entry, chosen in entries}  # of an image that comes twice the last counts
+        last = {entry[0]: chosen for entry, chosen in entries}  # if an image is given twice, its last entry counts
         for queue in self.queues:
             kept = [entry for entry in queue if last.get(entry[0], True)]
             queue.clear()

@@ -40,7 +40,7 @@ def test_by_file_name_or_as_much_of_the_path_as_tells(tmp_path: Path) -> None:
         ("index,score\n0,nan\n", "score nan"),
         ("index,score\nzero,1\n", "s.csv:2: holds no index and score"),
         ("file,score\n2.png,\n", "s.csv:2: holds no file and score"),
-        ("file,score\n1.png,1\n", "1.png may be /data/real/a/1.png or /data/real/b/1.png"),
+        ("file,score\n1.png,1\n", "1.png matches /data/real/a/1.png and /data/real/b/1.png"),
         ("index,score\n0,1\n0,1\n", "s.csv:3: /data/real/a/1.png has a score already"),
         ("index,score\n0,1\n", "no score for 3 of the pool's 4 images; the first: /data/real/b/1.png"),
     ],
@@ -58,7 +58,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices that never end here")
 def test_a_device_is_not_read() -> None:
-    with pytest.raises(UserError, match="no file of scores"):
+    with pytest.raises(UserError, match="not a file of scores"):
         read_scores("/dev/zero", NAMES)
 
 

@@ -52,7 +52,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "images without scores": lambda content: content.pop("highest_scores"),
     "images of floats": lambda content: content.update(lowest_images=content["lowest_images"] / 255),
     "code to run": lambda content: content.update(classes=np.array([{}] * 10, dtype=object)),
-    "cut off": cut_off,
+    "incomplete": cut_off,
 }
 
 
@@ -64,7 +64,7 @@ def test_damage_is_told_in_one_line(damage: str, tmp_path: Path, leave_analysis:
         content = dict(file)
     DAMAGE[damage](content)
     np.savez(path, **content)
-    if damage == "cut off":
+    if damage == "incomplete":
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"analysis.npz is damaged or of another version: remove it") as error:
         read_analysis(tmp_path)

@@ -41,7 +41,7 @@ def test_missing_and_foreign_results_are_remarked_on(finished_grid: MakeGrid) ->
     assert len(found.records) == 5
     assert found.remarks == [
         "1 of 6 runs have no result yet",
-        "results in the folder that are no longer in the grid were left out: 1",
+        "results in the folder that are no longer in the grid are not included: 1",
     ]
     for path in folder.glob("*__seed-*"):
         shutil.rmtree(path)
@@ -128,7 +128,7 @@ def test_several_grids_need_asking_for(finished_grid: MakeGrid, write_result: Wr
 def test_a_folder_without_results_and_a_damaged_record_are_named(
     finished_grid: MakeGrid, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         collect(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no result\.json"):
         collect(tmp_path)

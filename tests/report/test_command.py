@@ -123,7 +123,7 @@ def test_an_error_leaves_the_old_report_alone(folder: Path) -> None:
     before = {path: path.read_bytes() for path in written.files}
     result = folder / "rsmatch__seed-1" / "result.json"
     result.write_text(result.read_text()[:80])
-    with pytest.raises(UserError, match="cut off"):
+    with pytest.raises(UserError, match="incomplete"):
         report(folder)
     assert {path: path.read_bytes() for path in written.files} == before
 

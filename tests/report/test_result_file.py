@@ -50,7 +50,7 @@ def test_a_file_cut_off_anywhere_is_refused(write_result: Write) -> None:
     whole = path.read_text().rstrip()
     for length in range(len(whole)):
         path.write_text(whole[:length])
-        with pytest.raises(UserError, match="cut off"):
+        with pytest.raises(UserError, match="incomplete"):
             read_result(path)
 
 
@@ -94,11 +94,11 @@ def test_every_missing_field_is_named(write_result: Write) -> None:
         ({"seed": 0.5}, "seed cannot be 0.5"),
         ({"algorithm": ""}, "algorithm cannot be ''"),
         ({"pool__synthetic": 5}, "not the sum"),
-        ({"pool__by_generator": [1]}, "pool.by_generator is no mapping"),
+        ({"pool__by_generator": [1]}, "pool.by_generator is not a mapping"),
         ({"detection": {**FIGURES, "auroc": 1.5, "by_generator": {}}}, "detection.auroc cannot be 1.5"),
-        ({"config_sha256": "abc"}, "no SHA-256"),
-        ({"versions": {}}, "names no usb_rsmatch"),
-        ({"time": None}, "time is no mapping"),
+        ({"config_sha256": "abc"}, "not a SHA-256"),
+        ({"versions": {}}, "does not contain usb_rsmatch"),
+        ({"time": None}, "time is not a mapping"),
         ({"peak_memory_mib": 10**400}, "peak_memory_mib cannot be inf"),
         ({"seed": 10**400}, "seed cannot be inf"),
         ({"dataset": ["a\nb"]}, "dataset cannot be"),

@@ -31,7 +31,7 @@ def test_the_users_words_come_first(tmp_path: Path) -> None:
     file.write_text(json.dumps({"n02123045": "striped cat", "Cat": "a cat"}))
     words = describe_classes(["n02123045", "cat", "dog"], file)
     assert [words[name].name for name in ("n02123045", "cat", "dog")] == ["striped cat", "a cat", "dog"]
-    for content, message in [('{"cow": "x"}', "'cow' is no class"), ('{"cat": 3}', "must be a text"), ("[]", "object")]:
+    for content, message in [('{"cow": "x"}', "'cow' is not a class"), ('{"cat": 3}', "must be a text"), ("[]", "object")]:
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             describe_classes(["cat"], file)
@@ -46,7 +46,7 @@ def test_classes_are_chosen_by_name_or_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("cat\n\ndog\n")
     assert choose_classes([str(file)], None) == (("cat", "dog"), (0, 1))
-    for wanted, message in [(["trousre"], "did you mean 'Trouser'"), (["Bag", "bag"], "comes twice")]:
+    for wanted, message in [(["trousre"], "did you mean 'Trouser'"), (["Bag", "bag"], "is given twice")]:
         with pytest.raises(UserError, match=message):
             choose_classes(wanted, garments)
     with pytest.raises(UserError, match="--dataset"):

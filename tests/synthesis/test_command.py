@@ -195,7 +195,7 @@ def test_the_report_judges_the_images_by_the_real_ones(
     figures = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert figures["real_class_accuracy"] > 0.8 > figures["class_accuracy"]  # a generator of four steps makes noise
     assert figures["classifier_frechet"] > 3 * figures["real_classifier_frechet"]
-    assert "no Inception FID" in (tmp_path / "out" / "README.md").read_text()
+    assert "not an Inception FID" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_every_command_that_is_shown_has_flags_that_there_are() -> None:
@@ -224,12 +224,12 @@ def refused(capsys: Capture, line: list[str]) -> str:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--classes", "3", "12"], "--classes: '12' is no class"),
+        (["--classes", "3", "12"], "--classes: '12' is not a class"),
         (["--per-class", "3"], "either --count N or --per-class N"),
         (["--count", "0"], "--count 0"),
         (["--shard", "4/3"], "--shard 4/3"),
-        (["--model", "x"], "--model does not go with --engine flow"),
-        (["--prompt", "a {name}"], "--prompt does not go with --engine flow"),
+        (["--model", "x"], "--model cannot be combined with --engine flow"),
+        (["--prompt", "a {name}"], "--prompt cannot be combined with --engine flow"),
         (["--size", "65"], "8 to 64 px, not 65"),
         (["--size", "big"], "--size big"),
         (["--size", "full"], "--size full"),

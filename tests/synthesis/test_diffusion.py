@@ -77,7 +77,7 @@ def test_another_model_of_the_same_name_is_another_run(
     content[-1] ^= 1
     weights.write_bytes(content)
     assert main(words(changed, whole)) == 2
-    assert "holds another run: its revision is" in capsys.readouterr().err
+    assert "contains another run: its revision is" in capsys.readouterr().err
 
 
 def test_size_and_colour_are_those_of_the_pool(sd_folder: Path, tmp_path: Path, whole: Path) -> None:
@@ -186,16 +186,16 @@ def test_a_t5_writes_the_prompts_of_a_run(sd_folder: Path, t5_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--prompt", "a photo"], "must hold {name}"),
+        (["--prompt", "a photo"], "must contain {name}"),
         (["--prompt", "a {name}", "--prompts", "x.txt"], "--prompt and --prompts are both given"),
         (["--names", "none.json"], "none.json"),
-        (["--train-steps", "3"], "--train-steps does not go with --engine diffusers"),
-        (["--part", "train[:50%]"], "--part does not go with --engine diffusers"),
+        (["--train-steps", "3"], "--train-steps cannot be combined with --engine diffusers"),
+        (["--part", "train[:50%]"], "--part cannot be combined with --engine diffusers"),
         (["--unet", "none.safetensors"], "no such file"),
         (["--report"], "--dataset NAME"),
         (["--guidance", "nan"], "--guidance nan: must be a number"),
         (["--guidance", "-1"], "--guidance -1.0: must be a number"),
-        (["--classes", "cat", "cat"], "comes twice"),
+        (["--classes", "cat", "cat"], "is given twice"),
         (["--resolution", "33"], "divisible by 8"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_model_that_is_nowhere_is_told_with_the_remedy(
     for name, flag in (("nobody/nothing", "--model"), (str(tmp_path / "typo"), "--model")):
         assert main(words(Path(name), tmp_path / "out")) == 2
         err = capsys.readouterr().err.splitlines()[-1]
-        assert f"{flag} {name}: is neither here nor in the Hugging Face cache" in err and f"give {flag} its path" in err
+        assert f"{flag} {name}: is not a local path, not in the Hugging Face cache" in err and f"give {flag} its path" in err
     assert main(words(sdxl_folder, tmp_path / "out", "--t5", "nobody/t5")) == 2
     assert "--t5 nobody/t5: is neither here" in capsys.readouterr().err
     assert main(words(sdxl_folder, tmp_path / "out", "--unet", "nobody/unets:4.safetensors")) == 2
@@ -248,10 +248,10 @@ def test_folders_that_are_no_text_to_image_pipeline_are_named(sd_folder: Path, t
         weights.write_bytes(weights.read_bytes()[:700])
     for folder, message in (
         ("empty", "no model_index.json"),
-        ("cut_unet", "no complete pipeline"),
-        ("cut_text_encoder", "no complete pipeline"),
-        ("partial", "no complete pipeline"),
-        ("unconditional", "no text-to-image pipeline"),
+        ("cut_unet", "not a complete pipeline"),
+        ("cut_text_encoder", "not a complete pipeline"),
+        ("partial", "not a complete pipeline"),
+        ("unconditional", "not a text-to-image pipeline"),
     ):
         assert main(words(tmp_path / folder, tmp_path / "out")) == 2
         assert message in capsys.readouterr().err

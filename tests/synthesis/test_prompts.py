@@ -66,5 +66,5 @@ def test_a_folder_that_is_no_t5_is_named(tmp_path: Path, t5_folder: Path) -> Non
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])  # half a download
     for folder in (tmp_path, cut):
-        with pytest.raises(UserError, match="turns text into text"):
+        with pytest.raises(UserError, match="is not a model from text to text"):
             from_t5(str(folder), "{name}", 2, WORDS, seed=0)

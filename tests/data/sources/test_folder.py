@@ -115,13 +115,13 @@ def test_a_layout_from_the_config(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({}, "needs `patterns`"),
-        ({"patterns": ["{class}/x"]}, "must hold {file}"),
-        ({"patterns": ["{klass}/{file}"]}, "must hold {file}"),
+        ({"patterns": ["{class}/x"]}, "must contain {file}"),
+        ({"patterns": ["{klass}/{file}"]}, "must contain {file}"),
         ({"patterns": ["{file}"], "sintetic": ["x"]}, "unknown key 'sintetic'"),
         ({"patterns": ["{file}"], "file_class": "("}, "is not a regular expression"),
         ({"patterns": ["{file}"], "file_class": "abc"}, "no group"),
         ({"patterns": ["{file}"], "file_class": 5}, "no group"),
-        ({"patterns": 5}, "must hold {file}"),
+        ({"patterns": 5}, "must contain {file}"),
         ({"patterns": ["{class}/{class}/{file}"]}, "each once"),
     ],
 )
