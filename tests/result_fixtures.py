@@ -201,9 +201,7 @@ def finished_grid(tmp_path: Path) -> Callable[..., Path]:
         (folder / "result.json").write_text(json.dumps(content))
         lines = []
         for step in range(1, curves + 1):
-            figures = (
-                {"eval/top-1-acc": accuracy * step / curves, "detection/auroc": 0.9} if step % 10 == 0 else {}
-            )
+            figures = {"eval/top-1-acc": accuracy * step / curves, "detection/auroc": 0.9} if step % 10 == 0 else {}
             lines.append(json.dumps({"it": step * 10, "train/total_loss": 1 / step, **figures}))
         (folder / "metrics.jsonl").write_text("\n".join(lines))
 

@@ -110,9 +110,7 @@ def test_no_circle() -> None:
 
 
 def test_semilearn_stays_in_its_place() -> None:
-    users = {
-        name for name, path in MODULES.items() if any(i.partition(".")[0] == "semilearn" for i in imports(path))
-    }
+    users = {name for name, path in MODULES.items() if any(i.partition(".")[0] == "semilearn" for i in imports(path))}
     assert users, "nothing imports semilearn: the test reads the wrong files"
     assert {name for name in users if not inside(name, SEMILEARN)} == set()
 

@@ -88,9 +88,7 @@ def test_an_arm_that_sets_an_axis_is_not_spread_along_it() -> None:
 
 def test_include_and_exclude_take_partial_matches_and_lists() -> None:
     axes = {"num_labels": [20, 40], "seed": [0, 1, 2]}
-    kept = plan(
-        grid_of(axes=axes, arms=ARMS, include=[{"arm": "RSMatch"}, {"num_labels": 20, "seed": [0, 1]}])
-    )
+    kept = plan(grid_of(axes=axes, arms=ARMS, include=[{"arm": "RSMatch"}, {"num_labels": 20, "seed": [0, 1]}]))
     assert len(kept) == 6 + 2 * 2
     kept = plan(grid_of(axes=axes, arms=ARMS, exclude=[{"arm": ["FixMatch", "RSMatch"], "num_labels": 40}]))
     assert len(kept) == 18 - 6
@@ -107,9 +105,7 @@ axes_of = st.dictionaries(st.sampled_from(["seed", "num_labels", "lr"]), axis_va
 
 
 @given(axes_of, st.integers(1, 3), st.data())
-def test_count_is_the_product_without_the_excluded(
-    axes: dict[str, list[Any]], arms: int, data: st.DataObject
-) -> None:
+def test_count_is_the_product_without_the_excluded(axes: dict[str, list[Any]], arms: int, data: st.DataObject) -> None:
     named = {f"arm {index}": {"rs_base": str(index)} for index in range(arms)}
     key = data.draw(st.sampled_from(sorted(axes)))
     value = data.draw(st.sampled_from(axes[key]))

@@ -46,9 +46,7 @@ def starts(run: Run) -> int:
 def test_runs_are_trained_once_and_then_known_as_done(
     tmp_path: Path, stand_in: list[str], fingerprint: Fingerprint
 ) -> None:
-    grid, runs = make_grid(
-        tmp_path, arms={"FixMatch": {}, "RSMatch": {"algorithm": "rsmatch"}}, baseline="FixMatch"
-    )
+    grid, runs = make_grid(tmp_path, arms={"FixMatch": {}, "RSMatch": {"algorithm": "rsmatch"}}, baseline="FixMatch")
     hashes = prepare(grid, runs, fingerprint)
     out = io.StringIO()
     assert Runner(runs, hashes, jobs=2, out=out, command=stand_in).train() == 0

@@ -26,9 +26,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for c in range(10):
         (root / "sd14" / str(c)).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(
-                root / "sd14" / str(c) / f"{i}.png"
-            )
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / "sd14" / str(c) / f"{i}.png")
     images = rng.integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
     np.savez(root / "edm.npz", image=images, label=np.repeat(np.arange(10), 9))
     return [{"source": f"folder:{root / 'sd14'}"}, {"source": f"npz:{root / 'edm.npz'}", "generator": "edm"}]

@@ -41,7 +41,11 @@ def test_its_state_goes_on() -> None:
     other.load_state_dict(one.state_dict())
     fill(one, [(False, 0, 1, 1.0)], soft=False)
     fill(other, [(False, 0, 1, 1.0)], soft=False)
-    assert one.report() == other.report() == {
-        "real": {"utilisation": 1.0, "accuracy": 0.5},
-        "synthetic": {"utilisation": 0.5, "accuracy": 0.0},
-    }
+    assert (
+        one.report()
+        == other.report()
+        == {
+            "real": {"utilisation": 1.0, "accuracy": 0.5},
+            "synthetic": {"utilisation": 0.5, "accuracy": 0.0},
+        }
+    )

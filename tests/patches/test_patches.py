@@ -78,7 +78,7 @@ def install_entry_points(site: Path, name: str, lines: str) -> None:
     (info / "entry_points.txt").write_text(f"[semilearn.plugins]\n{lines}\n")
 
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 
 import torch
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     assert queue.get(), "not registered in a spawned child"
     assert len(sys.argv) < 2 or step(sys.argv[1]), "a step of training moved no weight"
     print("done")
-'''
+"""
 
 
 @pytest.mark.parametrize("patch", ALL, ids=lambda path: f"{path.parent.name}/{path.name}")

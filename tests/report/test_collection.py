@@ -20,9 +20,7 @@ SEEDS = {"seed": [0, 1]}
 
 
 def test_a_grids_results_stand_in_its_order_with_its_names(finished_grid: MakeGrid) -> None:
-    folder = finished_grid(
-        lambda run: 0.9, arms=ARMS, axes={"num_labels": [40, 20], **SEEDS}, baseline="FixMatch"
-    )
+    folder = finished_grid(lambda run: 0.9, arms=ARMS, axes={"num_labels": [40, 20], **SEEDS}, baseline="FixMatch")
     found = collect(folder)
     assert (found.name, found.baseline, found.axes, found.remarks) == ("grid", "FixMatch", ["num_labels"], [])
     assert len(found.records) == 12
@@ -105,9 +103,7 @@ def test_loose_results_of_different_pools_need_asking_for(write_result: Write, t
     with pytest.raises(UserError, match=r"differ in pool .*--mixed"):
         collect(tmp_path / "results")
     found = collect(tmp_path / "results", mixed=True)
-    assert found.axes == ["num_labels"] and found.remarks == [
-        "mixed on request: 2 different pools share this table"
-    ]
+    assert found.axes == ["num_labels"] and found.remarks == ["mixed on request: 2 different pools share this table"]
     assert {record.arm for record in found.records} == {
         "fixmatch, 600 real",
         "fixmatch, 600 real + 600 synthetic (flow)",
@@ -125,9 +121,7 @@ def test_several_grids_need_asking_for(finished_grid: MakeGrid, write_result: Wr
     assert {record.arm.partition(":")[0] for record in found.records} == {"one", "two", tmp_path.name}
 
 
-def test_a_folder_without_results_and_a_damaged_record_are_named(
-    finished_grid: MakeGrid, tmp_path: Path
-) -> None:
+def test_a_folder_without_results_and_a_damaged_record_are_named(finished_grid: MakeGrid, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         collect(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no result\.json"):

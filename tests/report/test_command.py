@@ -29,16 +29,13 @@ SCRIPT = "<script>alert(1)</script>"
 ARMS = {"FixMatch, real only": {"synthetic_count": 0}, SCRIPT: {}, "RSMatch": {"algorithm": "rsmatch"}}
 
 
-
 def accuracy(run: Run) -> float:
     return 0.8 + 0.05 * list(ARMS).index(run.arm) + 0.01 * run.config["seed"]
 
 
 @pytest.fixture
 def folder(finished_grid: MakeGrid) -> Path:
-    return finished_grid(
-        accuracy, curves=50, arms=ARMS, axes={"seed": [0, 1, 2]}, baseline=SCRIPT, name="quick"
-    )
+    return finished_grid(accuracy, curves=50, arms=ARMS, axes={"seed": [0, 1, 2]}, baseline=SCRIPT, name="quick")
 
 
 @pytest.fixture

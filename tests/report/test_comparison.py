@@ -29,9 +29,7 @@ def accuracy(run: Run) -> float:
 
 @pytest.fixture
 def table(finished_grid: MakeGrid) -> Table:
-    return make_table(
-        collect(finished_grid(accuracy, arms=ARMS, axes={"seed": [0, 1, 2]}, baseline="FixMatch"))
-    )
+    return make_table(collect(finished_grid(accuracy, arms=ARMS, axes={"seed": [0, 1, 2]}, baseline="FixMatch")))
 
 
 def test_means_differences_and_ranks(table: Table) -> None:
@@ -75,9 +73,7 @@ def test_an_arm_off_an_axis_stands_in_every_setting_of_it(finished_grid: MakeGri
         "num_labels=100, synthetic_ratio=0.5",
     ]
     assert all(set(cells) == {"real only", "FixMatch"} for cells in table.cells)
-    assert [cells["real only"].accuracy.mean for cells in table.cells] == pytest.approx(
-        [10.5, 10.5, 50.5, 50.5]
-    )
+    assert [cells["real only"].accuracy.mean for cells in table.cells] == pytest.approx([10.5, 10.5, 50.5, 50.5])
     differences = [cells["FixMatch"].difference for cells in table.cells]
     assert [one.mean for one in differences if one] == pytest.approx([2.5, 5, 2.5, 5])
     assert len(table.records) == 4 + 8, "each run once"

@@ -17,9 +17,7 @@ FIGURES = {"auroc": 0.97, "ap": 0.9, "fpr95": 0.1}
 
 
 def test_every_field_is_read(write_result: Write) -> None:
-    path = write_result(
-        "run", seed=3, accuracy__last=0.5, detection={**FIGURES, "by_generator": {"sd 1.4": FIGURES}}
-    )
+    path = write_result("run", seed=3, accuracy__last=0.5, detection={**FIGURES, "by_generator": {"sd 1.4": FIGURES}})
     result = read_result(path)
     assert (result.seed, result.last, result.best, result.best_iteration) == (3, 0.5, 0.95, 600)
     assert result.auroc == 0.97 and result.detection_by_generator == {"sd 1.4": FIGURES}
@@ -60,10 +58,7 @@ def test_every_missing_field_is_named(write_result: Write) -> None:
 
     def fields(content: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         inner = [
-            place
-            for key, value in content.items()
-            if isinstance(value, dict)
-            for place in fields(value, (*at, key))
+            place for key, value in content.items() if isinstance(value, dict) for place in fields(value, (*at, key))
         ]
         return [*((*at, key) for key in content), *inner]
 

@@ -31,7 +31,8 @@ def test_the_users_words_come_first(tmp_path: Path) -> None:
     file.write_text(json.dumps({"n02123045": "striped cat", "Cat": "a cat"}))
     words = describe_classes(["n02123045", "cat", "dog"], file)
     assert [words[name].name for name in ("n02123045", "cat", "dog")] == ["striped cat", "a cat", "dog"]
-    for content, message in [('{"cow": "x"}', "'cow' is not a class"), ('{"cat": 3}', "must be a text"), ("[]", "object")]:
+    refused = [('{"cow": "x"}', "'cow' is not a class"), ('{"cat": 3}', "must be a text"), ("[]", "object")]
+    for content, message in refused:
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             describe_classes(["cat"], file)

@@ -220,7 +220,8 @@ def test_a_model_that_is_nowhere_is_told_with_the_remedy(
     for name, flag in (("nobody/nothing", "--model"), (str(tmp_path / "typo"), "--model")):
         assert main(words(Path(name), tmp_path / "out")) == 2
         err = capsys.readouterr().err.splitlines()[-1]
-        assert f"{flag} {name}: is not a local path, not in the Hugging Face cache" in err and f"give {flag} its path" in err
+        assert f"{flag} {name}: is not a local path, not in the Hugging Face cache" in err
+        assert f"give {flag} its path" in err
     assert main(words(sdxl_folder, tmp_path / "out", "--t5", "nobody/t5")) == 2
     assert "--t5 nobody/t5: is neither here" in capsys.readouterr().err
     assert main(words(sdxl_folder, tmp_path / "out", "--unet", "nobody/unets:4.safetensors")) == 2

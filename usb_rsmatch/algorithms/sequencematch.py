@@ -36,9 +36,7 @@ class SequenceMatch(FlexMatch):
             if self.registered_hook("DistAlignHook"):
                 weak = self.call_hook("dist_align", "DistAlignHook", probs_x_ulb=weak)
                 medium = self.call_hook("dist_align", "DistAlignHook", probs_x_ulb=medium)
-            mask = self.call_hook(
-                "masking", "MaskingHook", logits_x_ulb=weak, softmax_x_ulb=False, idx_ulb=idx_ulb
-            )
+            mask = self.call_hook("masking", "MaskingHook", logits_x_ulb=weak, softmax_x_ulb=False, idx_ulb=idx_ulb)
             pseudo_label = self.call_hook(
                 "gen_ulb_targets",
                 "PseudoLabelingHook",

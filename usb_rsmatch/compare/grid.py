@@ -70,9 +70,7 @@ class Grid:
         )
 
 
-def read_grid(
-    path: str | Path, known_keys: Collection[str], load_base: Callable[[str], Mapping[str, Any]]
-) -> Grid:
+def read_grid(path: str | Path, known_keys: Collection[str], load_base: Callable[[str], Mapping[str, Any]]) -> Grid:
     """The grid of a YAML file; `known_keys` are all configuration keys, `load_base` reads a named one.
 
     Raises UserError for an unreadable file, an unknown key, an empty axis, a baseline that is not an arm.
@@ -124,9 +122,7 @@ def parse_grid(
         save_dir=Path(str(content.get("save_dir", "saved_models"))),
         base=base,
         axes=axes,
-        arms={
-            str(arm): keys({} if values is None else values, f"arm {arm!r}") for arm, values in arms.items()
-        },
+        arms={str(arm): keys({} if values is None else values, f"arm {arm!r}") for arm, values in arms.items()},
         baseline=None if content.get("baseline") is None else str(content["baseline"]),
         include=_filters(content.get("include", []), "include", where, axes),
         exclude=_filters(content.get("exclude", []), "exclude", where, axes),
@@ -158,13 +154,9 @@ def plan(grid: Grid) -> list[Run]:
     for run in runs:
         content = _canonical({key: value for key, value in run.config.items() if key not in OWN})
         if content in contents:
-            raise UserError(
-                f"{grid.name}: duplicate run: {contents[content].label!r} and {run.label!r} are the same"
-            )
+            raise UserError(f"{grid.name}: duplicate run: {contents[content].label!r} and {run.label!r} are the same")
         if run.name.lower() in TAKEN:
-            raise UserError(
-                f"{grid.name}: the folder {run.name} is the grid's own: rename the arm {run.arm!r}"
-            )
+            raise UserError(f"{grid.name}: the folder {run.name} is the grid's own: rename the arm {run.arm!r}")
         if run.name.lower() in names:  # not every file system tells a from A
             raise UserError(
                 f"{grid.name}: {names[run.name.lower()].label!r} and {run.label!r} would share "
@@ -234,9 +226,7 @@ def _axis(key: str, values: Any, where: str) -> dict[Scalar, Any]:
                 raise UserError(f"{where}: axis {key}: name the value {value!r}, as in {key}: {{a: ...}}")
         axis = {value: value for value in values}
     else:
-        raise UserError(
-            f"{where}: axis {key} takes a list of values or a mapping of names to values, not {values!r}"
-        )
+        raise UserError(f"{where}: axis {key} takes a list of values or a mapping of names to values, not {values!r}")
     if not entries:
         raise UserError(f"{where}: axis {key} is empty")
     if len(axis) != len(entries):
@@ -261,9 +251,7 @@ def _matches(run: Run, entry: Mapping[str, Any]) -> bool:
     place = {"arm": run.arm, **run.axes}
     for key, wanted in entry.items():
         values = wanted if isinstance(wanted, list) else [wanted]
-        if key not in place or not any(
-            place[key] == value or str(place[key]) == str(value) for value in values
-        ):
+        if key not in place or not any(place[key] == value or str(place[key]) == str(value) for value in values):
             return False
     return True
 

@@ -152,11 +152,7 @@ class Runner:
             self.failed += 1
             log = log_path(run)
             reason = (
-                f"exit code {code}"
-                if code > 0
-                else f"signal {-code}"
-                if code
-                else "no result of this configuration"
+                f"exit code {code}" if code > 0 else f"signal {-code}" if code else "no result of this configuration"
             )
             self._say(f"failed {self._count()}  {run.label}  {reason}  {took}  {log}")
             for line in last_lines(log, job.log_start):

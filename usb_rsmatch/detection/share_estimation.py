@@ -60,9 +60,7 @@ def contamination_share(parts: Sequence[Scored], seed: int, resamples: int = RES
     return Share(estimate, max(0.0, estimate - reach), min(1.0, estimate + reach))
 
 
-def best_bin_estimate(
-    real_scores: Scores, pool_scores: Scores, delta: float = 0.1, gamma: float = 0.01
-) -> float:
+def best_bin_estimate(real_scores: Scores, pool_scores: Scores, delta: float = 0.1, gamma: float = 0.01) -> float:
     """The share of synthetic images in the pool, from scores (high = synthetic) of known real and of pool images.
 
     `real_scores` float [n] are of real images that the detector was not trained on, else the share is too high;

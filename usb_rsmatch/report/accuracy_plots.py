@@ -36,10 +36,7 @@ def learning_curves(table: Table, themes: Sequence[Theme] = (LIGHT,)) -> list[by
         return []
     return [
         draw_blocks(
-            [
-                [_curve_panel(table, *panel, name, scale, theme) for panel in panels]
-                for name, scale, panels in shown
-            ],
+            [[_curve_panel(table, *panel, name, scale, theme) for panel in panels] for name, scale, panels in shown],
             3.4 if len(table.settings) == 1 else 2.7,
             theme,
         )
@@ -63,9 +60,7 @@ def _curve_panel(
         for index, arm in enumerate(table.arms):
             colour, lines = theme.arms[index % len(theme.arms)], curves.get(arm, [])
             for line in lines if len(lines) > 1 and len(table.arms) <= MOST_WITH_SEEDS else []:
-                axes.plot(
-                    list(line), [scale * value for value in line.values()], color=colour, lw=0.7, alpha=0.35
-                )
+                axes.plot(list(line), [scale * value for value in line.values()], color=colour, lw=0.7, alpha=0.35)
             if lines:
                 mean = mean_curve(lines)
                 values = [scale * value for value in mean.values()]

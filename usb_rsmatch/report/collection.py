@@ -61,9 +61,7 @@ def collect(folder: str | Path, mixed: bool = False) -> Collection:
         raise UserError(f"{folder} contains no result.json: no run below it has finished")
     if len(groups) > 1 and not mixed:
         names = ", ".join(str(owner or "runs without a grid") for owner in groups)
-        raise UserError(
-            f"{folder} contains results of several comparisons ({names}): report one, or use --mixed"
-        )
+        raise UserError(f"{folder} contains results of several comparisons ({names}): report one, or use --mixed")
 
     parts = [
         _of_grid(owner, results, mixed) if owner else _of_no_grid(folder, results, mixed)
@@ -134,11 +132,7 @@ def _join(folder: Path, parts: Iterable[Collection]) -> Collection:
 def _spread_over_differences(whole: Collection) -> Collection:
     """Data set, labels and length become axes if they differ; different pools only lead to a remark."""
     results = [record.result for record in whole.records]
-    names = [
-        name
-        for name in ("dataset", "num_labels", "iterations")
-        if len({getattr(r, name) for r in results}) > 1
-    ]
+    names = [name for name in ("dataset", "num_labels", "iterations") if len({getattr(r, name) for r in results}) > 1]
     records = [
         replace(record, axes={**{name: getattr(record.result, name) for name in names}, **record.axes})
         for record in whole.records
@@ -165,9 +159,7 @@ def _refuse_difference(results: Iterable[Result], names: Iterable[str]) -> None:
         first = first or result
         for name in names:
             if getattr(first, name) != getattr(result, name):
-                here, there = (
-                    one.describe_pool() if name == "pool" else getattr(one, name) for one in (first, result)
-                )
+                here, there = (one.describe_pool() if name == "pool" else getattr(one, name) for one in (first, result))
                 raise UserError(
                     f"{first.path} and {result.path} differ in {name} ({here}; {there}): "
                     "report them separately, or use --mixed"

@@ -130,18 +130,12 @@ def _settings(collection: Collection) -> list[Setting]:
         if all(isinstance(value, (int, float)) for value in values):
             values.sort()
     places = {json.dumps(record.axes): record.axes for record in collection.records}
-    whole = [
-        axes for axes in places.values() if not any(axes.items() < other.items() for other in places.values())
-    ]
+    whole = [axes for axes in places.values() if not any(axes.items() < other.items() for other in places.values())]
     settings = [Setting({axis: axes[axis] for axis in collection.axes if axis in axes}) for axes in whole]
-    return sorted(
-        settings, key=lambda setting: [orders[axis].index(value) for axis, value in setting.axes.items()]
-    )
+    return sorted(settings, key=lambda setting: [orders[axis].index(value) for axis, value in setting.axes.items()])
 
 
-def _cells(
-    setting: Setting, arms: Sequence[str], records: Sequence[Record], baseline: str | None
-) -> dict[str, Cell]:
+def _cells(setting: Setting, arms: Sequence[str], records: Sequence[Record], baseline: str | None) -> dict[str, Cell]:
     place = setting.axes.items()
     found: dict[str, list[Record]] = {arm: [] for arm in arms}
     for record in records:

@@ -48,9 +48,7 @@ def style(plotted: PlottedRuns) -> str:
     def colours(theme: Theme) -> str:
         return " ".join(f"--of-{at}: {theme.of_provenance(at)};" for at in range(len(plotted.provenance)))
 
-    return (
-        f":root {{ {colours(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {colours(DARK)} }} }}{STYLE}"
-    )
+    return f":root {{ {colours(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {colours(DARK)} }} }}{STYLE}"
 
 
 def gallery(plotted: PlottedRuns) -> str:
@@ -68,9 +66,7 @@ def gallery(plotted: PlottedRuns) -> str:
         parts.append(f"<h3>{escape(arm)}</h3>{''.join(blocks)}")
     if not parts:
         return ""
-    key = "".join(
-        f'<li style="--of: var(--of-{at})">{escape(name)}</li>' for at, name in enumerate(plotted.provenance)
-    )
+    key = "".join(f'<li style="--of: var(--of-{at})">{escape(name)}</li>' for at, name in enumerate(plotted.provenance))
     return f'<ul class="key">{key}</ul>{"".join(parts)}'
 
 

@@ -121,10 +121,7 @@ def house_style(theme: Theme) -> Iterator[None]:
         "text.parse_math": False,  # a dollar sign in a name is not math mode
         **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
         **{key: theme.ground for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")},
-        **{
-            key: theme.ink
-            for key in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
-        },
+        **{key: theme.ink for key in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")},
         **{key: theme.faint for key in ("grid.color", "axes.edgecolor", "xtick.color", "ytick.color")},
     }
     with matplotlib.rc_context(style):
@@ -155,9 +152,7 @@ def _legend(figure: Figure) -> None:
             entries.setdefault(name, handle)
     if entries:
         columns = min(len(entries), 4)
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False
-        )
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _png(figure: Figure) -> bytes:

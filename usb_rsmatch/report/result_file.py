@@ -104,9 +104,7 @@ def read_result(path: str | Path) -> Result:
         validation=accuracy.optional("validation", high=1),
         detection=detection.figures() if detection else None,
         detection_by_generator=(
-            {name: by_generator.section(name).figures() for name in by_generator.content}
-            if by_generator
-            else {}
+            {name: by_generator.section(name).figures() for name in by_generator.content} if by_generator else {}
         ),
         train_seconds=time.number("train_seconds"),
         images_per_second=time.number("images_per_second"),
@@ -118,13 +116,9 @@ def read_result(path: str | Path) -> Result:
         finished=fields.extra("finished"),
     )
     fields.agree("usb_rsmatch" in result.versions, "versions does not contain usb_rsmatch")
-    fields.agree(
-        sum(counts.values()) == result.synthetic, "pool.synthetic is not the sum of pool.by_generator"
-    )
+    fields.agree(sum(counts.values()) == result.synthetic, "pool.synthetic is not the sum of pool.by_generator")
     fields.agree(result.best >= result.last - 1e-9, "accuracy.best is under accuracy.last")
-    fields.agree(
-        result.best_iteration <= result.iterations, "accuracy.best_iteration is past the last iteration"
-    )
+    fields.agree(result.best_iteration <= result.iterations, "accuracy.best_iteration is past the last iteration")
     fields.agree(bool(re.fullmatch(r"[0-9a-f]{64}", result.config_sha256)), "config_sha256 is not a SHA-256")
     return result
 

@@ -176,9 +176,7 @@ def features_plot(plotted: PlottedRuns, themes: Sequence[Theme]) -> list[bytes]:
         for at in range(0, len(arms), columns):
             part = arms[at : at + columns]
             rows.append(_padded([_class_panel(arm, shown[arm], maps[arm], theme) for arm in part], columns))
-            rows.append(
-                _padded([_provenance_panel(plotted, shown[arm], maps[arm], theme) for arm in part], columns)
-            )
+            rows.append(_padded([_provenance_panel(plotted, shown[arm], maps[arm], theme) for arm in part], columns))
         plots.append(draw_rows(rows, [WIDTH / columns] * len(rows), theme))
     return plots
 
@@ -202,8 +200,10 @@ def _class_panel(arm: str, run: Analysis, points: np.ndarray, theme: Theme) -> D
         from matplotlib.patheffects import withStroke
 
         count = len(run.classes)
-        colours = matplotlib.color_sequences["petroff10"] if count <= 10 else matplotlib.colormaps["turbo"](
-            np.linspace(0.05, 0.95, count)
+        colours = (
+            matplotlib.color_sequences["petroff10"]
+            if count <= 10
+            else matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
         )
         assert run.features_class is not None
         for index, name in enumerate(run.classes):

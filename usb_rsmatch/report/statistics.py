@@ -42,9 +42,7 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
-def paired_difference(
-    arm: Mapping[Key, float], baseline: Mapping[Key, float], level: float = 0.95
-) -> Estimate | None:
+def paired_difference(arm: Mapping[Key, float], baseline: Mapping[Key, float], level: float = 0.95) -> Estimate | None:
     """The estimate of `arm - baseline` over the seeds that both have; None if they share none.
 
     Pairing removes the effect that a seed has on both (its split, its order).

@@ -66,9 +66,7 @@ def markdown(sheet: Sheet) -> str:
 
 def latex(table: Table) -> str:
     """LaTeX tables for `booktabs`, one per sheet."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(
-        _latex(sheet, table.name) for sheet in sheets(table)
-    )
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex(sheet, table.name) for sheet in sheets(table))
 
 
 def _latex(sheet: Sheet, name: str) -> str:
@@ -133,9 +131,7 @@ def usb_csv(table: Table) -> str:
     columns = []
     for setting, cells in zip(table.settings, table.cells, strict=True):
         result = next(iter(cells.values())).records[0].result
-        further = [
-            f"{key}={value}" for key, value in setting.axes.items() if key not in ("dataset", "num_labels")
-        ]
+        further = [f"{key}={value}" for key, value in setting.axes.items() if key not in ("dataset", "num_labels")]
         columns.append("_".join([result.dataset, str(result.num_labels), *further]))
     rows: list[list[Any]] = [["", *columns]]
     for arm in table.arms:
@@ -152,11 +148,7 @@ def _error_rate(accuracy: Estimate | None) -> str:
 
 
 def _parts(shown: Estimate | None) -> list[float | None]:
-    return (
-        [None] * 4
-        if shown is None
-        else [_round(shown.mean), *map(_round, (shown.std, shown.low, shown.high))]
-    )
+    return [None] * 4 if shown is None else [_round(shown.mean), *map(_round, (shown.std, shown.low, shown.high))]
 
 
 def _round(value: float | None) -> float | None:

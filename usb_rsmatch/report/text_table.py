@@ -133,9 +133,7 @@ def explanations(table: Table) -> list[str]:
             "synthetic where 95 % of the synthetic ones are found."
         )
     if table.ranks:
-        lines.append(
-            "Rank: 1 is the most accurate; averaged over each seed of each setting that all arms have."
-        )
+        lines.append("Rank: 1 is the most accurate; averaged over each seed of each setting that all arms have.")
     if len(table.settings) > MOST_PANELS:
         lines.append(f"The plots show the first {MOST_PANELS} of {len(table.settings)} settings.")
     return lines + [f"Note: {remark}." for remark in table.remarks]
@@ -178,9 +176,7 @@ def signed(value: float) -> str:
 
 def _rank(table: Table, arm: str) -> Text:
     rank = table.ranks.get(arm)
-    return Text(
-        NONE if rank is None else f"{rank:.1f}", rank is not None and rank == min(table.ranks.values())
-    )
+    return Text(NONE if rank is None else f"{rank:.1f}", rank is not None and rank == min(table.ranks.values()))
 
 
 def _values(values: set[int]) -> str:

@@ -123,9 +123,7 @@ def test_arrays_are_resized_like_files(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (3, 10, 14, 3), dtype=np.uint8)
     files = [read_image(saved(tmp_path / f"{i}.png", image)) for i, image in enumerate(images)]
     for channels in (1, 3):
-        assert np.array_equal(
-            fit_array(images, 7, channels), np.stack([fit(file, 7, channels) for file in files])
-        )
+        assert np.array_equal(fit_array(images, 7, channels), np.stack([fit(file, 7, channels) for file in files]))
     square = images[:, :, :10]
     assert np.array_equal(fit_array(square, 10, 3), square)
 

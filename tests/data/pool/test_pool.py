@@ -57,9 +57,7 @@ def test_without_the_labelled_images_in_the_unlabelled_set() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(0, 300), st.data())
-def test_splits_share_nothing_and_depend_on_the_seed(
-    seed: int, each: int, held: int, data: st.DataObject
-) -> None:
+def test_splits_share_nothing_and_depend_on_the_seed(seed: int, each: int, held: int, data: st.DataObject) -> None:
     keys = {"seed": seed, "num_labels": 10 * each, "validation_count": held}
     p = pool(**keys)
     everything = Counter(rows(p.unlabeled)) + Counter(rows(p.validation) if p.validation else ())
@@ -143,9 +141,7 @@ def test_synthetic_images_leave_the_real_share_as_it_is(sources: list[dict[str, 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), count=st.integers(0, 150), less=st.integers(0, 150))
-def test_draws_are_counted_balanced_and_nested(
-    sources: list[dict[str, Any]], seed: int, count: int, less: int
-) -> None:
+def test_draws_are_counted_balanced_and_nested(sources: list[dict[str, Any]], seed: int, count: int, less: int) -> None:
     keys = {"seed": seed, "real_count": 60, "synthetic": sources}
     p = pool(**keys, synthetic_count=count)
     drawn = p.unlabeled.take(p.unlabeled.is_synthetic)
@@ -161,17 +157,13 @@ def test_draws_are_counted_balanced_and_nested(
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ratio=st.floats(0, 0.7), real=st.integers(40, 60))
-def test_the_ratio_is_the_share_of_the_unlabelled_pool(
-    sources: list[dict[str, Any]], ratio: float, real: int
-) -> None:
+def test_the_ratio_is_the_share_of_the_unlabelled_pool(sources: list[dict[str, Any]], ratio: float, real: int) -> None:
     p = pool(synthetic=sources, synthetic_ratio=ratio, real_count=real)
     assert p.provenance["real"] == real
     assert abs(p.provenance["synthetic"] - ratio * len(p)) <= 0.51
 
 
-def test_seeds_draw_others_and_the_order_on_disk_does_not_matter(
-    sources: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_seeds_draw_others_and_the_order_on_disk_does_not_matter(sources: list[dict[str, Any]], tmp_path: Path) -> None:
     keys = {"synthetic_count": 50, "real_count": 40}
     p, again, other = (pool(**keys, seed=seed, synthetic=sources) for seed in (0, 0, 1))
     assert rows(p.unlabeled) == rows(again.unlabeled)
@@ -217,9 +209,7 @@ def test_colour_and_grey_meet_the_data_set(sources: list[dict[str, Any]], tmp_pa
         for c in "01":
             (tmp_path / part / c).mkdir(parents=True)
             for i in range(4):
-                Image.fromarray(RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(
-                    tmp_path / part / c / f"{i}.png"
-                )
+                Image.fromarray(RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(tmp_path / part / c / f"{i}.png")
     mapping = {str(c): None for c in range(2, 10)}
     p = pool(
         dataset="folder",

@@ -115,9 +115,7 @@ def test_the_table_counts_every_part(tmp_path: Path) -> None:
 def test_the_sheet_shows_both_sides(tmp_path: Path) -> None:
     np.savez(tmp_path / "white.npz", x=np.full((20, 8, 8), 255, np.uint8), y=np.arange(20) % 10)
     p = HybridPool.from_config(
-        SimpleNamespace(
-            dataset="digits", num_labels=40, synthetic=[{"source": f"npz:{tmp_path / 'white.npz'}"}]
-        )
+        SimpleNamespace(dataset="digits", num_labels=40, synthetic=[{"source": f"npz:{tmp_path / 'white.npz'}"}])
     )
     contact_sheet(p, tmp_path / "out" / "sheet.png")
     with Image.open(tmp_path / "out" / "sheet.png") as image:

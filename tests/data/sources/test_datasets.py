@@ -66,9 +66,7 @@ def test_digits_equal_those_of_scikit_learn() -> None:
 @pytest.mark.parametrize("place", ["FashionMNIST/raw", "fashionmnist/FashionMNIST/raw", "fashionmnist", "."])
 @pytest.mark.parametrize("packed", [True, False])
 def test_fashionmnist_from_idx_files(tmp_path: Path, place: str, packed: bool) -> None:
-    images = {
-        part: RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 20), ("t10k", 10))
-    }
+    images = {part: RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 20), ("t10k", 10))}
     labels = {part: (np.arange(len(array)) % 10).astype(np.uint8) for part, array in images.items()}
     for part in images:
         write_idx(tmp_path / place / f"{part}-images-idx3-ubyte", images[part], packed)
@@ -84,8 +82,7 @@ def test_fashionmnist_from_the_debian_package() -> None:
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
     data = open_real("fashionmnist", "nowhere")
     assert (
-        np.bincount(data.train.labels).tolist() == [6000] * 10
-        and np.bincount(data.test.labels).tolist() == [1000] * 10
+        np.bincount(data.train.labels).tolist() == [6000] * 10 and np.bincount(data.test.labels).tolist() == [1000] * 10
     )
     images = data.train.load(np.arange(60000), 28, 1) / np.float32(255)
     assert data.spec.mean[0] == pytest.approx(images.mean(), abs=1e-4)

@@ -24,16 +24,10 @@ def request() -> SourceRequest:
 @pytest.mark.parametrize("keys", [("images", "labels"), ("image", "label"), ("x", "y")])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW", "NHW1"])
 def test_npz_files_of_every_layout(tmp_path: Path, keys: tuple[str, str], layout: str) -> None:
-    images = np.random.default_rng(0).integers(
-        0, 256, (6, 8, 8, 1 if "C" not in layout else 3), dtype=np.uint8
-    )
-    stored = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2), "NHW": images[..., 0], "NHW1": images}[
-        layout
-    ]
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1 if "C" not in layout else 3), dtype=np.uint8)
+    stored = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2), "NHW": images[..., 0], "NHW1": images}[layout]
     labels = np.arange(6) % 3
-    np.savez(
-        tmp_path / "a.npz", **{keys[0]: stored, keys[1]: labels[:, None] if layout == "NCHW" else labels}
-    )
+    np.savez(tmp_path / "a.npz", **{keys[0]: stored, keys[1]: labels[:, None] if layout == "NCHW" else labels})
     source = open_source(f"npz:{tmp_path / 'a.npz'}", request())
     read = source.load(np.arange(6), 8, images.shape[-1])
     found = {image.tobytes(): int(label) for image, label in zip(read, source.labels, strict=True)}

@@ -49,9 +49,7 @@ def test_classes_that_do_not_match_need_a_mapping(tmp_path: Path) -> None:
 
 
 def test_a_mapping_also_applies_to_class_numbers(tmp_path: Path) -> None:
-    np.savez(
-        tmp_path / "a.npz", images=np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8), labels=np.array([7, 0])
-    )
+    np.savez(tmp_path / "a.npz", images=np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8), labels=np.array([7, 0]))
     source = open_source(f"npz:{tmp_path / 'a.npz'}", request(mapping={"7": 2}))
     assert sorted(source.labels) == [0, 2]
 
@@ -143,9 +141,7 @@ def test_built_in_data_sets_are_known() -> None:
 def test_data_sets_saved_by_hugging_face_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package `datasets` is not installed")
     pictures = [Image.new("L", (8, 8), value) for value in (1, 2, 3)]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
     rows = {"image": pictures, "label": [0, 1, -1]}
     split = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": split}).save_to_disk(str(tmp_path / "d"))

@@ -38,16 +38,12 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8 or self.images.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"images must be uint8 [N, H, W, 1 or 3], got {self.images.dtype} {self.images.shape}"
-            )
+            raise ValueError(f"images must be uint8 [N, H, W, 1 or 3], got {self.images.dtype} {self.images.shape}")
         wanted = {"labels": np.int64, "is_synthetic": np.bool_, "generator": np.int16, "is_labeled": np.bool_}
         for name, dtype in wanted.items():
             column = getattr(self, name)
             if column.shape != self.images.shape[:1] or column.dtype != dtype:
-                raise ValueError(
-                    f"{name} must be {np.dtype(dtype)} [{len(self)}], got {column.dtype} {column.shape}"
-                )
+                raise ValueError(f"{name} must be {np.dtype(dtype)} [{len(self)}], got {column.dtype} {column.shape}")
         if self.generators[:1] != (REAL,):
             raise ValueError(f'generators must start with "{REAL}", got {self.generators}')
 

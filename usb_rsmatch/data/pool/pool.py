@@ -190,9 +190,7 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
     return replace(pool, hashes=hashes, **bare)
 
 
-def _report(
-    part: Selection, images: ImageSet, classes: Sequence[str], skipped: Mapping[str, str]
-) -> dict[str, Any]:
+def _report(part: Selection, images: ImageSet, classes: Sequence[str], skipped: Mapping[str, str]) -> dict[str, Any]:
     """What the manifest says of one source."""
     return {
         "source": part.origin,

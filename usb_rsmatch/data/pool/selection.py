@@ -134,8 +134,7 @@ def _order(source: Source, entry: Mapping[str, Any], seed: int) -> np.ndarray:
         return order[: _at_most(count, len(order), entry["source"])]
     sizes = {name: int((source.generator == g).sum()) for g, name in enumerate(source.generators)}
     limits = {
-        name: _at_most(n, sizes.get(name, 0), f"{entry['source']}, generator {name}")
-        for name, n in count.items()
+        name: _at_most(n, sizes.get(name, 0), f"{entry['source']}, generator {name}") for name, n in count.items()
     }
     return draw_order(source.labels, source.generator, source.generators, seed, limits)
 

@@ -87,9 +87,7 @@ def class_counts(key: str, total: int, num_classes: int, ratio: float) -> list[i
         return long_tailed(total, num_classes, ratio)
     if total % num_classes:
         above = total - total % num_classes + num_classes
-        raise UserError(
-            f"{key}: {total} is not divisible by the {num_classes} classes; take {above}, for one"
-        )
+        raise UserError(f"{key}: {total} is not divisible by the {num_classes} classes; take {above}, for one")
     return [total // num_classes] * num_classes
 
 
@@ -115,9 +113,7 @@ def split_training(
     ]
     sizes = [len(order) for order in orders]
     if validation_count > sum(sizes):
-        raise UserError(
-            f"validation_count: {validation_count} asked for, the training data has {sum(sizes)} images"
-        )
+        raise UserError(f"validation_count: {validation_count} asked for, the training data has {sum(sizes)} images")
     held = np.bincount(interleave(sizes)[:validation_count], minlength=num_classes)
     labeled, validation, free = [], [], []
     for c, order in enumerate(orders):

@@ -36,9 +36,7 @@ def pool_table(pool: HybridPool) -> str:
                 rows.append(_row(f"  {generator}", part.take(part.generator == number), pool.classes))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))]
-        )
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
     height, width, channels = pool.test.images.shape[1:]

@@ -24,9 +24,7 @@ def open_class_folders(data_dir: Path) -> RealData:
     test_root = data_dir / "test" if (data_dir / "test").is_dir() else data_dir / "val"
     test, _ = class_folders(test_root, "{class}/**/{file}", classes)
     side = _shorter_side(train)
-    return RealData(
-        DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side), classes, train, test
-    )
+    return RealData(DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side), classes, train, test)
 
 
 def class_folders(

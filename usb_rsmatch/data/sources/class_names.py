@@ -33,9 +33,7 @@ class ClassIndex:
         self.classes = tuple(classes)
         self._numbers: dict[str, int] = {plain(name): i for name, i in (aliases or {}).items()}
         self._numbers.update({plain(name): i for i, name in enumerate(self.classes)})
-        self._mapped = {
-            plain(str(name)): self._target(name, target) for name, target in (mapping or {}).items()
-        }
+        self._mapped = {plain(str(name)): self._target(name, target) for name, target in (mapping or {}).items()}
 
     def number(self, name: str) -> int:
         """The class number, or -1 if the name is unknown. The user's mapping has priority."""

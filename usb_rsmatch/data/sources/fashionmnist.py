@@ -39,7 +39,5 @@ def open_fashionmnist(data_dir: Path) -> RealData:
 
 def _found(path: Path | None, stem: str, data_dir: Path) -> Path:
     if path is None:
-        raise UserError(
-            f"fashionmnist: {stem}[.gz] is in neither {data_dir} nor its FashionMNIST/raw; copy it there"
-        )
+        raise UserError(f"fashionmnist: {stem}[.gz] is in neither {data_dir} nor its FashionMNIST/raw; copy it there")
     return path

@@ -162,9 +162,7 @@ class Rows:
         return FileList(self.index, self.chosen)
 
 
-def _by_metadata(
-    layout: Layout, split: str, root: Path, listed: Mapping[str, Entry], request: SourceRequest
-) -> Source:
+def _by_metadata(layout: Layout, split: str, root: Path, listed: Mapping[str, Entry], request: SourceRequest) -> Source:
     """The images that Hugging Face's metadata names, with its classes."""
     rows = [(place, match(layout, place)) for place in listed]
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]

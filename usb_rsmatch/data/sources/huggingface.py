@@ -36,9 +36,7 @@ def open_hf(argument: str, request: SourceRequest) -> Source:
     if isinstance(opened, datasets.DatasetDict):
         split = str(request.options.get("split", "train"))
         if split not in opened:
-            raise UserError(
-                f"{root}: has no split {split!r}, only {', '.join(opened)}; set the source's `split`"
-            )
+            raise UserError(f"{root}: has no split {split!r}, only {', '.join(opened)}; set the source's `split`")
         opened = opened[split]
     pictures = [name for name, kind in opened.features.items() if isinstance(kind, datasets.Image)]
     if len(pictures) != 1:

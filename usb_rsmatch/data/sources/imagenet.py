@@ -38,9 +38,7 @@ def _annotated(table: Path, index: ClassIndex) -> FileSource:
     """TinyImageNet's flat validation folder, labelled by its tab-separated table (file, wnid, box)."""
     rows = [line.split("\t") for line in read_lines(table)]
     if not rows or any(len(row) < 2 for row in rows):
-        raise UserError(
-            f"{table}: must contain a file name and a class per line, separated by tabs; unpack it again"
-        )
+        raise UserError(f"{table}: must contain a file name and a class per line, separated by tabs; unpack it again")
     rows.sort()
     labels = index.of_names([row[1] for row in rows], str(table))
     if (labels < 0).any():
@@ -79,6 +77,4 @@ def _first(data_dir: Path, name: str, places: tuple[str, ...], inside: str) -> P
     for place in places:
         if (data_dir / place / inside).is_dir():
             return data_dir / place
-    raise UserError(
-        f"{name}: no {inside}/ in {data_dir} or {data_dir / places[0]}; unpack it there or set data_dir"
-    )
+    raise UserError(f"{name}: no {inside}/ in {data_dir} or {data_dir / places[0]}; unpack it there or set data_dir")

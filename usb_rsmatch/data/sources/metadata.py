@@ -44,9 +44,7 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
     for number, row in enumerate(rows, start=1):
         place = row.get(FILE_COLUMN)
         if not isinstance(place, str) or not place:
-            raise UserError(
-                f"{path}: entry {number} has no {FILE_COLUMN}; Hugging Face's imagefolder needs it"
-            )
+            raise UserError(f"{path}: entry {number} has no {FILE_COLUMN}; Hugging Face's imagefolder needs it")
         parts = PurePosixPath(place)
         if parts.is_absolute() or ".." in parts.parts:
             raise UserError(f"{path}: entry {number} names {place}, which is outside of the folder")

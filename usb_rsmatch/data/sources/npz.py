@@ -67,9 +67,7 @@ def open_npz_dataset(data_dir: Path) -> RealData:
     )
     depth = train.images.shape[-1]
     mean, std = ((0.5,), (0.5,)) if depth == 1 else (IMAGENET_MEAN, IMAGENET_STD)
-    return RealData(
-        DataSpec("npz", mean, std, flip=True, img_size=min(train.images.shape[1:3])), classes, train, test
-    )
+    return RealData(DataSpec("npz", mean, std, flip=True, img_size=min(train.images.shape[1:3])), classes, train, test)
 
 
 def _ordered(argument: str, images: np.ndarray, numbers: np.ndarray, named: tuple[str, ...]) -> Source:
@@ -158,17 +156,13 @@ def _entry(archive: np.lib.npyio.NpzFile, keys: Sequence[str]) -> np.ndarray | N
 
 def _pixels(path: str | Path, images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8:
-        raise UserError(
-            f"{path}: images are {images.dtype}, must be uint8 (0 to 255); convert and save them again"
-        )
+        raise UserError(f"{path}: images are {images.dtype}, must be uint8 (0 to 255); convert and save them again")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(
-            f"{path}: images have shape {images.shape}, must be N x H x W, N x H x W x 3 or N x 3 x H x W"
-        )
+        raise UserError(f"{path}: images have shape {images.shape}, must be N x H x W, N x H x W x 3 or N x 3 x H x W")
     if min(images.shape[1:3]) < MIN_SIDE:
         height, width = images.shape[1:3]
         raise UserError(f"{path}: images of {height} x {width} are too small, under {MIN_SIDE} pixels per side")

@@ -36,9 +36,7 @@ class SourceRequest:
         """Raise UserError for an option that the source does not know."""
         for name in self.options:
             if name not in known:
-                raise UserError(
-                    f"{origin}: unknown key {name!r}; known: {', '.join(sorted(known)) or 'none'}"
-                )
+                raise UserError(f"{origin}: unknown key {name!r}; known: {', '.join(sorted(known)) or 'none'}")
 
 
 Opener = Callable[[str, SourceRequest], Source]

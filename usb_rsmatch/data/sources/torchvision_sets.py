@@ -49,9 +49,7 @@ SETS = (
     ),
     TorchvisionSet(
         "CIFAR100",
-        DataSpec(
-            "cifar100", _over_255(129.3, 124.1, 112.4), _over_255(68.2, 65.4, 70.4), flip=True, img_size=32
-        ),
+        DataSpec("cifar100", _over_255(129.3, 124.1, 112.4), _over_255(68.2, 65.4, 70.4), flip=True, img_size=32),
         ({"train": True},),
         {"train": False},
     ),
@@ -147,9 +145,7 @@ def _open_all(kind: str, roots: Sequence[Path], parts: Sequence[Options]) -> lis
     download(kind, roots[0], parts)
     opened = _try_open(kind, roots[0], parts)
     if opened is None:
-        raise UserError(
-            f"{kind}: the files in {roots[0]} are incomplete or damaged; remove them and start again"
-        )
+        raise UserError(f"{kind}: the files in {roots[0]} are incomplete or damaged; remove them and start again")
     return opened
 
 
