@@ -116,7 +116,7 @@ def test_check_reports_stale_files_and_writes_nothing(
         (tmp_path / path.relative_to(readme_tables.ROOT)).write_text(text, encoding="utf-8")
     monkeypatch.setattr(readme_tables, "ROOT", tmp_path)
     assert readme_tables.main(["--check"]) == 0
-    stale = (tmp_path / "README.md").read_text("utf-8").replace("`32` | entries", "`64` | entries")
+    stale = (tmp_path / "README.md").read_text("utf-8").replace("`32` | queue entries", "`64` | queue entries")
     (tmp_path / "README.md").write_text(stale, encoding="utf-8")
     assert readme_tables.main(["--check"]) == 1
     assert "README.md is out of date: run python -m benchmarks.readme_tables" in capsys.readouterr().out

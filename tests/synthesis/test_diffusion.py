@@ -223,9 +223,9 @@ def test_a_model_that_is_nowhere_is_told_with_the_remedy(
         assert f"{flag} {name}: is not a local path, not in the Hugging Face cache" in err
         assert f"give {flag} its path" in err
     assert main(words(sdxl_folder, tmp_path / "out", "--t5", "nobody/t5")) == 2
-    assert "--t5 nobody/t5: is neither here" in capsys.readouterr().err
+    assert "--t5 nobody/t5: is not a local path" in capsys.readouterr().err
     assert main(words(sdxl_folder, tmp_path / "out", "--unet", "nobody/unets:4.safetensors")) == 2
-    assert "--unet nobody/unets:4.safetensors: is neither here" in capsys.readouterr().err
+    assert "--unet nobody/unets:4.safetensors: is not a local path" in capsys.readouterr().err
     line = ["synthesize", "--engine", "diffusers", "--classes", "cat", "--count", "1", "--out", str(tmp_path / "out")]
     assert main(line) == 2
     assert "--preset (sd14, sdxl-lightning) or --model" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
             score = float(row["score"])
             index = int(row["index"]) if places is None else _find(places, row["file"], where)
         except (TypeError, ValueError):
-            raise UserError(f"{where}: holds no {'index' if places is None else 'file'} and score") from None
+            raise UserError(f"{where}: has no {'index' if places is None else 'file'} and score") from None
         if index is None:
             continue
         if not 0 <= index < len(names) or not 0.0 <= score <= 1.0:

@@ -220,5 +220,5 @@ def _read(path: str | PathLike[str], kind: str, parse: Callable[[TextIO], Any]) 
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid {kind} ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: must hold keys and values, such as `dataset: digits`")
+        raise UserError(f"{path}: must contain keys and values, such as `dataset: digits`")
     return content

@@ -260,7 +260,7 @@ def _layout(name: str, row: Any) -> Layout:
         parts = re.findall(r"\{(\w*)\}", pattern)
         if set(parts) - _PARTS or "file" not in parts or len(set(parts)) != len(parts):
             raise UserError(
-                f"layouts: {name!r}, pattern {pattern!r} must hold {{file}} and otherwise only "
+                f"layouts: {name!r}, pattern {pattern!r} must contain {{file}} and otherwise only "
                 "{class}, {generator}, {split}, {provenance}, each once, * and **"
             )
     try:

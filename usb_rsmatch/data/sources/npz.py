@@ -85,7 +85,7 @@ def _packed(root: Path, request: SourceRequest) -> Source:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root}: has no usable synthesis.json ({error}); name one of its npz files instead") from None
     if not files:
-        raise UserError(f"{root}: holds no images-*.npz yet; let `usb-rsmatch synthesize` finish")
+        raise UserError(f"{root}: contains no images-*.npz yet; let `usb-rsmatch synthesize` finish")
     parts = [read_npz(file) for file in files]
     images = np.concatenate([images[np.arange(len(images))] for images, _ in parts])
     labels = np.concatenate([np.empty(0, np.int64) if labels is None else labels for _, labels in parts])
