@@ -178,7 +178,7 @@ def test_a_users_npz_files(tmp_path: Path) -> None:
     data = open_real("npz", tmp_path)
     assert (data.classes, data.spec.channels, data.spec.img_size) == (("0", "1", "2", "3"), 1, 8)
     np.savez(tmp_path / "test.npz", images=images, labels=np.arange(4) + 1)
-    with pytest.raises(UserError, match="label 4 is out of range"):
+    with pytest.raises(UserError, match="labels begin at 1"):
         open_real("npz", tmp_path)
 
 

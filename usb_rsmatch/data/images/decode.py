@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
     under `MIN_SIDE`.
     """
     try:
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        data = file if isinstance(file, bytes) else _content(file)
         if not data:
             raise ValueError("it is empty, 0 bytes")
         with Image.open(io.BytesIO(data), formats=image_formats()) as image:
@@ -74,6 +75,29 @@ def read_image(file: str | PathLike[str] | bytes, name: str | None = None) -> Im
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     called = name or (file if isinstance(file, (str, PathLike)) else "image")
     raise UnreadableImage(str(called), reason)
+
+
+def image_size(file: str | PathLike[str] | bytes) -> tuple[int, int] | None:
+    """Width and height in pixels by the file's header, None if it cannot be read."""
+    try:
+        stream = io.BytesIO(file) if isinstance(file, bytes) else _regular(file)
+        with Image.open(stream, formats=image_formats()) as image:
+            return image.size
+    except Exception:  # a damaged file can cause any error in a decoder; `read_image` reports it
+        return None
+
+
+def _content(file: str | PathLike[str]) -> bytes:
+    return _regular(file).read_bytes()
+
+
+def _regular(file: str | PathLike[str]) -> Path:
+    """The path, if it is a regular file: a named pipe would never end. Raises ValueError and OSError."""
+    path = Path(file)
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a folder fails with the system's own words
+        raise ValueError("not a regular file")
+    return path
 
 
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -126,10 +150,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Grey [H, W] of more than 8 bits as uint8: integers by full range, floats as 0..1 or else 0..255."""
-    top = float(values.max(initial=0))
+    """Grey [H, W] of more than 8 bits as uint8: integers by 16 or 31 bits, floats as 0..1 or else 0..255.
+
+    Raises ValueError for values of another range, which would become black, white or clipped.
+    """
+    least, most = float(values.min(initial=0)), float(values.max(initial=0))
     if values.dtype.kind == "f":
-        full = 1.0 if top <= 1.0 else 255.0
+        if not np.isfinite(values).all():
+            raise ValueError("has values that are not finite; save it with 8 bits")
+        tops: tuple[float, ...] = (1.0, 255.0) if most <= 255 else ()
     else:
-        full = 65535.0 if top <= 65535 else 2.0**31 - 1
-    return np.rint(np.clip(np.nan_to_num(values.astype(np.float64)) / full, 0.0, 1.0) * 255).astype(np.uint8)
+        tops = (65535.0,) if 4095 < most <= 65535 or most == 0 else (2.0**31 - 1,) if most >= 2**30 else ()
+    full = next((top for top in tops if most <= top), None)
+    if least < 0 or full is None:
+        known = "0 to 1 and 0 to 255" if values.dtype.kind == "f" else "0 to 65535"
+        raise ValueError(f"values from {least:g} to {most:g} do not fill a known range, {known}; save it with 8 bits")
+    return np.rint(values.astype(np.float64) / full * 255).astype(np.uint8)

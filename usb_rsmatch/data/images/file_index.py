@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +26,15 @@ from usb_rsmatch.io import atomic_write
 KEEP_FROM = 10_000  # files: shorter lists need no cache
 LIST_THREADS = 8  # folders on network drives have a high latency
 RACY_NS = 2_000_000_000  # the coarsest clock of a common file system: FAT's resolution is two seconds
-FORMAT = 1
+FORMAT = 2
+# Folders that systems make beside the user's own: Synology's thumbnails, macOS' archives, recycle bins, file systems.
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+# Files that stand beside images and are not images themselves.
+_COMPANIONS = """.txt .md .csv .tsv .json .jsonl .yaml .yml .toml .xml .html .log .ini .db .pdf .py .sh .npz .npy .mat
+.pkl .pt .lnk .url .zip .tar .gz .tgz .7z .rar .sha256 .md5"""
+COMPANIONS = frozenset(_COMPANIONS.split())
 DIGEST_SIZE = 16
 
 
@@ -36,7 +45,8 @@ class FileIndex:
     `folders` are the relative folders ("" is the root), `folder` int32 [N] is the number of each file's folder,
     `mtimes` int64 the folders' modification times, `sizes` and `times` int64 [N] the files' sizes in bytes and
     modification times (-1: unknown). All names are in one byte string `text`, that of file i from `starts[i]` to
-    `starts[i + 1]`, so that a million of them is cheap to store and to load.
+    `starts[i + 1]`, so that a million of them is cheap to store and to load. `unread` counts the other files, which may
+    be images of formats that are not read: "FOLDER/.SUFFIX" to their number.
     """
 
     root: Path
@@ -47,6 +57,7 @@ class FileIndex:
     starts: np.ndarray
     sizes: np.ndarray
     times: np.ndarray
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -59,6 +70,17 @@ class FileIndex:
         """The file's POSIX path relative to the root."""
         folder = self.folders[int(self.folder[i])]
         return f"{folder}/{self.name(i)}" if folder else self.name(i)
+
+    def unread_note(self) -> str | None:
+        """One line on the files that are not read, None if there are none."""
+        counts: dict[str, int] = {}
+        for place, count in self.unread.items():
+            suffix = place.rpartition("/")[2]
+            counts[suffix] = counts.get(suffix, 0) + count
+        if not counts:
+            return None
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(counts.items())[:5])
+        return f"{self.root}: {sum(counts.values())} files are not read as images: {kinds}; convert or remove them"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,8 +145,8 @@ def describe(files: Sequence[Path]) -> tuple[str, str]:
 def file_index(root: Path) -> FileIndex:
     """The image files below `root`. Hidden files and folders are ignored, links are followed.
 
-    A list of `KEEP_FROM` files and more is cached, and valid as long as no folder below the root has changed; a file
-    that is rewritten in place changes no folder. Raises UserError for a link that leads back to a folder above it, and
+    A list of `KEEP_FROM` files and more is cached, and valid as long as every folder and file below the root has the
+    same modification time and size. Raises UserError for a link that leads back to a folder above it, and
     for a folder that cannot be listed.
     """
     kept = _cache_file(root)
@@ -143,6 +165,7 @@ def _build(root: Path) -> FileIndex:
     """List the folders in parallel, then sort everything."""
     suffixes = image_suffixes()
     found: list[tuple[str, int, list[tuple[str, int, int]]]] = []
+    unread: dict[str, int] = {}
     with ThreadPoolExecutor(LIST_THREADS) as threads, _progress(root) as bar:
         waiting: set[Future[_Listing]] = {threads.submit(_list, root, "", frozenset(), suffixes)}
         try:
@@ -150,6 +173,7 @@ def _build(root: Path) -> FileIndex:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for listing in (future.result() for future in done):
                     found.append((listing.prefix, listing.mtime, listing.files))
+                    unread.update(listing.unread)
                     bar.update(len(listing.files))
                     for folder in listing.folders:
                         waiting.add(threads.submit(_list, root, folder, listing.inside, suffixes))
@@ -173,6 +197,7 @@ def _build(root: Path) -> FileIndex:
         starts=np.concatenate([[0], np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))]).astype(np.int64),
         sizes=np.fromiter((row[3] for row in rows), dtype=np.int64, count=len(rows)),
         times=np.fromiter((row[4] for row in rows), dtype=np.int64, count=len(rows)),
+        unread=dict(sorted(unread.items())),
     )
 
 
@@ -189,12 +214,14 @@ class _Listing:
     inside: frozenset[tuple[int, int]]
     folders: list[str]
     files: list[tuple[str, int, int]]
+    unread: dict[str, int]
 
 
 def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: frozenset[str]) -> _Listing:
     """One folder's images and subfolders; `above` are its parent folders, by device and inode."""
     here = f"{root}/{prefix}" if prefix else str(root)
     folders, files = [], []
+    unread: dict[str, int] = {}
     try:
         state = os.stat(here)
         if (state.st_dev, state.st_ino) in above:
@@ -202,16 +229,19 @@ def _list(root: Path, prefix: str, above: frozenset[tuple[int, int]], suffixes: 
         with os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith("."):
+                if name.startswith(".") or name in SYSTEM_FOLDERS:
                     continue
-                is_image = os.path.splitext(name)[1].lower() in suffixes
+                suffix = os.path.splitext(name)[1].lower()
+                is_image = suffix in suffixes
                 if _is_folder(entry, is_image):
                     folders.append(f"{prefix}/{name}" if prefix else name)
                 elif is_image:
                     files.append((name, *_state(entry)))
+                elif suffix not in COMPANIONS and not (suffix == "" and name.isupper()):  # LICENSE, README
+                    unread[f"{prefix}/{suffix}"] = unread.get(f"{prefix}/{suffix}", 0) + 1
     except OSError as error:
         raise UserError(f"{here}: cannot be listed ({error.strerror or error}); fix or remove it") from None
-    return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files)
+    return _Listing(prefix, state.st_mtime_ns, above | {(state.st_dev, state.st_ino)}, folders, files, unread)
 
 
 def _is_folder(entry: os.DirEntry[str], is_image: bool) -> bool:
@@ -228,6 +258,14 @@ def _state(file: Path | os.DirEntry[str]) -> tuple[int, int]:
     """A file's size in bytes and modification time, -1 if unknown, as for a broken link."""
     try:
         state = file.stat()
+        return state.st_size, state.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
+def _state_of(path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(path)  # without a Path object: there may be a million
         return state.st_size, state.st_mtime_ns
     except OSError:
         return -1, -1
@@ -269,6 +307,7 @@ def _write(index: FileIndex, path: Path, begin: int) -> None:
             starts=index.starts,
             sizes=index.sizes,
             times=index.times,
+            unread=np.frombuffer(json.dumps(dict(index.unread)).encode(), dtype=np.uint8),
         )
 
 
@@ -278,18 +317,23 @@ def _read(root: Path, path: Path) -> FileIndex | None:
         with np.load(path, allow_pickle=False) as kept:
             folders = tuple(os.fsdecode(name) for name in kept["folders"].tobytes().split(b"\0"))
             columns = {name: kept[name] for name in ("mtimes", "folder", "starts", "sizes", "times")}
-            return FileIndex(root=root, folders=folders, text=kept["text"].tobytes(), **columns)
+            unread = json.loads(kept["unread"].tobytes())
+            return FileIndex(root=root, folders=folders, text=kept["text"].tobytes(), unread=unread, **columns)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _holds(index: FileIndex) -> bool:
-    """Whether no folder has changed since it was listed."""
+    """Whether no folder and no file has changed since it was listed: a file rewritten in place changes no folder."""
+    folders = [f"{index.root}/{folder}" if folder else str(index.root) for folder in index.folders]
     try:
-        now = [os.stat(f"{index.root}/{folder}").st_mtime_ns for folder in index.folders]
+        now = [os.stat(folder).st_mtime_ns for folder in folders]
     except OSError:
         return False
-    return bool((np.array(now, dtype=np.int64) == index.mtimes).all())
+    if not (np.array(now, dtype=np.int64) == index.mtimes).all():
+        return False
+    kept = zip(index.folder.tolist(), index.sizes.tolist(), index.times.tolist(), strict=True)
+    return all(_state_of(f"{folders[f]}/{index.name(i)}") == (size, t) for i, (f, size, t) in enumerate(kept))
 
 
 def _joined(names: Sequence[str]) -> bytes:

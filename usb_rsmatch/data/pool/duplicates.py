@@ -49,6 +49,16 @@ def found_in(images: ImageSet, test: ImageSet) -> np.ndarray:
     return found
 
 
+def in_two_classes(images: ImageSet) -> np.ndarray:
+    """Pairs int64 [n, 2] of equal images whose known classes differ."""
+    digests, labels = images.hashed(), images.labels
+    known = np.flatnonzero(labels >= 0)
+    order = known[np.lexsort((labels[known], digests[known, 1], digests[known, 0]))]
+    first, second = order[:-1], order[1:]
+    same = (digests[first] == digests[second]).all(axis=1) & (labels[first] != labels[second])
+    return np.stack([first[same], second[same]], axis=1)
+
+
 def _file_sizes(names: ImageNames) -> np.ndarray:
     """The sizes of the images' files in bytes, int64 [N]; -1 for images that are not files."""
     sizes = np.full(len(names), -1, dtype=np.int64)

@@ -17,6 +17,7 @@ import yaml
 from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
 from usb_rsmatch.data.pool.image_set import REAL, ImageSet, concatenate
+from usb_rsmatch.data.pool.notes import pool_notes
 from usb_rsmatch.data.pool.preprocessing import Pipeline
 from usb_rsmatch.data.pool.reading import read_selections
 from usb_rsmatch.data.pool.selection import PoolSelection, Selection, select_images
@@ -37,8 +38,8 @@ class HybridPool:
 
     `unlabeled` holds the labelled images first (if they are included), then further real ones, then synthetic ones.
     `config` are the keys that it was built from, `sources` reports what was taken from each source, `duplicates` counts
-    the real training images that are also in the test set, `duplicate_names` names the first of them, and `hashes` are
-    the SHA-256 of the parts.
+    the real training images that are also in the test set, `duplicate_names` names the first of them, `hashes` are
+    the SHA-256 of the parts, and `notes` are lines on what a user should know before training.
     """
 
     spec: DataSpec
@@ -52,6 +53,7 @@ class HybridPool:
     duplicates: int = 0
     duplicate_names: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any] | Any, pack: bool = False) -> HybridPool:
@@ -119,6 +121,7 @@ class HybridPool:
             "view": {"mean": list(self.spec.mean), "std": list(self.spec.std), "flip": self.spec.flip},
             "pool": self.provenance,
             "sources": [dict(source) for source in self.sources],
+            "notes": list(self.notes),
             "duplicates": {"real_train_in_test": self.duplicates, "first": list(self.duplicate_names)},
             "parts": {
                 name: {
@@ -146,7 +149,14 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
     match, a synthetic image that is also in the test set, and images that do not fit into memory.
     """
     try:
-        data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
+        limit = config.skip_limit if config.on_error == "skip" else None
+        data = open_dataset(
+            config.dataset,
+            config.data_dir,
+            config.num_classes,
+            config.skip_limit if config.on_error == "skip" else None,
+        )
+        data = replace(data, spec=_spec(config, data.spec))
         selected = select_images(config, data, split_dataset(data, config))
         sets = read_selections(selected.all(), Pipeline.of(config, data.spec), pack)
         return _assemble(config, data, selected, sets)
@@ -185,9 +195,27 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         duplicates=len(repeated),
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
+    sources = [*opened, *(part.source for part in selected.synthetic)]
+    notes = tuple(dict.fromkeys([*(note for source in sources for note in source.notes), *pool_notes(pool, trained)]))
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory
-    return replace(pool, hashes=hashes, **bare)
+    return replace(pool, hashes=hashes, notes=notes, **bare)
+
+
+def _spec(config: PoolConfig, spec: DataSpec) -> DataSpec:
+    """The data set's own normalisation and mirroring, or those of the configuration."""
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if values is not None and len(values) != spec.channels:
+            raise UserError(
+                f"{name}: has {len(values)} values, the images of {spec.name} have {spec.channels} channels"
+            )
+    return replace(
+        spec,
+        flip=spec.flip if config.flip is None else config.flip,
+        mean=spec.mean if config.mean is None else tuple(map(float, config.mean)),
+        std=spec.std if config.std is None else tuple(map(float, config.std)),
+    )
 
 
 def _report(part: Selection, images: ImageSet, classes: Sequence[str], skipped: Mapping[str, str]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _open(config: PoolConfig, entry: Mapping[str, Any], wanted: int | None, data
     )
     if REAL in source.generators:
         raise UserError(f"{text}: calls a generator {REAL!r}, which means no generator; rename it")
-    return source.without_unreadable() if config.on_error == "skip" else source
+    return source.without_unreadable(config.skip_limit) if config.on_error == "skip" else source
 
 
 def _images_but(data: RealData, left_out: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,6 +49,23 @@ class PoolConfig:
     on_error: str = setting(
         "raise|skip", "raise", "an unreadable image stops the run, or is skipped and listed", "ours"
     )
+    skip_limit: float = setting(
+        "float",
+        0.01,
+        "with on_error: skip, the share of a source's images that may be unreadable",
+        "ours",
+        low=0,
+        high=1,
+    )
+    flip: bool | None = setting(
+        "bool", None, "views are mirrored at random; default: the data set's own", "ours", optional=True
+    )
+    mean: Sequence[float] | None = setting(
+        "list", None, "mean of each channel in 0 to 1; default: the data set's own", "ours", optional=True
+    )
+    std: Sequence[float] | None = setting(
+        "list", None, "standard deviation of each channel; default: the data set's own", "ours", optional=True
+    )
     reencode: int | None = setting(
         "int", None, "JPEG quality at which all images are re-encoded", "ours", low=1, high=100, optional=True
     )
@@ -84,6 +101,15 @@ class PoolConfig:
                 raise UserError(f"{name} is given, but there is no `synthetic:` source to draw from")
         if self.synthetic_ratio == 1:
             raise UserError("synthetic_ratio must be under 1; for synthetic images alone take real_count: 0")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            numbers = values is None or all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values)
+            if (
+                not numbers
+                or (values is not None and len(values) not in (1, 3))
+                or (name == "std" and 0 in (values or ()))
+            ):
+                raise UserError(f"{name}: {values} must be one or three numbers from 0 to 1, one for each channel")
         for name in ("lb_imb_ratio", "ulb_imb_ratio"):
             if abs(getattr(self, name)) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be 1 or more, or -1 or less")

@@ -42,9 +42,7 @@ def pool_table(pool: HybridPool) -> str:
     height, width, channels = pool.test.images.shape[1:]
     colour = "grey" if channels == 1 else "colour"
     head = f"{pool.spec.name}: {len(pool.classes)} classes, {height} x {width} px, {colour}"
-    if pool.duplicates:
-        first = f", the first: {pool.duplicate_names[0]}" if pool.duplicate_names else ""
-        lines.append(f"real training images that are also in the test set: {pool.duplicates}{first}; remove them there")
+    lines += pool.notes
     return "\n".join([head, *lines])
 
 

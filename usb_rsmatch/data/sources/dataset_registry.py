@@ -107,20 +107,24 @@ def open_real(name: str, data_dir: str | Path) -> RealData:
 
 
 def open_dataset(
-    name: str, data_dir: str | Path, num_classes: int | None = None, skip_unreadable: bool = False
+    name: str, data_dir: str | Path, num_classes: int | None = None, skip_limit: float | None = None
 ) -> RealData:
-    """The data set, with a check of its number of classes, and without unreadable images if they are to be skipped.
+    """The data set, with a check of its number of classes.
+
+    With `skip_limit` unreadable images are left out, up to that share; None means that they are errors.
 
     Raises UserError for missing or damaged files and another number of classes than `num_classes`.
     """
     data = open_real(name, data_dir)
     if num_classes not in (None, len(data.classes)):
-        raise UserError(f"num_classes: {num_classes} is given, {name} has {len(data.classes)}; set that")
-    if not skip_unreadable:
+        raise UserError(
+            f"num_classes: {num_classes} is given, {name} has {len(data.classes)}; correct num_classes, or leave it out"
+        )
+    if skip_limit is None:
         return data
     return replace(
         data,
-        train=data.train.without_unreadable(),
-        test=data.test.without_unreadable(),
-        unlabeled=None if data.unlabeled is None else data.unlabeled.without_unreadable(),
+        train=data.train.without_unreadable(skip_limit),
+        test=data.test.without_unreadable(skip_limit),
+        unlabeled=None if data.unlabeled is None else data.unlabeled.without_unreadable(skip_limit),
     )

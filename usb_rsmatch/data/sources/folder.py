@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from usb_rsmatch.data.images.file_index import FileIndex, FileList, file_index
-from usb_rsmatch.data.sources.metadata import Entry, read_metadata
+from usb_rsmatch.data.sources.archives import is_archive, read_archive
+from usb_rsmatch.data.sources.metadata import Metadata, has_metadata, read_metadata
 from usb_rsmatch.data.sources.registry import Opener, SourceRequest
 from usb_rsmatch.data.sources.source import FileSource, Source
 from usb_rsmatch.errors import UserError
@@ -88,14 +89,18 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     Option: `split`, instead of the layout's. Raises UserError if nothing matches.
     """
     request.reject_options(argument, "split")
+    if is_archive(argument):
+        return open_archive(layout, argument, request)
     root = folder(argument)
     if (root / "images-00000.npz").is_file():
         raise UserError(f"{root}: contains packed images; read them with the source npz:{argument}")
     split = str(request.options.get("split", layout.split))
-    listed = read_metadata(root) if "{file}" in layout.patterns else None
-    if listed is not None:
+    index = file_index(root)
+    places = [index.place(i) for i in range(len(index))] if has_metadata(root) else []
+    listed = read_metadata(root, places) if "{file}" in layout.patterns else None
+    if listed is not None and listed.entries:
         return _by_metadata(layout, split, root, listed, request)
-    rows = Rows(file_index(root), layout)
+    rows = Rows(index, layout)
     if not len(rows):
         raise UserError(f"{root}: contains no images; check the path")
     holds_any = np.bincount(rows.group, minlength=len(rows.parts)) > 0  # the index also lists folders without images
@@ -113,12 +118,34 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     names = rows.named("generator", request.generator)
     generators = tuple(sorted({str(names[group]) for group in np.unique(rows.group)}))
     numbers = np.array([generators.index(name) if name in generators else -1 for name in names], dtype=np.int16)
-    return FileSource(
+    source = FileSource(
         origin=str(root),
         files=rows.files(),
         labels=rows.labels(lambda names: request.classes.of_names(names, str(root))),
         generators=generators,
         generator=numbers[rows.group],
+    )
+    source.notes += [note for note in (index.unread_note(), *(listed.notes if listed else ())) if note]
+    return source
+
+
+def open_archive(layout: Layout, argument: str, request: SourceRequest) -> Source:
+    """The synthetic images of a ZIP or tar file, read like a folder. Raises UserError if nothing matches."""
+    split = str(request.options.get("split", layout.split))
+    members = read_archive(argument)
+    rows = [(place, content, match(layout, place)) for place, content in members]
+    root = Path(argument)
+    kept = [(content, parts) for _, content, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
+    if not kept:
+        raise UserError(f"{argument}: none of its {len(members)} images matches {', '.join(layout.patterns)}")
+    names = [parts.get("generator", request.generator) for _, parts in kept]
+    generators = tuple(sorted(set(names)))
+    return FileSource(
+        origin=argument,
+        files=[content for content, _ in kept],
+        labels=request.classes.of_names([parts.get("class") for _, parts in kept], argument),
+        generators=generators,
+        generator=np.array([generators.index(name) for name in names], dtype=np.int16),
     )
 
 
@@ -162,19 +189,33 @@ class Rows:
         return FileList(self.index, self.chosen)
 
 
-def _by_metadata(layout: Layout, split: str, root: Path, listed: Mapping[str, Entry], request: SourceRequest) -> Source:
-    """The images that Hugging Face's metadata names, with its classes."""
+def _by_metadata(layout: Layout, split: str, root: Path, metadata: Metadata, request: SourceRequest) -> Source:
+    """The images that Hugging Face's metadata names, with its classes.
+
+    Raises UserError for an image that lies in the folder of another class than its metadata says.
+    """
+    listed = metadata.entries
     rows = [(place, match(layout, place)) for place in listed]
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
     if not kept:
         raise UserError(f"{root}: its metadata lists no synthetic image; fix or remove it")
     names = [listed[place].label for place, _ in kept]
+    labels = request.classes.of_names(names, str(root), numeric=True)
+    folders = {parts["class"] for _, parts in kept if "class" in parts}
+    by_folder = {name: request.classes.number(name) for name in folders}
+    for (place, parts), label, name in zip(kept, labels.tolist(), names, strict=True):
+        other = by_folder.get(parts.get("class", ""), -1)
+        if label >= 0 and other >= 0 and other != label:
+            raise UserError(
+                f"{root}: {place} has the class {name!r} in the metadata and lies in the folder {parts['class']!r}; "
+                "correct one of them"
+            )
     generator_names = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(generator_names)))
     return FileSource(
         origin=str(root),
         files=[root / place for place, _ in kept],
-        labels=request.classes.of_names(names, str(root), numeric=True),
+        labels=labels,
         generators=generators,
         generator=np.array([generators.index(name) for name in generator_names], dtype=np.int16),
     )

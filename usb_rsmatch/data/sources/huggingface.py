@@ -58,7 +58,8 @@ def _content(entry: Mapping[str, Any] | None) -> bytes:
 
 
 def _labels(opened: Any, request: SourceRequest, root: Path) -> np.ndarray:
-    column = next((name for name in LABEL_COLUMNS if name in opened.features), None)
+    by_name = {name.casefold(): name for name in reversed(list(opened.features))}
+    column = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
     if column is None:
         return np.full(len(opened), -1)
     names = getattr(opened.features[column], "names", None)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
-FILE_COLUMN = "file_name"
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
 GENERATOR_COLUMN = "generator"
+SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
@@ -23,35 +25,64 @@ class Entry:
     generator: str | None = None
 
 
-def read_metadata(root: Path) -> dict[str, Entry] | None:
-    """The metadata entry of each image, by path relative to `root`; None if there is no metadata with classes.
+@dataclass(frozen=True)
+class Metadata:
+    """The entry of each image by its path relative to the folder, and notes on what the file lacks."""
 
-    The class is in the first of the columns `LABEL_COLUMNS` that exists. Raises UserError for a file that
-    is not valid, lacks `file_name`, names a missing image or one outside of `root`.
+    entries: dict[str, Entry]
+    notes: list[str] = field(default_factory=list)
+
+
+def has_metadata(root: Path) -> bool:
+    """Whether the folder contains a metadata file."""
+    return (root / "metadata.csv").is_file() or (root / "metadata.jsonl").is_file()
+
+
+def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
+    """The metadata of the images at `places`, paths relative to `root`; None if there is no metadata with classes.
+
+    Columns are found by name in any case: file and class in the first of `FILE_COLUMNS` and `LABEL_COLUMNS` that
+    exists. Raises UserError for a file that is not valid, has no column of files, names an image twice, a missing one
+    or one outside of `root`, and for images that it does not name.
     """
     readers = {root / "metadata.csv": _csv_rows, root / "metadata.jsonl": _json_rows}
     path = next((path for path in readers if path.is_file()), None)
     if path is None:
         return None
     try:
-        rows = readers[path](path)
+        rows = [{str(key).strip().casefold(): value for key, value in row.items()} for row in readers[path](path)]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fix or remove it") from None
-    column = next((name for name in LABEL_COLUMNS if any(name in row for row in rows)), None)
+    column = _first(LABEL_COLUMNS, rows)
     if column is None:
-        return None
+        found = ", ".join(rows[0]) if rows else "none"
+        note = f"{path}: gives no classes: its columns are {found}, a class is read from {', '.join(LABEL_COLUMNS)}"
+        return Metadata({}, [note]) if rows and _first((GENERATOR_COLUMN,), rows) is None else None
+    place_column = _first(FILE_COLUMNS, rows) or FILE_COLUMNS[0]
     entries: dict[str, Entry] = {}
     for number, row in enumerate(rows, start=1):
-        place = row.get(FILE_COLUMN)
+        place = row.get(place_column)
         if not isinstance(place, str) or not place:
-            raise UserError(f"{path}: entry {number} has no {FILE_COLUMN}; Hugging Face's imagefolder needs it")
+            raise UserError(f"{path}: entry {number} has no {FILE_COLUMNS[0]}; Hugging Face's imagefolder needs it")
         parts = PurePosixPath(place)
         if parts.is_absolute() or ".." in parts.parts:
             raise UserError(f"{path}: entry {number} names {place}, which is outside of the folder")
         if not (root / parts).is_file():
             raise UserError(f"{path}: entry {number} names {place}, which does not exist")
+        if str(parts) in entries:
+            raise UserError(f"{path}: entry {number} names {place} again; keep one of the entries")
         entries[str(parts)] = Entry(_text(row.get(column)), _text(row.get(GENERATOR_COLUMN)))
-    return dict(sorted(entries.items()))
+    unlisted = [place for place in places if place not in entries]
+    if unlisted:
+        raise UserError(
+            f"{path}: {len(unlisted)} of {len(places)} images are not listed, the first: {unlisted[0]}; add them (the "
+            "class may be empty) or remove them"
+        )
+    return Metadata(dict(sorted(entries.items())))
+
+
+def _first(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str | None:
+    return next((name for name in names if any(name in row for row in rows)), None)
 
 
 def _text(value: Any) -> str | None:
@@ -60,7 +91,10 @@ def _text(value: Any) -> str | None:
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+        header = file.readline()
+        file.seek(0)
+        separator = max(SEPARATORS, key=header.count)  # the first of equals: a comma
+        return list(csv.DictReader(file, delimiter=separator))
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

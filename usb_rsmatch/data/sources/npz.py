@@ -15,15 +15,20 @@ from usb_rsmatch.data.images.decode import MIN_SIDE
 from usb_rsmatch.data.images.hashes import content_order, image_digests
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.data.images.large_npz import array_header, large_order, open_large
-from usb_rsmatch.data.sources.class_names import ClassIndex
+from usb_rsmatch.data.sources.class_names import ClassIndex, label_range_problem
 from usb_rsmatch.data.sources.dataset_registry import IMAGENET_MEAN, IMAGENET_STD, DataSpec, RealData
 from usb_rsmatch.data.sources.registry import SourceRequest
 from usb_rsmatch.data.sources.source import ArraySource, Source
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
-IMAGE_KEYS = ("images", "image", "x")
-LABEL_KEYS = ("labels", "label", "y")
+# Our own names, then those of NumPy's unnamed arrays (as ADM saves samples), of Keras and of MedMNIST.
+IMAGE_KEYS = ("images", "image", "x", "arr_0", "x_train", "train_images")
+LABEL_KEYS = ("labels", "label", "y", "arr_1", "y_train", "train_labels")
+PART_KEYS = {
+    "train": (("x_train", "train_images"), ("y_train", "train_labels")),
+    "test": (("x_test", "test_images"), ("y_test", "test_labels")),
+}
 LARGE = 256 * 2**20  # bytes
 
 
@@ -37,7 +42,7 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     root = Path(os.path.expanduser(argument))
     if argument and os.path.isdir(root):
         return _packed(root, request)
-    images, labels = read_npz(argument)
+    images, labels = (read_npy(argument), None) if argument.endswith(".npy") else read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
     named = (request.generator,)
     if isinstance(images, StoredImages):
@@ -47,10 +52,15 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
 
 
 def open_npz_dataset(data_dir: Path) -> RealData:
-    """Your own images as `data_dir/train.npz` and `data_dir/test.npz`, classes named by their numbers."""
-    parts = {}
+    """Your own images as `data_dir/train.npz` and `data_dir/test.npz`, classes named by their numbers.
+
+    `data_dir` may also be, or contain as its only npz file, one file with the parts in Keras' or MedMNIST's keys.
+    """
+    parts, whole = {}, _one_file(data_dir)
     for part in ("train", "test"):
-        images, labels = read_npz(data_dir / f"{part}.npz")
+        images, labels = read_npz(data_dir / f"{part}.npz") if whole is None else load_arrays(whole, *PART_KEYS[part])
+        if labels is not None and (problem := label_range_problem(labels, str(whole or data_dir / f"{part}.npz"))):
+            raise UserError(problem)
         if labels is None or not len(labels) or labels.max() < 0:
             raise UserError(f"{data_dir / part}.npz: a real data set needs images with labels")
         if labels.max() >= len(labels):  # there would be fewer images than classes
@@ -68,6 +78,14 @@ def open_npz_dataset(data_dir: Path) -> RealData:
     depth = train.images.shape[-1]
     mean, std = ((0.5,), (0.5,)) if depth == 1 else (IMAGENET_MEAN, IMAGENET_STD)
     return RealData(DataSpec("npz", mean, std, flip=True, img_size=min(train.images.shape[1:3])), classes, train, test)
+
+
+def _one_file(data_dir: Path) -> Path | None:
+    """The npz file that contains all parts, None where each part has its own."""
+    if data_dir.is_file():
+        return data_dir
+    files = sorted(data_dir.glob("*.npz"))
+    return files[0] if len(files) == 1 and files[0].name not in ("train.npz", "test.npz") else None
 
 
 def _ordered(argument: str, images: np.ndarray, numbers: np.ndarray, named: tuple[str, ...]) -> Source:
@@ -93,6 +111,15 @@ def _packed(root: Path, request: SourceRequest) -> Source:
         raise UserError(f"{root}: labels do not belong to the classes of its synthesis.json; make the images again")
     numbers = request.classes.of_names([names[label] for label in labels], str(root))
     return _ordered(str(root), images, numbers, (generator,))
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The images of an npy file, uint8 [N, H, W, C], without labels. Raises UserError as `load_arrays` does."""
+    try:
+        images = np.load(os.path.expanduser(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as npy ({error}); check the path, or save a uint8 array") from None
+    return _pixels(path, images)
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:
@@ -131,7 +158,7 @@ def load_arrays(
             reason = f"cannot be read as npz ({error}); copy or download it again"
         raise UserError(f"{path}: {reason}") from None
     if images is None:
-        raise UserError(f"{path}: has no array named {' or '.join(image_keys)}, only {keys or 'nothing'}")
+        raise UserError(f"{path}: has no array named {' or '.join(image_keys[:3])}, only {keys or 'nothing'}")
     return images, None if labels is None else _labels(path, labels, len(images))
 
 
@@ -170,8 +197,16 @@ def _pixels(path: str | Path, images: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: str | Path, labels: np.ndarray, n: int) -> np.ndarray:
+    if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and _one_hot(labels):
+        labels = labels.argmax(axis=1)
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
     if labels.shape not in ((n,), (n, 1)):
         raise UserError(f"{path}: labels have shape {labels.shape}, must have one value for each of the {n} images")
     if labels.dtype.kind not in "iu":
         raise UserError(f"{path}: labels are {labels.dtype}, must be integers")
     return labels.reshape(n)
+
+
+def _one_hot(labels: np.ndarray) -> bool:
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())

@@ -94,4 +94,5 @@ def open_source(text: str, request: SourceRequest) -> Source:
     source = imported(known[prefix])(argument, request)
     if len(source) == 0:
         raise UserError(f"{text}: contains no images; check the path")
+    source.notes += request.classes.notes
     return source

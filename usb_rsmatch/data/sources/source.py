@@ -25,6 +25,7 @@ DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
 SHOW_PROGRESS_FROM = 5000  # files
 STORED_LIMIT = 256 * 2**20  # bytes: reading decoded images from a file is nearly as fast as from memory
 SKIP_LIMIT = 0.01  # share of a source's files that may be unreadable
+SKIP_ALWAYS = 3  # files that may be unreadable in a small source, whatever their share
 
 
 class Source(ABC):
@@ -33,7 +34,7 @@ class Source(ABC):
     `labels` is int64 [N], -1 for unknown; `generator` is int16 [N] into `generators`. A source that is `in_order` is
     already in a balanced drawing order. The images that a pool takes from a source are kept in memory up to
     `resident_limit` bytes; above that they are read when they are needed. `numbers` int [N] are the numbers of the
-    images in messages, if they differ from their order.
+    images in messages, if they differ from their order. `notes` are lines for the user on how it was read.
     """
 
     resident_limit = 2 * 2**30
@@ -54,6 +55,7 @@ class Source(ABC):
         self.generators = tuple(generators)
         self.generator = np.zeros(len(self.labels), dtype=np.int16) if generator is None else generator
         self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,8 +79,11 @@ class Source(ABC):
         """The sizes in bytes int64 [n] of the images' files, -1 for images that are not files of their own."""
         return np.full(len(indices), -1, dtype=np.int64)
 
-    def without_unreadable(self) -> Source:
-        """This source without unreadable images; `skipped` lists each of them with its reason."""
+    def without_unreadable(self, limit: float = SKIP_LIMIT) -> Source:
+        """This source without unreadable images; `skipped` lists each of them with its reason.
+
+        Raises UserError where more are unreadable than the share `limit` and than `SKIP_ALWAYS`.
+        """
         return self
 
 
@@ -163,7 +168,7 @@ class FileSource(Source):
         file = self.files[index]
         return super().name(index) if isinstance(file, bytes) else str(file)
 
-    def without_unreadable(self) -> Source:
+    def without_unreadable(self, limit: float = SKIP_LIMIT) -> Source:
         reasons: dict[int, str] = {}
 
         def probe(row: int) -> None:
@@ -179,11 +184,11 @@ class FileSource(Source):
             write_rows(kept, list(reasons))
         else:  # all files were checked before and are unchanged: only check the unreadable ones again
             _each(lambda i: probe(bad[i]), len(bad), f"checking {self.origin}")
-        if len(reasons) > SKIP_LIMIT * len(self):
+        if len(reasons) > max(limit * len(self), min(SKIP_ALWAYS, len(self) - 1)):
             first = min(reasons)
             raise UserError(
-                f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than {SKIP_LIMIT:.0%}; "
-                f"the first: {self.name(first)} ({reasons[first]}); restore or remove them"
+                f"{self.origin}: {len(reasons)} of {len(self)} images cannot be read, more than skip_limit: {limit:g}; "
+                f"the first: {self.name(first)} ({reasons[first]}); restore or remove them, or raise skip_limit"
             )
         keep = np.array([row for row in range(len(self)) if row not in reasons], dtype=np.int64)
         rest = self.take(keep)
