@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from split_norm_reference import compare_with_two_norms
 
 from usb_rsmatch.data.views import augment
 from usb_rsmatch.detection.mining import ClasswiseRanking
@@ -21,6 +22,13 @@ FAST = {"rs_loader": "batched", "rs_fast": True, "device": "cuda"}
 
 def silent(line: str) -> None:
     pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("who", [[0, 1, 0, 0, 1, 1], [0] * 6, [1] * 6])
+def test_split_batchnorm_is_two_norms(who: list[int], order: torch.memory_format, dtype: torch.dtype) -> None:
+    compare_with_two_norms(torch.device("cuda"), who, order, dtype)
 
 
 @pytest.mark.parametrize("kind", [augment.weak, augment.medium, augment.strong])
