@@ -40,3 +40,15 @@ def test_after_the_time_limit_no_section_begins(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     gpu.measure(gpu.Bench(tmp_path, tmp_path, "cpu", True), ["steps"], out, "command", minutes=-1)
     assert "not run" in json.loads(out.read_text())["sections"]["steps"]["failed"]
+
+
+def test_the_commands_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/gpu.md has them, the second one at toy size on the CPU."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    prepare, measure = (
+        line.split()[3:] for line in page.splitlines() if line.startswith("    python -m benchmarks.gpu")
+    )
+    monkeypatch.chdir(tmp_path)
+    assert gpu.main(prepare) == 0
+    assert gpu.main([*measure, "--device", "cpu", "--toy", "--sections", "syncs"]) == 0
+    assert set(json.loads((tmp_path / "gpu.json").read_text())["sections"]) == {"syncs"}
