@@ -116,4 +116,7 @@ def build_stock_usb(config: Mapping[str, Any]) -> Any:
     quiet = logging.getLogger("benchmarks.stock")
     quiet.setLevel(logging.WARNING)
     with cuda_calls_stay_on_cpu():
-        return kind(args, get_net_builder(args.net, False), logger=quiet)
+        algorithm = kind(args, get_net_builder(args.net, False), logger=quiet)
+    for model in (algorithm.model, algorithm.ema_model):  # USB's train.py does this after the constructor
+        model.to(args.device)
+    return algorithm

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_norm_reference import compare_with_two_norms
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.split_batchnorm import (
@@ -145,7 +146,7 @@ def test_without_a_group_and_in_evaluation_it_is_batchnorm_bit_for_bit() -> None
     assert torch.equal(one(x), norm(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_type_and_memory_order_stay(dtype: torch.dtype) -> None:
     x = images(0, 4, 8, 5, 5).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
     one = split(nn.BatchNorm2d(8), torch.tensor([0.0, 1, 0, 1]))
@@ -154,6 +155,22 @@ def test_type_and_memory_order_stay(dtype: torch.dtype) -> None:
     for tensor in (out, x.grad):
         assert tensor is not None and tensor.dtype == dtype
         assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("who", [[0, 1, 0, 0, 1, 1], [0] * 6, [1] * 6])
+def test_the_gpu_path_is_two_norms_in_float64(who: list[int], order: torch.memory_format, dtype: torch.dtype) -> None:
+    """The code of a GPU, run on the CPU: output, both gradients, running statistics; also with an empty group."""
+    compare_with_two_norms(torch.device("cpu"), who, order, dtype)
+
+
+def test_large_gradients_do_not_overflow_in_float16() -> None:
+    """As with a GradScaler's initial scale: the product of gradient and input exceeds 65,504."""
+    x = (3 * images(0, 4, 8, 5, 5) + 9).half().requires_grad_()
+    one = split(nn.BatchNorm2d(8), torch.tensor([0.0, 1, 0, 1]))
+    one(x).backward(10_000 * images(1, *x.shape).half())
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 def test_names_of_weights_stay_and_other_norms_are_left() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from split_norm_reference import compare_with_two_norms
 
 from usb_rsmatch.data.views import augment
 from usb_rsmatch.detection.mining import ClasswiseRanking
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.errors import Interrupted
-from usb_rsmatch.usb import checkpoint, training
+from usb_rsmatch.usb import checkpoint, doctor, training
 from usb_rsmatch.usb.config import resolve
+from usb_rsmatch.usb.step_timer import time_steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FAST = {"rs_loader": "batched", "rs_fast": True, "device": "cuda"}
@@ -21,6 +23,13 @@ FAST = {"rs_loader": "batched", "rs_fast": True, "device": "cuda"}
 
 def silent(line: str) -> None:
     pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("who", [[0, 1, 0, 0, 1, 1], [0] * 6, [1] * 6])
+def test_split_batchnorm_is_two_norms(who: list[int], order: torch.memory_format, dtype: torch.dtype) -> None:
+    compare_with_two_norms(torch.device("cuda"), who, order, dtype)
 
 
 @pytest.mark.parametrize("kind", [augment.weak, augment.medium, augment.strong])
@@ -108,3 +117,19 @@ def test_rsmatch_keeps_its_mining_state_on_the_device(tiny: dict[str, Any]) -> N
     assert hook.scores.is_cuda and hook.queue.indices.is_cuda and hook.ranking.scores.is_cuda and len(hook.queue)
     state = hook.state_dict()
     assert not (state["scores"].is_cuda or state["queue"]["indices"].is_cuda or state["ranking"]["scores"].is_cuda)
+
+
+@pytest.mark.parametrize("algorithm", ["fixmatch", "rsmatch"])
+def test_pil_views_and_amp_train(algorithm: str, tiny: dict[str, Any]) -> None:
+    """Pinned batches of worker processes; float16 with USB's GradScaler."""
+    changes = {"algorithm": algorithm, "device": "cuda", "rs_loader": "pil", "num_workers": 1, "amp": True}
+    assert training.train({**tiny, **changes}, note=silent)["device"] == "cuda"
+
+
+def test_doctor_names_the_gpu() -> None:
+    assert f"device        {torch.cuda.get_device_name()}" in doctor.report()
+
+
+def test_the_step_timer_measures(tiny: dict[str, Any]) -> None:
+    args, _ = resolve({**tiny, **FAST, "algorithm": "fixmatch", "num_train_iter": 20})
+    assert time_steps(training.build(args), 2)() > 0

@@ -57,16 +57,14 @@ class MaskedSplitNorm(torch.autograd.Function):
         groups = _groups(second, wide)
         images = groups.sum(1, keepdim=True)
         counted = images.clamp(min=1)
-        # Each channel of each image as a group: this kernel computes their statistics in one fast pass.
-        shape = (len(x), x.shape[1], x[0, 0].numel(), x.shape[1])
-        _, mean_of_each, inverse = torch.native_group_norm(x.to(wide), weight, bias, *shape, eps)  # [B, C]
-        var_of_each = inverse.square().reciprocal() - eps
+        mean_of_each, var_of_each = _moments_of_images(x, wide)
         mean = groups @ mean_of_each / counted
         spread = (mean_of_each - _of_image(mean, second)).square()
         var = groups @ (var_of_each + spread) / counted
         scale = weight * torch.rsqrt(var + eps)
         shift = bias - mean * scale
-        out = torch.addcmul(_like(_of_image(shift, second), x), x, _like(_of_image(scale, second), x))
+        out = torch.empty_like(x)  # computed in the statistics' precision and rounded once, in x's memory format
+        torch.addcmul(_per_image(shift, second), x, _per_image(scale, second), out=out)
         ctx.save_for_backward(x, weight, second, mean, var, counted)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, images)
@@ -79,13 +77,17 @@ class MaskedSplitNorm(torch.autograd.Function):
         values = counted * x[0, 0].numel()  # of a channel, in each group
         inverse = torch.rsqrt(var + ctx.eps)
         grad_sum = groups @ grad.sum((2, 3), dtype=mean.dtype)  # [2, C]
-        grad_dot = groups @ (grad * x).sum((2, 3), dtype=mean.dtype) - mean * grad_sum  # with x - mean
+        # a wide first operand makes the product wide: in float16, scaled gradients would overflow
+        product = torch.addcmul(mean.new_zeros(1, 1, 1, 1), grad, x)
+        grad_dot = groups @ product.sum((2, 3)) - mean * grad_sum  # with x - mean
         # dL/dx = weight / std (g - sum g / N - (x - mean) / var sum g (x - mean) / N), gathered by powers of g and x
         of_grad = weight * inverse
         of_x = -of_grad * inverse.square() * grad_dot / values
         constant = -of_grad * grad_sum / values - mean * of_x
-        grad_x = torch.addcmul(_like(_of_image(constant, second), x), x, _like(_of_image(of_x, second), x))
-        grad_x = torch.addcmul(grad_x, grad, _like(_of_image(of_grad, second), x))
+        wide = torch.empty_like(x, dtype=mean.dtype)
+        torch.addcmul(_per_image(constant, second), x, _per_image(of_x, second), out=wide)
+        grad_x = torch.empty_like(x)
+        torch.addcmul(wide, grad, _per_image(of_grad, second), out=grad_x)
         return grad_x, (grad_dot * inverse).sum(0), grad_sum.sum(0), None, None
 
 
@@ -161,8 +163,25 @@ def _of_image(of_group: Tensor, second: Tensor) -> Tensor:
     return torch.where(second[:, None] > 0, of_group[1], of_group[0])
 
 
-def _like(of_channel: Tensor, x: Tensor) -> Tensor:
-    return of_channel[:, :, None, None].to(x.dtype)
+def _per_image(of_group: Tensor, second: Tensor) -> Tensor:
+    """`_of_image` as [B, C, 1, 1]."""
+    return _of_image(of_group, second)[:, :, None, None]
+
+
+def _moments_of_images(x: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [B, C] of each channel of each image, of type `wide`, in any memory format.
+
+    `torch.native_group_norm` computes the same, but on CUDA it refuses channels-last input.
+    """
+    if x.dtype == wide:
+        var, mean = torch.var_mean(x, (2, 3), correction=0)
+        return mean, var
+    # Both reductions convert while they read, so x is not copied. The difference of two squares loses no more digits
+    # in float32 than 16-bit values have lost already.
+    pixels = x[0, 0].numel()
+    mean = x.sum((2, 3), dtype=wide) / pixels
+    square = torch.linalg.vector_norm(x, 2, (2, 3), dtype=wide).square() / pixels
+    return mean, (square - mean.square()).clamp(min=0)
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from usb_rsmatch.usb.lazy_import import defer_trackers, restore_trackers
+from usb_rsmatch.usb.lazy_import import defer_trackers, replace_hooks_of_missing_trackers, restore_trackers
 
 
 def fix_timm_layers() -> bool:
@@ -259,7 +259,11 @@ def cuda_calls_stay_on_cpu() -> Iterator[None]:
 
 
 # The fixes before and after semilearn's import; `usb_rsmatch.usb.doctor` lists them from here.
-BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (defer_trackers, fix_timm_layers)
+BEFORE_IMPORT: tuple[Callable[[], bool], ...] = (
+    defer_trackers,
+    replace_hooks_of_missing_trackers,
+    fix_timm_layers,
+)
 AFTER_IMPORT: tuple[Callable[[], bool], ...] = (
     restore_trackers,
     fix_yaml,

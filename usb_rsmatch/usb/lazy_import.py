@@ -1,4 +1,4 @@
-"""Lazy import of the experiment trackers that semilearn imports: they are only imported when a run uses them."""
+"""Lazy import of the experiment trackers that semilearn imports; without them, all other parts of semilearn work."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import Any
 
-NAMES = ("aim", "wandb")
+from usb_rsmatch.errors import UserError
+
+HOOKS = {"aim": "AimHook", "wandb": "WANDBHook"}  # package -> the class in semilearn/core/hooks/<package>.py
 
 
 class _DeferredModule(types.ModuleType):
@@ -31,17 +34,54 @@ def defer_trackers() -> bool:
     if "semilearn.core.hooks" in sys.modules:
         return False
     late = False
-    for name in NAMES:
-        if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+    for name in HOOKS:
+        if sys.modules.get(name) is None and (spec := importlib.util.find_spec(name)) is not None:
             sys.modules[name] = _DeferredModule(name)
             sys.modules[name].__spec__ = spec  # accelerate, if installed, checks whether the package can be found
             late = True
     return late
 
 
+def missing_trackers() -> list[str]:
+    """The trackers that are neither imported nor installed."""
+    return [name for name in HOOKS if sys.modules.get(name) is None and importlib.util.find_spec(name) is None]
+
+
+def require_tracker(name: str) -> None:
+    """UserError with the command that installs a tracker, if it is missing."""
+    if name in missing_trackers():
+        raise UserError(f"use_{name} needs the package {name}: pip install {name}")
+
+
+def replace_hooks_of_missing_trackers() -> bool:
+    """`core/hooks/aim.py:5` and `core/hooks/wandb.py:5` make semilearn's import fail if Aim or W&B is missing.
+
+    Applies to trackers that are not installed: replaces semilearn's module by one whose hook asks for the package. No
+    module named `aim` or `wandb` is created, so other packages still find that they are missing.
+    """
+    changed = False
+    for name in missing_trackers():
+        full = f"semilearn.core.hooks.{name}"
+        if full not in sys.modules:
+            sys.modules[full] = module = types.ModuleType(full)
+            module.__spec__ = ModuleSpec(full, None)
+            setattr(module, HOOKS[name], type(HOOKS[name], (_MissingHook,), {"package": name}))
+            changed = True
+    return changed
+
+
+class _MissingHook:
+    """In place of semilearn's hook of a tracker that is not installed; creating one raises UserError."""
+
+    package = ""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        require_tracker(self.package)
+
+
 def restore_trackers() -> bool:
     """Remove the placeholders after semilearn's import, so that others import the real packages."""
-    for name in NAMES:
+    for name in HOOKS:
         if isinstance(sys.modules.get(name), _DeferredModule):
             del sys.modules[name]
     return False

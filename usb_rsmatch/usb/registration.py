@@ -73,7 +73,7 @@ class _SemilearnFinder(MetaPathFinder):
 
 def install() -> None:
     """Register now if semilearn is imported, else as soon as it is. Calling it again changes nothing."""
-    if "semilearn" in sys.modules:
+    if sys.modules.get("semilearn") is not None:
         register()
     elif not any(isinstance(finder, _SemilearnFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SemilearnFinder())

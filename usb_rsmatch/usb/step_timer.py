@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from semilearn.core.hooks import Hook
 
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
@@ -29,6 +30,8 @@ class _StepTimer(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         self.left -= 1
+        if self.left in (0, self.steps) and next(algorithm.model.parameters()).is_cuda:
+            torch.cuda.synchronize()  # a step only launches its work
         if self.left == self.steps:
             self.begin = time.perf_counter()
         elif self.left == 0:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.usb import config
+from usb_rsmatch.usb.lazy_import import HOOKS, require_tracker
 
 
 class Tracker(Protocol):
@@ -47,10 +48,9 @@ class WeightsAndBiases:
     """A W&B run with USB's project, name and tags; its files are in `<run folder>/wandb`."""
 
     def __init__(self, folder: Path, args: Any) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("use_wandb needs the package wandb: pip install wandb") from None
+        require_tracker("wandb")
+        import wandb
+
         settings = {key: value for key, value in vars(args).items() if key != "device"}
         name = hashlib.sha256(f"{folder.resolve()} {config.config_hash(args)}".encode()).hexdigest()[:16]
         try:
@@ -78,6 +78,13 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def require_trackers(args: Any) -> None:
+    """UserError if a configuration switches on Aim or W&B and the package is missing."""
+    for name in HOOKS:
+        if getattr(args, f"use_{name}"):
+            require_tracker(name)
 
 
 def trackers(args: Any, folder: Path, done: int) -> list[Tracker]:

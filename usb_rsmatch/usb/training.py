@@ -28,7 +28,7 @@ from usb_rsmatch.usb.network import check_network, find_net
 from usb_rsmatch.usb.run_analysis import write_analysis
 from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
 from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
-from usb_rsmatch.usb.trackers import trackers
+from usb_rsmatch.usb.trackers import require_trackers, trackers
 from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
@@ -206,6 +206,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
+    require_trackers(args)
 
     complete_args(args, *([] if pool is None else [pool]))
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
