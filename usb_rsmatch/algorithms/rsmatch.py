@@ -36,6 +36,9 @@ from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
 # The columns of a batch that the step uses; a base rule may use any subset of them.
 BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s"})
 
+# USB's imbalanced algorithms that replace the mask or the loss with its targets.
+REPLACE_PARTS = ("saw", "debiaspl")
+
 
 def base_rule(name: str) -> type[AlgorithmBase]:
     """USB's class of a base rule; UserError if RSMatch cannot use it."""
@@ -48,8 +51,13 @@ def base_rule(name: str) -> type[AlgorithmBase]:
     return core
 
 
-def unfit(name: str) -> UserError:
-    """The error for an algorithm that cannot be a base rule: it has no mask to split, or no loss with targets."""
+def unfit(name: str, imbalanced: str | None = None) -> UserError:
+    """The error for an algorithm that cannot be a base rule: it has no mask to split, or no loss with targets.
+
+    Every base rule that `base_rule` accepts has both, unless an imbalanced algorithm on top replaces them.
+    """
+    if imbalanced is not None:
+        return UserError(f"imb_algorithm: {imbalanced} replaces parts that rsmatch needs; take {name} without rsmatch")
     return UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
 
 
@@ -87,6 +95,8 @@ class RSMatch(HeadsOnBackbone):
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         self.settings = RSMatchSettings.read(args)
+        if getattr(args, "imb_algorithm", None) in REPLACE_PARTS:  # else the first step would raise it
+            raise unfit(self.settings.rs_base, args.imb_algorithm)
         self.teaches_main = self.settings.rs_synthetic_to in ("main", "both")
         self.teaches_dummy = self.settings.rs_synthetic_to in ("dummy", "both")
         self.lambda_syn, self.lambda_det = self.settings.rs_lambda_syn, self.settings.rs_lambda_det
@@ -105,6 +115,8 @@ class RSMatch(HeadsOnBackbone):
             return super().set_ema_model()
         except RuntimeError:  # the weights belong to another network architecture
             base = self.settings.rs_base
+            if self.imbalanced is not None:
+                raise unfit(base, self.imbalanced) from None
             raise UserError(f"rs_base: {base} builds a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
@@ -112,9 +124,15 @@ class RSMatch(HeadsOnBackbone):
 
         super().set_hooks()
         if "MaskingHook" not in self.hooks_dict:
-            raise unfit(self.settings.rs_base)
+            raise unfit(self.settings.rs_base, self.imbalanced)
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
+
+    @property
+    def imbalanced(self) -> str | None:
+        """The name of the imbalanced algorithm on top, if there is one."""
+        name = getattr(self.args, "imb_algorithm", None)
+        return None if name in (None, "None") else str(name)
 
     # what the detection hook uses -------------------------------------------------------------------------------
 
@@ -172,7 +190,7 @@ class RSMatch(HeadsOnBackbone):
         with self._split_normalisation(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:
-            raise unfit(self.settings.rs_base)
+            raise unfit(self.settings.rs_base, self.imbalanced)
 
         feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
         mask, pseudo_label = self.mask, self.consistency_loss.targets

@@ -28,9 +28,9 @@ _USB = [
     Key("num_warmup_iter", "int", 0, "steps of linear warm-up of the learning rate", low=0),
     Key("num_eval_iter", "int", 10, "steps between evaluations, each with a checkpoint", low=1),
     Key("num_log_iter", "int", 5, "steps between log lines", low=1),
-    Key("batch_size", "int", 8, "labelled images per step", low=1),
-    Key("uratio", "int", 1, "unlabelled images per labelled image in a batch", low=1),
-    Key("eval_batch_size", "int", 16, "batch size at evaluation", low=1),
+    Key("batch_size", "int", 8, "labelled images per step", low=1, high=65536),
+    Key("uratio", "int", 1, "unlabelled images per labelled image in a batch", low=1, high=1000),
+    Key("eval_batch_size", "int", 16, "batch size at evaluation", low=1, high=1048576),
     Key("ema_m", "float", 0.999, "momentum of the averaged (EMA) weights, which are evaluated", low=0, high=1),
     Key("ulb_loss_ratio", "float", 1.0, "weight of the unlabelled loss (lambda_u)", low=0),
     Key("optim", "SGD|AdamW", "SGD", "optimiser"),
@@ -96,6 +96,7 @@ NOT_IDENTITY = frozenset(
     | {"analysis"}
 )
 
+LARGEST_BATCH = 262_144  # unlabelled images of a step, far above any published setting; more is a mistyped number
 
 # Former names of this package's modules that configurations may name as plugins.
 FORMER_PLUGINS = {"usb_rsmatch.algorithms.ways": "usb_rsmatch.algorithms.rsmatch_variants"}
@@ -198,6 +199,9 @@ def check(values: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: num_train_iter ({values['num_train_iter']}) must be divisible by epoch ({values['epoch']})"
         )
+    unlabelled = values["batch_size"] * values["uratio"]
+    if unlabelled > LARGEST_BATCH:
+        raise UserError(f"{where}: batch_size x uratio is {unlabelled:,} images a step; at most {LARGEST_BATCH:,}")
     name = values["save_name"]
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
         raise UserError(f"{where}: save_name is a folder inside save_dir, not {name!r}")

@@ -9,12 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from usb_rsmatch.cache import cache_folder
-from usb_rsmatch.device import choose_device, has_bfloat16
 from usb_rsmatch.usb import registration
-from usb_rsmatch.usb.config import import_semilearn
 from usb_rsmatch.usb.shipped_configs import shipped_names
 from usb_rsmatch.version import __version__
 
@@ -37,8 +32,32 @@ EXTRAS = {
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts them
 
 
+PACKAGES = ("semilearn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "pyyaml")
+
+
 def report() -> str:
-    """A short report for reading, or for pasting into an issue."""
+    """A short report for reading, or for pasting into an issue; of a broken environment, what can be found out."""
+    try:
+        return _report()
+    except Exception as error:  # a broken package may raise anything at its import
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        lines = [
+            f"usb_rsmatch   {__version__}",
+            f"python        {platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}",
+            *(f"{name:13s} {version(name)}" for name in PACKAGES),
+            f"broken        {reason}",
+            "advice        install the named package again, or all: pip install --force-reinstall usb-rsmatch",
+        ]
+        return "\n".join(lines)
+
+
+def _report() -> str:
+    import torch
+
+    from usb_rsmatch.cache import cache_folder
+    from usb_rsmatch.device import choose_device, has_bfloat16
+    from usb_rsmatch.usb.config import import_semilearn
+
     import_semilearn()
     import semilearn
     from semilearn.core.utils import ALGORITHMS
