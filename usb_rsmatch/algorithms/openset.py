@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
 from usb_rsmatch.counter_rng import seeded_globals
+from usb_rsmatch.errors import UserError
 
 
 class OpenSetNet(BackboneWithHeads):
@@ -80,6 +81,12 @@ class OpenSetAlgorithm(HeadsOnBackbone):
             with seeded_globals(self.args.seed, position, view):
                 views.append(dataset.transform(dataset.__sample__(i)[0]))
         return torch.stack(views).to(like.device)
+
+
+def refuse_several_processes(args: Any, name: str) -> None:
+    """UserError for a job of several processes: these algorithms keep a memory of the pool in one."""
+    if getattr(args, "distributed", False) and getattr(args, "world_size", 1) > 1:
+        raise UserError(f"{name} keeps its memory of the pool in a single process: train it with one")
 
 
 def register_algorithm(name: str, algorithm: type[AlgorithmBase]) -> None:

@@ -28,7 +28,14 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
+from usb_rsmatch.detection.detector import (
+    TRAINED,
+    build_detector,
+    multiply_adds,
+    reads_features,
+    teaches_backbone,
+    widened,
+)
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, is_rsmatch_variant
 from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
@@ -170,6 +177,13 @@ class RSMatch(HeadsOnBackbone):
             return self.network.split_statistics(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
+    def _refuse_wrapper(self) -> None:
+        """UserError where a parallel wrapper of USB's own train.py would change the result in silence."""
+        if isinstance(self.model, nn.DataParallel) and len(self.model.device_ids) > 1:
+            raise UserError("rsmatch does not run under DataParallel: take one gpu, or multiprocessing_distributed")
+        if self.network.ddp and self.settings.rs_detector in TRAINED and teaches_backbone(self.detector):
+            raise UserError("rs_detector_input: this one does not run under DistributedDataParallel; take feature")
+
     # the step ---------------------------------------------------------------------------------------------------
 
     def train_step(
@@ -183,6 +197,8 @@ class RSMatch(HeadsOnBackbone):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step; `idx_*` int64 [B], images float32 [B, 3, H, W], `y_lb` int64 [B]."""
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
+        self.network.ddp = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        self._refuse_wrapper()
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
         self.mask: Tensor | None = None  # the base rule's step sets mask and targets

@@ -26,7 +26,7 @@ from semilearn.algorithms.utils import SSL_Argument
 from semilearn.core.hooks import Hook
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, register_algorithm
+from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, refuse_several_processes, register_algorithm
 from usb_rsmatch.counter_rng import OUTLIER_VIEW, generator
 
 LOWEST, HIGHEST = 0.75, 0.95  # of the threshold for outliers (authors)
@@ -91,6 +91,7 @@ class SCOMatch(OpenSetAlgorithm):
     Heads = OutlierHead
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        refuse_several_processes(args, "scomatch")
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.p_cutoff, self.T, self.enqueued = args.p_cutoff, args.T, args.sco_enqueue
 
