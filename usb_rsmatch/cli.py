@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ImportError as error:  # a missing or broken package
+        reason = " ".join(str(error).split())
+        print(f"usb-rsmatch: {reason}; `usb-rsmatch doctor` shows what is installed", file=sys.stderr)
+        return 2
     except OSError as error:  # a folder that cannot be written, a full disk
         named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
         print(f"usb-rsmatch: {named}", file=sys.stderr)

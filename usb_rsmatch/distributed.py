@@ -1,7 +1,7 @@
 """Communication between the processes that torchrun started: ranks, gathering, reductions.
 
 Rank r of R has every R-th image of the whole batch, beginning with image r. BatchNorm statistics are taken over all
-processes (`usb/distributed_batchnorm.py`). Gradients are averaged before the update in one reduction: torch's
+processes (`algorithms/distributed_batchnorm.py`). Gradients are averaged before the update in one reduction: torch's
 DistributedDataParallel requires that every weight is used in one forward pass of one wrapped module, which neither
 USB's algorithms nor RSMatch's heads do. With a single process, nothing here has an effect.
 """

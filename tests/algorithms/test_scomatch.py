@@ -99,7 +99,7 @@ def test_step_equals_the_equations(first_step: Callable[..., Any]) -> None:
             unsup_open += F.cross_entropy(s["logits_open"][i : i + 1], r.argmax()[None])
         if r.max() >= 0.15:
             kinds[is_outlier] += 1
-        if p.max() >= 0.15 and not is_outlier:
+        if r.max() >= 0.15 and not is_outlier:
             used[2] += 1
             unsup += F.cross_entropy(s["logits"][i : i + 1], p.argmax()[None])
     assert all(0 < count < len(w["logits"]) for count in used), used

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from usb_rsmatch.detection import nnpu
 from usb_rsmatch.detection.nnpu import nnpu_loss
 
 
@@ -50,3 +51,20 @@ def test_nnpu_minimiser_separates_a_mixture() -> None:
         optimizer.step()
     found = (weight * pool + bias > 0).detach()
     assert found[:1000].float().mean() > 0.9 and found[1000:].float().mean() < 0.1
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_two_processes_are_equivalent_to_one(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One half alone has overfitted, the whole batch has not: the whole decides."""
+    real = torch.tensor([2.0, 1.5, 4.0, 5.0], dtype=torch.float64, requires_grad=True)
+    pool = torch.tensor([4.0, 5.0, -3.0, 0.5], dtype=torch.float64, requires_grad=True)
+    whole = nnpu_loss(real, pool, 0.9, beta)
+    expected = torch.autograd.grad(whole, (real, pool))
+    halves = [(real[:2], pool[:2]), (real[2:], pool[2:])]
+    parts = [F.softplus(-p).mean() - 0.9 * F.softplus(-r).mean() for r, p in halves]
+    assert len({bool(part < -beta) for part in parts}) == 2  # alone, the two processes would decide differently
+    gathered = torch.stack(parts).detach()
+    monkeypatch.setattr(nnpu, "all_gather_batch", lambda part: gathered)
+    mean = sum(nnpu_loss(r, p, 0.9, beta) for r, p in halves) / 2
+    torch.testing.assert_close(mean, whole)
+    torch.testing.assert_close(torch.autograd.grad(mean, (real, pool)), expected)

@@ -299,7 +299,7 @@ def test_training_starts_from_a_checkpoint_of_usb_with_a_note(name: str, tiny: d
     ):
         with pytest.raises(UserError, match=message):
             train({**started, "save_name": "refused", **changes}, note=notes.append)
-        assert not list((Path(args.save_dir) / "refused").glob("[!.]*"))
+        assert not (Path(args.save_dir) / "refused").exists()
 
     ours, lines = build(longer), []
     ours.print_fn = lines.append

@@ -15,7 +15,7 @@ from semilearn import get_net_builder
 from semilearn.algorithms.crmatch import crmatch
 from semilearn.core.utils import ALGORITHMS, IMB_ALGORITHMS
 
-from usb_rsmatch.errors import Interrupted
+from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb import compat, training
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.crmatch_rotation import RotatedBatches
@@ -93,6 +93,15 @@ def test_imbalanced_algorithm_resumes_to_the_same_weights(
 def test_unsupported_imbalanced_algorithm_raises_an_error(algorithm: str, short: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=NOT_ON_A_POOL[algorithm]):
         train({**short, "imb_algorithm": algorithm, "rs_loader": "batched"})
+
+
+@pytest.mark.parametrize("imbalanced", ["saw", "debiaspl"])
+def test_an_imbalanced_algorithm_that_rsmatch_cannot_carry_is_named(imbalanced: str, short: dict[str, Any]) -> None:
+    """Both replace the loss or the mask of their core: the base rule is not at fault."""
+    with pytest.raises(UserError, match=f"imb_algorithm: {imbalanced} replaces parts that rsmatch needs") as caught:
+        train({**short, "algorithm": "rsmatch", "imb_algorithm": imbalanced, "rs_loader": "batched"})
+    assert "rs_base" not in str(caught.value)
+    assert not Path(short["save_dir"]).exists()
 
 
 @pytest.mark.parametrize("algorithm", OPEN_SET)

@@ -162,3 +162,24 @@ def test_every_file_of_a_checkout_resolves(suite: str) -> None:
         known = EVERY.keys() | SUITES["usb_cv"].keys() | ALGORITHMS[config.algorithm].keys() | IMBALANCED.keys()
         unknown |= {(config.algorithm, key) for key in content if key not in {*known, "algorithm", "include_lb_to_ulb"}}
     assert unknown == set(), "keys of USB's that the tables above lack"
+
+
+def test_use_epass_is_honoured_where_semilearn_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of USB's repository read it, those of the wheel do not."""
+    from semilearn.core.utils import ALGORITHMS
+
+    base: Any = ALGORITHMS["comatch"]
+    wheel = type("CoMatch", (base,), {"__module__": base.__module__})
+
+    class Head(wheel):  # type: ignore[misc, valid-type]
+        def set_model(self) -> Any:
+            return super().set_model(), self.args.use_epass
+
+    monkeypatch.setitem(ALGORITHMS._dict, "comatch", Head)
+    args, notes = resolve({"algorithm": "comatch", "use_epass": True})
+    assert args.use_epass is True and notes == []
+    assert resolve({"algorithm": "comatch"})[0].use_epass is False
+    with pytest.raises(UserError, match="use_epass takes true or false"):
+        resolve({"algorithm": "comatch", "use_epass": 3})
+    args, notes = resolve({"algorithm": "fixmatch", "use_epass": True})
+    assert not hasattr(args, "use_epass") and "one projection head" in notes[0]

@@ -11,8 +11,8 @@
     L_op  = mean([max q~ >= tau_q] CE(psi(x_s), q~))    open-set classifier psi, (K + 1)-way on g
     L     = L_s + lambda_mb L_mb + lambda_u L_ui + lambda_op L_op
 
-As in the authors' code, targets are soft and L_op starts after the first of 256 epochs. Not implemented: the optional
-rotation loss, which is off in all of their CIFAR settings.
+As in the authors' code, 1e-8 is added inside the logarithms of L_mb, targets are soft and L_op starts after the first
+of 256 epochs. Not implemented: the optional rotation loss, which is off in all of their CIFAR settings.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.nets.wrn.wrn import WideResNet
 from torch import Tensor, nn
 
+from usb_rsmatch.algorithms.distributed_batchnorm import restore_split_batchnorm
 from usb_rsmatch.algorithms.split_batchnorm import Group, use_split_batchnorm
+from usb_rsmatch.distributed import average_tensors
 
 
 class BackboneWithHeads(nn.Module):
@@ -76,6 +78,7 @@ class RSNet(BackboneWithHeads):
     def __init__(self, backbone: nn.Module, num_classes: int, detector: nn.Module | None, split: bool = False) -> None:
         super().__init__(backbone)
         self.group = Group()
+        self.ddp = False  # whether DistributedDataParallel averages the backbone's gradients
         self._parts: tuple[Tensor, ...] | None = None
         if split:
             use_split_batchnorm(backbone, self.group)
@@ -83,6 +86,18 @@ class RSNet(BackboneWithHeads):
         nn.init.xavier_normal_(self.dummy_head.weight)
         nn.init.zeros_(self.dummy_head.bias)
         self.detector = detector
+        # The step calls these heads outside of `forward`. DistributedDataParallel would take them for unused, and then
+        # refuse their gradients: it leaves them to us.
+        heads = [name for name, _ in self.named_parameters() if not name.startswith("backbone.")]
+        self._ddp_params_and_buffers_to_ignore = heads
+        for name, weight in self.named_parameters():
+            if name in heads:
+                weight.register_post_accumulate_grad_hook(self._average_gradient)
+
+    def _average_gradient(self, weight: Tensor) -> None:
+        """Average a head's gradient over the processes of DistributedDataParallel."""
+        if self.ddp and weight.grad is not None:
+            average_tensors([weight.grad])
 
     @contextlib.contextmanager
     def split_statistics(self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor, synthetic: Tensor) -> Iterator[None]:
@@ -108,6 +123,7 @@ class RSNet(BackboneWithHeads):
         second = self._second_group(x)
         if second is None:
             return super().forward(x, **kwargs)
+        restore_split_batchnorm(self.backbone, self.group)
         with self.group.through(x, second) as (batch, places):
             out = super().forward(batch, **kwargs)
         return out if places is None else {name: value[places] for name, value in out.items()}

@@ -10,7 +10,8 @@ as inliers.
     L_fm   = FixMatch on the pseudo-inliers {x_u : o_q(x_u) > 0.5, q = argmax p(x_u)}
     L      = L_cls + L_ova + lambda_em L_em + lambda_socr L_socr + L_fm
 
-As in the authors' code, L_em is a mean over classes and pseudo-labels of pseudo-inliers are taken at any confidence.
+As in the authors' code, 1e-8 is added inside the logarithms of L_ova and L_em, L_em is a mean over classes, and pseudo-
+labels of pseudo-inliers are taken at any confidence.
 Ours: pseudo-inliers are chosen among the images of the batch by their weak view (the authors choose from the whole pool
 before each epoch, and draw a batch of its own from them); t_1 is the weak view of the batch and t_2 a second one; the
 labelled images come in one view.
@@ -24,7 +25,14 @@ import torch
 from semilearn.algorithms.utils import SSL_Argument
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, one_vs_all, one_vs_all_loss, register_algorithm
+from usb_rsmatch.algorithms.openset import (
+    EPSILON,
+    OpenSetAlgorithm,
+    linear,
+    one_vs_all,
+    one_vs_all_loss,
+    register_algorithm,
+)
 from usb_rsmatch.counter_rng import SECOND_VIEW
 
 
@@ -40,8 +48,12 @@ class OneVsAllHeads(nn.Module):
 
 
 def entropy_loss(logits_open: Tensor) -> Tensor:
-    """Entropy of the one-vs-all classifiers [B, 2, K], mean over images and classes (Eq. 2)."""
-    return -(logits_open.softmax(1) * logits_open.log_softmax(1)).sum(1).mean()
+    """Entropy of the one-vs-all classifiers [B, 2, K], mean over images and classes (Eq. 2).
+
+    `EPSILON` is added inside the logarithm, as in the authors' code.
+    """
+    p = logits_open.softmax(1)
+    return -(p * (p + EPSILON).log()).sum(1).mean()
 
 
 def soft_consistency_loss(first: Tensor, second: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import BackboneWithHeads, HeadsOnBackbone
 from usb_rsmatch.counter_rng import seeded_globals
+from usb_rsmatch.errors import UserError
 
 
 class OpenSetNet(BackboneWithHeads):
@@ -83,12 +83,21 @@ class OpenSetAlgorithm(HeadsOnBackbone):
         return torch.stack(views).to(like.device)
 
 
+def refuse_several_processes(args: Any, name: str) -> None:
+    """UserError for a job of several processes: these algorithms keep a memory of the pool in one."""
+    if getattr(args, "distributed", False) and getattr(args, "world_size", 1) > 1:
+        raise UserError(f"{name} keeps its memory of the pool in a single process: train it with one")
+
+
 def register_algorithm(name: str, algorithm: type[AlgorithmBase]) -> None:
     """Add to USB's registry, once; another algorithm of that name is kept, with a warning."""
     if name not in ALGORITHMS:
         ALGORITHMS.register(name)(algorithm)
     elif ALGORITHMS[name] is not algorithm:
         warnings.warn(f"another algorithm is registered as {name!r} already; it is left in place", stacklevel=2)
+
+
+EPSILON = 1e-8  # inside the logarithms of one-vs-all losses, as in the code of OpenMatch's and IOMatch's authors
 
 
 # one-vs-all classifiers: logits [B, 2, K], where index 1 of the middle axis means "of this class", 0 "not of it" ----
@@ -103,10 +112,11 @@ def one_vs_all(logits: Tensor) -> tuple[Tensor, Tensor]:
 def one_vs_all_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The true class's classifier learns inlier, the hardest other one outlier (OVANet; OpenMatch Eq. 1).
 
-    mean over images of  -log p(inlier | y) - min over k != y of log p(outlier | k).  `labels` int64 [B].
+    mean over images of  -log p(inlier | y) - min over k != y of log p(outlier | k).  `labels` int64 [B]. As in the
+    authors' code, `EPSILON` is added to each probability, which bounds the loss of one image by -2 log EPSILON.
     """
-    log_outlier, log_inlier = F.log_softmax(logits, 1).unbind(1)
+    outlier, inlier = one_vs_all(logits)
     index = labels[:, None]
-    positive = log_inlier.gather(1, index)[:, 0]
-    hardest = log_outlier.scatter(1, index, torch.inf).amin(1)
+    positive = (inlier.gather(1, index)[:, 0] + EPSILON).log()
+    hardest = (outlier.scatter(1, index, torch.inf).amin(1) + EPSILON).log()
     return -(positive + hardest).mean()

@@ -28,13 +28,23 @@ from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-from usb_rsmatch.detection.detector import TRAINED, build_detector, multiply_adds, reads_features, widened
+from usb_rsmatch.detection.detector import (
+    TRAINED,
+    build_detector,
+    multiply_adds,
+    reads_features,
+    teaches_backbone,
+    widened,
+)
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, is_rsmatch_variant
 from usb_rsmatch.rsmatch_settings import RSMATCH_KEYS, RSMatchSettings
 
 # The columns of a batch that the step uses; a base rule may use any subset of them.
 BATCH_KEYS = frozenset({"idx_lb", "x_lb", "y_lb", "idx_ulb", "x_ulb_w", "x_ulb_s"})
+
+# USB's imbalanced algorithms that replace the mask or the loss with its targets.
+REPLACE_PARTS = ("saw", "debiaspl")
 
 
 def base_rule(name: str) -> type[AlgorithmBase]:
@@ -48,8 +58,13 @@ def base_rule(name: str) -> type[AlgorithmBase]:
     return core
 
 
-def unfit(name: str) -> UserError:
-    """The error for an algorithm that cannot be a base rule: it has no mask to split, or no loss with targets."""
+def unfit(name: str, imbalanced: str | None = None) -> UserError:
+    """The error for an algorithm that cannot be a base rule: it has no mask to split, or no loss with targets.
+
+    Every base rule that `base_rule` accepts has both, unless an imbalanced algorithm on top replaces them.
+    """
+    if imbalanced is not None:
+        return UserError(f"imb_algorithm: {imbalanced} replaces parts that rsmatch needs; take {name} without rsmatch")
     return UserError(f"rs_base: {name} has no masked pseudo-label loss; take fixmatch, flexmatch, freematch, ...")
 
 
@@ -87,6 +102,8 @@ class RSMatch(HeadsOnBackbone):
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         self.settings = RSMatchSettings.read(args)
+        if getattr(args, "imb_algorithm", None) in REPLACE_PARTS:  # else the first step would raise it
+            raise unfit(self.settings.rs_base, args.imb_algorithm)
         self.teaches_main = self.settings.rs_synthetic_to in ("main", "both")
         self.teaches_dummy = self.settings.rs_synthetic_to in ("dummy", "both")
         self.lambda_syn, self.lambda_det = self.settings.rs_lambda_syn, self.settings.rs_lambda_det
@@ -105,6 +122,8 @@ class RSMatch(HeadsOnBackbone):
             return super().set_ema_model()
         except RuntimeError:  # the weights belong to another network architecture
             base = self.settings.rs_base
+            if self.imbalanced is not None:
+                raise unfit(base, self.imbalanced) from None
             raise UserError(f"rs_base: {base} builds a network of its own; take fixmatch, ...") from None
 
     def set_hooks(self) -> None:
@@ -112,9 +131,15 @@ class RSMatch(HeadsOnBackbone):
 
         super().set_hooks()
         if "MaskingHook" not in self.hooks_dict:
-            raise unfit(self.settings.rs_base)
+            raise unfit(self.settings.rs_base, self.imbalanced)
         # HIGH: its state is ready before a checkpoint; after USB's own: it measures this step's averaged weights.
         self.register_hook(SyntheticDetectionHook(self), "SyntheticDetectionHook", "HIGH")
+
+    @property
+    def imbalanced(self) -> str | None:
+        """The name of the imbalanced algorithm on top, if there is one."""
+        name = getattr(self.args, "imb_algorithm", None)
+        return None if name in (None, "None") else str(name)
 
     # what the detection hook uses -------------------------------------------------------------------------------
 
@@ -152,6 +177,13 @@ class RSMatch(HeadsOnBackbone):
             return self.network.split_statistics(x_lb, x_ulb_w, x_ulb_s, self.synthetic)
         return contextlib.nullcontext()
 
+    def _refuse_wrapper(self) -> None:
+        """UserError where a parallel wrapper of USB's own train.py would change the result in silence."""
+        if isinstance(self.model, nn.DataParallel) and len(self.model.device_ids) > 1:
+            raise UserError("rsmatch does not run under DataParallel: take one gpu, or multiprocessing_distributed")
+        if self.network.ddp and self.settings.rs_detector in TRAINED and teaches_backbone(self.detector):
+            raise UserError("rs_detector_input: this one does not run under DistributedDataParallel; take feature")
+
     # the step ---------------------------------------------------------------------------------------------------
 
     def train_step(
@@ -165,6 +197,8 @@ class RSMatch(HeadsOnBackbone):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step; `idx_*` int64 [B], images float32 [B, 3, H, W], `y_lb` int64 [B]."""
         batch = dict(idx_lb=idx_lb, x_lb=x_lb, y_lb=y_lb, idx_ulb=idx_ulb, x_ulb_w=x_ulb_w, x_ulb_s=x_ulb_s)
+        self.network.ddp = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        self._refuse_wrapper()
         base_step = super().train_step
         self.synthetic = self.call_hook("identify", "SyntheticDetectionHook", x_ulb_w=x_ulb_w, idx_ulb=idx_ulb)  # s
         self.mask: Tensor | None = None  # the base rule's step sets mask and targets
@@ -172,7 +206,7 @@ class RSMatch(HeadsOnBackbone):
         with self._split_normalisation(x_lb, x_ulb_w, x_ulb_s):
             out_dict, log_dict = base_step(**{key: batch[key] for key in inspect.signature(base_step).parameters})
         if self.mask is None or self.consistency_loss.targets is None:
-            raise unfit(self.settings.rs_base)
+            raise unfit(self.settings.rs_base, self.imbalanced)
 
         feat = {name: widened(value) for name, value in out_dict["feat"].items()}  # of half precision with `amp`
         mask, pseudo_label = self.mask, self.consistency_loss.targets

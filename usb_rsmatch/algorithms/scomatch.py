@@ -5,15 +5,16 @@
     L_s^o    = mean([score < tau] CE(r(queued image), K + 1))              once the queue holds a batch
     L_u^o    = mean(m CE(r(x_s), argmax r(x_w))),  m = [max r >= tau]      where argmax r is a class
                                                    m = [max r >= tau_o]    where it is K + 1
-    L_u^c    = mean([max p >= tau] [argmax r <= K] CE(p(x_s), argmax p(x_w)))
+    L_u^c    = mean([max r >= tau] [argmax r <= K] CE(p(x_s), argmax p(x_w)))
     L        = L_s + L_s^o + L_u^c + L_u^o
     tau_o    = tau * (confident outliers / confident inliers), clipped to [0.75, 0.95], over half a pass of the pool
 
 At each step the image of the batch with the smallest max_{k <= K} r_k enters the queue of length max(8K, 256) and
 replaces the oldest. All this as in the authors' code (CIFAR-10 branch); the paper's equation numbers are not known to
-us. Ours: one unlabelled batch serves both losses (theirs draws two from the same pool, and masks L_u^c by the
-confidence of the other batch); the backbone's own classifier computes the first K logits, one more linear unit the
-last; the queue holds pool indices, and sampled images get new views.
+us. L_u^c is masked by the largest of all K + 1 probabilities r, not of the K probabilities p. Ours: one unlabelled
+batch serves both losses (theirs draws two from the same pool, and takes max r from the other one); the backbone's own
+classifier computes the first K logits, one more linear unit the last; the queue holds pool indices, and sampled images
+get new views.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from semilearn.algorithms.utils import SSL_Argument
 from semilearn.core.hooks import Hook
 from torch import Tensor, nn
 
-from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, register_algorithm
+from usb_rsmatch.algorithms.openset import OpenSetAlgorithm, linear, refuse_several_processes, register_algorithm
 from usb_rsmatch.counter_rng import OUTLIER_VIEW, generator
 
 LOWEST, HIGHEST = 0.75, 0.95  # of the threshold for outliers (authors)
@@ -90,6 +91,7 @@ class SCOMatch(OpenSetAlgorithm):
     Heads = OutlierHead
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        refuse_several_processes(args, "scomatch")
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.p_cutoff, self.T, self.enqueued = args.p_cutoff, args.T, args.sco_enqueue
 
@@ -125,11 +127,11 @@ class SCOMatch(OpenSetAlgorithm):
                 r = self.compute_prob(ulb_w["logits_open"] / self.T)  # [uB, K + 1]
                 p = self.compute_prob(ulb_w["logits"] / self.T)  # [uB, K]
                 confidence_open, target_open = r.max(1)
-                confidence, target = p.max(1)
+                target = p.argmax(1)
                 is_outlier = target_open == classes
                 sure = confidence_open >= self.p_cutoff
                 mask_open = torch.where(is_outlier, confidence_open >= threshold_open, sure).to(r.dtype)
-                mask = ((confidence >= self.p_cutoff) & ~is_outlier).to(r.dtype)
+                mask = (sure & ~is_outlier).to(r.dtype)
                 self.call_hook("count", "OutlierQueueHook", is_outlier=is_outlier, sure=sure)
                 score = r[:, :classes].amax(1)
                 self.call_hook("push", "OutlierQueueHook", indices=idx_ulb, scores=score, count=self.enqueued)

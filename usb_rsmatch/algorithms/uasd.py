@@ -23,7 +23,7 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.hooks import Hook
 from torch import Tensor
 
-from usb_rsmatch.algorithms.openset import register_algorithm
+from usb_rsmatch.algorithms.openset import refuse_several_processes, register_algorithm
 
 
 class AveragedPredictions(Hook):
@@ -62,6 +62,7 @@ class UASD(AlgorithmBase):
     """UASD; its averages, of the pool and of the reference images for tau, are in two hooks."""
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        refuse_several_processes(args, "uasd")
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.ramp_start, self.ramp_end = args.uasd_start, args.uasd_ramp
 

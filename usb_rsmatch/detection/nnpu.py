@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from usb_rsmatch.distributed import all_gather_batch
+
 
 def nnpu_loss(
     logits_real: Tensor,
@@ -21,10 +23,12 @@ def nnpu_loss(
     with l the logistic loss and pi = `prior_real`. If the second part is below -`beta`, the detector has overfitted:
     the value is then R's first part minus `beta`, but the gradient is that of -`gamma` times the second part alone,
     which reverses the overfitting. Source: nnPU, Kiryo et al. 2017 (arXiv 1703.00593, eq. 6 and
-    algorithm 1); its positives are our real images.
+    algorithm 1); its positives are our real images. With several processes the mean of their values, and of their
+    gradients, is that of the whole batch: whether the detector has overfitted is decided by the whole batch's part.
     """
     risk_real = prior_real * F.softplus(logits_real).mean()
     risk_synthetic = F.softplus(-logits_pool).mean() - prior_real * F.softplus(-logits_real).mean()
+    part = all_gather_batch(risk_synthetic.detach()[None]).mean()  # the batches of all processes have one size
     undo = -gamma * risk_synthetic
     overfitted = undo + (risk_real - beta - undo).detach()
-    return torch.where(risk_synthetic < -beta, overfitted, risk_real + risk_synthetic)
+    return torch.where(part < -beta, overfitted, risk_real + risk_synthetic)

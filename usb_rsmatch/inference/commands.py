@@ -59,6 +59,7 @@ def add_commands(command: Command) -> None:
         help="include the detector of synthetic images or not; default: if the run has one",
     )
     sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
+    _add_trust_options(sub)
 
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:
@@ -66,6 +67,15 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
     sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="default: 256")
+    _add_trust_options(sub)
+
+
+def _add_trust_options(sub: argparse.ArgumentParser) -> None:
+    """Options that allow the code which a run folder's own configuration names."""
+    sub.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="a plugin of the run that may be imported"
+    )
+    sub.add_argument("--trust-plugins", action="store_true", help="import every plugin that the run names")
 
 
 def _positive(text: str) -> int:
@@ -86,7 +96,7 @@ def _load_run(args: argparse.Namespace, device: str | None) -> Any:
     silence_deprecations()
     from usb_rsmatch.inference.loaded_run import load_run
 
-    return load_run(args.run_dir, device, args.c)
+    return load_run(args.run_dir, device, args.c, trust_plugins=args.trust_plugins, plugins=args.plugin)
 
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:

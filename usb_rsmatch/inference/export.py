@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,12 @@ def export(run: Any, format: str, out: Path, detector: bool | None = None) -> li
     return paths
 
 
-def load_exported(path: str | Path) -> ExportedNetwork:
-    """The network of a safetensors file of this package, built from the configuration in the file."""
+def load_exported(path: str | Path, trust_plugins: bool = False, plugins: Collection[str] = ()) -> ExportedNetwork:
+    """The network of a safetensors file of this package, built from the configuration in the file.
+
+    Plugins that the file names are only imported if `plugins` names them too, or with `trust_plugins`. Raises UserError
+    for other plugins, before any is imported, and for a file of another kind.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -69,7 +73,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     from usb_rsmatch.data.sources.dataset_registry import DataSpec
     from usb_rsmatch.inference.loaded_run import Run
     from usb_rsmatch.usb.config import resolve
-    from usb_rsmatch.usb.config_migration import migrate
+    from usb_rsmatch.usb.config_migration import migrate, refuse_untrusted_plugins
     from usb_rsmatch.usb.training import build
 
     try:
@@ -77,6 +81,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
             description = json.loads((file.metadata() or {})["usb_rsmatch"])
         inside = description["preprocessing"]["inside"]
         size, depth = description["input"]["shape"][2], description["input"]["shape"][1]
+        refuse_untrusted_plugins(description["config"], path, trust_plugins, plugins)
         args, _ = resolve(migrate(description["config"])[0])
     except UserError:
         raise
@@ -85,6 +90,7 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     spec = DataSpec(args.dataset, tuple(inside["mean"]), tuple(inside["std"]), False, size)
     assert depth == spec.channels
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
+    args.use_pretrain = False  # the file has all weights
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
     run = Run(Path(path), args, build(args, pool=placeholder_pool(spec, description["classes"], size, {})))
@@ -139,7 +145,7 @@ def _write_safetensors(network: ExportedNetwork, example: Tensor, description: d
 
 
 def _read_safetensors(path: Path, batch: Tensor) -> list[Tensor]:
-    return list(load_exported(path)(batch))
+    return list(load_exported(path, trust_plugins=True)(batch))  # written just now
 
 
 FORMATS: dict[str, tuple[Writer, Reader]] = {

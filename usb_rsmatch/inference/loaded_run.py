@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 from usb_rsmatch.usb import checkpoint, config
-from usb_rsmatch.usb.config_migration import migrate
+from usb_rsmatch.usb.config_migration import migrate, refuse_untrusted_plugins
 from usb_rsmatch.usb.training import build
 from usb_rsmatch.version import __version__
 
@@ -112,17 +112,21 @@ def load_run(
     device: str | None = None,
     config: str | Path | None = None,
     note: Note = lambda line: print(line, file=sys.stderr),
+    trust_plugins: bool = False,
+    plugins: Collection[str] = (),
 ) -> Run:
     """The run of a folder or of one checkpoint file in it; UserError if it is missing or damaged.
 
     A checkpoint of USB itself contains no configuration: then `config` is a file or the name of a shipped one. Keys of
-    a run of another version are migrated; `note` is called with a line on each change.
+    a run of another version are migrated; `note` is called with a line on each change. Modules that the run's own
+    configuration names as plugins are only imported if `plugins` names them too, or with `trust_plugins`: a run folder
+    from elsewhere would otherwise run its author's code. Raises UserError before any of them is imported.
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
         raise UserError(f"{path}: no such run folder; check the path")
-    args = _configuration(folder, path, config, note)
+    args = _configuration(folder, path, config, note, trust_plugins, plugins)
     args.device = choose_device(device)
     if path.is_file():
         content: dict[str, Any] | None = checkpoint.read(path)
@@ -136,6 +140,7 @@ def load_run(
     if args.rs_detector not in TRAINED:  # other detectors have no network
         args.rs_detector = "none"
     args.rs_loader, args.num_workers = "pil", 0
+    args.use_pretrain = False  # the checkpoint has all weights: fetch nothing that a configuration from elsewhere names
     algorithm = build(args, pool=_placeholder(folder, args))
     try:
         algorithm.ema_model.load_state_dict(_plain_names(content["ema_model"]))
@@ -145,7 +150,9 @@ def load_run(
     return Run(folder, requested, algorithm, content.get("it"))
 
 
-def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note) -> Namespace:
+def _configuration(
+    folder: Path, path: Path, name: str | Path | None, note: Note, trust_plugins: bool, plugins: Collection[str]
+) -> Namespace:
     """The run's resolved configuration: its own `config.yaml`, or the given one for a checkpoint of USB itself."""
     own = folder / "config.yaml"
     if own.exists() and name is not None:
@@ -159,6 +166,7 @@ def _configuration(folder: Path, path: Path, name: str | Path | None, note: Note
     else:
         config.import_semilearn()
         saved = config.read_yaml(own)
+        refuse_untrusted_plugins(saved, own, trust_plugins, plugins)
         kept, notes = migrate(saved)
         made_by = _made_by(folder)
         if notes and made_by != __version__:

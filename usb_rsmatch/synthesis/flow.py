@@ -84,7 +84,7 @@ def _read_cache(cache_file: Path, shape: tuple[int, ...]) -> np.ndarray:
     if not cache_file.exists():
         return np.empty((0, *shape), dtype=np.uint8)
     try:
-        with np.load(cache_file) as arrays:
+        with np.load(cache_file, allow_pickle=False) as arrays:
             return arrays["images"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{cache_file} is damaged: remove it to make the images again") from error

@@ -80,5 +80,5 @@ def _write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from usb_rsmatch import distributed
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.usb.state import pack, unpack
@@ -147,6 +148,18 @@ def load(algorithm: Any, content: dict[str, Any], what: str) -> None:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{what} does not fit the configuration: {reason}") from None
+
+
+def load_start(algorithm: Any) -> dict[str, Any] | None:
+    """Load the checkpoint that `start_from` names and return it; UserError if it does not fit or leaves no step."""
+    path = algorithm.args.start_from
+    if not path:
+        return None
+    state = distributed.on_rank_zero(read, Path(path))
+    load(algorithm, state, f"start_from: {path}")
+    if algorithm.it >= algorithm.num_train_iter:
+        raise UserError(f"start_from: it is at step {algorithm.it} already: raise num_train_iter")
+    return state
 
 
 def rename_damaged(folder: Path) -> None:

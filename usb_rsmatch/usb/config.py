@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from argparse import Namespace
 from collections.abc import Mapping
@@ -27,9 +28,9 @@ _USB = [
     Key("num_warmup_iter", "int", 0, "steps of linear warm-up of the learning rate", low=0),
     Key("num_eval_iter", "int", 10, "steps between evaluations, each with a checkpoint", low=1),
     Key("num_log_iter", "int", 5, "steps between log lines", low=1),
-    Key("batch_size", "int", 8, "labelled images per step", low=1),
-    Key("uratio", "int", 1, "unlabelled images per labelled image in a batch", low=1),
-    Key("eval_batch_size", "int", 16, "batch size at evaluation", low=1),
+    Key("batch_size", "int", 8, "labelled images per step", low=1, high=65536),
+    Key("uratio", "int", 1, "unlabelled images per labelled image in a batch", low=1, high=1000),
+    Key("eval_batch_size", "int", 16, "batch size at evaluation", low=1, high=1048576),
     Key("ema_m", "float", 0.999, "momentum of the averaged (EMA) weights, which are evaluated", low=0, high=1),
     Key("ulb_loss_ratio", "float", 1.0, "weight of the unlabelled loss (lambda_u)", low=0),
     Key("optim", "SGD|AdamW", "SGD", "optimiser"),
@@ -75,7 +76,7 @@ DEAD: dict[str, str] = {
     "clip": "USB reads clip_grad",
     "use_refix": "nothing reads it",
     "dist_align_target": "nothing reads it",
-    "use_epass": "set where SimMatch and CoMatch need it",
+    "use_epass": "only comatch and simmatch of USB's repository read it: the wheel's have one projection head",
     "use_amp": "USB's algorithms read amp",
     "gpu": "the device is chosen by --device",
     "multiprocessing_distributed": "several processes are started by torchrun",
@@ -95,6 +96,7 @@ NOT_IDENTITY = frozenset(
     | {"analysis"}
 )
 
+LARGEST_BATCH = 262_144  # unlabelled images of a step, far above any published setting; more is a mistyped number
 
 # Former names of this package's modules that configurations may name as plugins.
 FORMER_PLUGINS = {"usb_rsmatch.algorithms.ways": "usb_rsmatch.algorithms.rsmatch_variants"}
@@ -125,7 +127,17 @@ def algorithm_keys(algorithm: str, imbalanced: str | None, base: str | None = No
             if key not in KEYS:
                 kind = {"str2bool": "bool"}.get(argument.type.__name__, argument.type.__name__)
                 keys[key] = Key(key, kind, argument.default, argument.help or "", optional=argument.default is None)
+        if reads_epass(registry[name]):
+            keys["use_epass"] = Key("use_epass", "bool", False, "three projection heads, averaged (EPASS), not one")
     return keys
+
+
+def reads_epass(algorithm: type) -> bool:
+    """Whether the networks of an algorithm read `use_epass`, which none of USB's algorithms declares: HEAD's do."""
+    try:
+        return "args.use_epass" in inspect.getsource(algorithm)
+    except (OSError, TypeError):  # a class without source
+        return False
 
 
 def all_keys() -> dict[str, Key]:
@@ -154,9 +166,7 @@ def resolve(
         where, given = str(config), read_yaml(path)
     given.update(plain(overrides or {}, where))
     given = {key.replace("-", "_"): value for key, value in given.items()}
-    notes = [f"{key} has no effect: {DEAD[key]}" for key in given if key in DEAD]
-    given = {key: value for key, value in given.items() if key not in DEAD}
-
+    notes = []
     for module in map(str, convert(KEYS["plugins"], given.get("plugins", []), where)):
         if module in FORMER_PLUGINS:
             notes.append(f"plugin {module} is deprecated: its name is {FORMER_PLUGINS[module]} now")
@@ -166,6 +176,9 @@ def resolve(
     has_base_rule = is_rsmatch_variant(algorithm)
     base = convert(KEYS["rs_base"], given.get("rs_base", "fixmatch"), where) if has_base_rule else None
     known = {**KEYS, **algorithm_keys(algorithm, imbalanced, base)}
+    dead = {key: why for key, why in DEAD.items() if key not in known}
+    notes = [*(f"{key} has no effect: {dead[key]}" for key in given if key in dead), *notes]
+    given = {key: value for key, value in given.items() if key not in dead}
     values: dict[str, Any] = {name: key.default for name, key in known.items()}
     all_known: dict[str, Key] | None = None
     for name, value in given.items():
@@ -186,6 +199,9 @@ def check(values: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: num_train_iter ({values['num_train_iter']}) must be divisible by epoch ({values['epoch']})"
         )
+    unlabelled = values["batch_size"] * values["uratio"]
+    if unlabelled > LARGEST_BATCH:
+        raise UserError(f"{where}: batch_size x uratio is {unlabelled:,} images a step; at most {LARGEST_BATCH:,}")
     name = values["save_name"]
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
         raise UserError(f"{where}: save_name is a folder inside save_dir, not {name!r}")

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from usb_rsmatch.algorithms.distributed_batchnorm import use_distributed_batchnorm
 from usb_rsmatch.counter_rng import derive
 from usb_rsmatch.distributed import all_gather_batch, average_tensors, local_shard, rank, world_size
-from usb_rsmatch.usb.distributed_batchnorm import use_distributed_batchnorm
 
 
 def average_gradients(model: nn.Module) -> None:

@@ -62,21 +62,24 @@ def train(
             note(f"{folder} is done: {result_line(done)}")
             return done
         algorithm = build(args)
+        start = None if (folder / "latest_model.pth").exists() else checkpoint.load_start(algorithm)
         distributed.on_rank_zero(lambda: lock.enter_context(lock_run_folder(folder)))
         done = distributed.on_rank_zero(check_folder, folder, algorithm.config)  # another process may have finished it
-        return done if done is not None else _train(algorithm, folder, stop, note)
+        return done if done is not None else _train(algorithm, folder, stop, note, start)
 
 
-def _train(algorithm: Any, folder: Path, stop: StopBetweenSteps, note: Callable[[str], None]) -> dict[str, Any]:
-    """Train to the end and write the result, in a run folder that this process (or the first one) has locked."""
+def _train(
+    algorithm: Any, folder: Path, stop: StopBetweenSteps, note: Callable[[str], None], start: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Train to the end and write the result, in a run folder that this process (or the first one) has locked.
+
+    `start` is the checkpoint that `algorithm` starts from, used unless the folder has one.
+    """
     state, damage = distributed.on_rank_zero(checkpoint.read_latest, folder)
     if state is not None:
         checkpoint.load(algorithm, state, f"the checkpoint in {folder}")
-    elif algorithm.args.start_from:
-        state = distributed.on_rank_zero(checkpoint.read, Path(algorithm.args.start_from))
-        checkpoint.load(algorithm, state, f"start_from: {algorithm.args.start_from}")
-        if algorithm.it >= algorithm.num_train_iter:
-            raise UserError(f"start_from: it is at step {algorithm.it} already: raise num_train_iter")
+    else:
+        state = start
     distributed.on_rank_zero(prepare_folder, folder, algorithm.args, algorithm)
     if damage:
         note(f"note: {damage}")

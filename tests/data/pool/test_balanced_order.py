@@ -63,3 +63,10 @@ def test_limits_bound_generators(first: int, second: int) -> None:
     labels, generator = np.arange(60) % 5, (np.arange(60) % 3).astype(np.int16)
     order = draw_order(labels, generator, ("a", "b", "c"), 0, {"a": first, "c": second})
     assert np.bincount(generator[order], minlength=3).tolist() == [first, 0, second]
+
+
+def test_a_name_derived_from_the_path_does_not_change_the_order() -> None:
+    labels, generator = np.arange(60) % 3, np.zeros(60, dtype=np.int64)
+    first = draw_order(labels, generator, ["old"], 0, unnamed="old")
+    assert np.array_equal(first, draw_order(labels, generator, ["new"], 0, unnamed="new"))
+    assert not np.array_equal(first, draw_order(labels, generator, ["new"], 0))

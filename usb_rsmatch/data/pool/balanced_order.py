@@ -54,16 +54,19 @@ def draw_order(
     generators: Sequence[str],
     seed: int,
     limits: Mapping[str, int] | None = None,
+    unnamed: str | None = None,
 ) -> np.ndarray:
     """The order int64 [N] in which a source's images are drawn: generators in proportion, classes balanced.
 
     The order depends on the seed, the generators' names and the images' own order; a smaller draw is a prefix of a
     larger one. `limits` is the maximum number of images per generator; generators that it does not name get none.
+    `unnamed` is a generator whose name was only derived from the path of its images: it counts as nameless, so that
+    moving or renaming a folder does not change what is drawn.
     """
     orders = []
     for number, name in enumerate(generators):
         members = np.flatnonzero(generator == number)
-        rng = counter_rng.generator(seed, "synthetic", name)
+        rng = counter_rng.generator(seed, "synthetic", "" if name == unnamed else name)
         order = members[balanced_order(labels[members], rng)]
         orders.append(order if limits is None else order[: limits.get(name, 0)])
     return merge(orders)

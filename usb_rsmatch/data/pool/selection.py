@@ -127,16 +127,18 @@ def _default_generator(argument: str) -> str:
 def _order(source: Source, entry: Mapping[str, Any], seed: int) -> np.ndarray:
     """The source's images in drawing order, as many as its `count` says: in all, or of each generator."""
     count = entry.get("count")
+    prefix, _, argument = entry["source"].partition(":")
+    unnamed = None if entry.get("generator") else _default_generator(argument) or prefix
     if not isinstance(count, Mapping):
         order = np.arange(len(source))
         if not source.in_order:
-            order = draw_order(source.labels, source.generator, source.generators, seed)
+            order = draw_order(source.labels, source.generator, source.generators, seed, unnamed=unnamed)
         return order[: _at_most(count, len(order), entry["source"])]
     sizes = {name: int((source.generator == g).sum()) for g, name in enumerate(source.generators)}
     limits = {
         name: _at_most(n, sizes.get(name, 0), f"{entry['source']}, generator {name}") for name, n in count.items()
     }
-    return draw_order(source.labels, source.generator, source.generators, seed, limits)
+    return draw_order(source.labels, source.generator, source.generators, seed, limits, unnamed)
 
 
 def _at_most(count: int | None, available: int, origin: str) -> int:

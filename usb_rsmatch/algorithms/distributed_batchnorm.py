@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from usb_rsmatch.algorithms.split_batchnorm import Group, SplitBatchNorm2d
+
 
 class DistributedBatchNorm:
     """A mixin for a BatchNorm class; evaluation, weights and names stay those of that class."""
@@ -76,6 +78,21 @@ def _sum_over_processes(part: Tensor) -> Tensor:
     total = part.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+class DistributedSplitBatchNorm2d(DistributedBatchNorm, SplitBatchNorm2d):
+    """A split BatchNorm with the statistics of the batches of all processes."""
+
+
+def restore_split_batchnorm(network: nn.Module, group: Group) -> None:
+    """Split again what torch's `convert_sync_batchnorm` has replaced by SyncBatchNorm; weights and names stay.
+
+    USB's train.py converts each model so when it trains by DistributedDataParallel.
+    """
+    for module in network.modules():
+        if type(module) is nn.SyncBatchNorm and module.affine and module.momentum is not None:
+            module.__class__ = DistributedSplitBatchNorm2d  # type: ignore[assignment]
+            module.group = group  # type: ignore[assignment]
 
 
 def use_distributed_batchnorm(model: nn.Module) -> None:
