@@ -87,7 +87,8 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
-    run = Run(Path(path), args, build(args, pool=placeholder_pool(spec, description["classes"], size, {})))
+    pool = placeholder_pool(spec, description["classes"], size, {})
+    run = Run(Path(path), args, build(args, pool=pool, load_weights=False))
     network = build_exported_network(run, description["detector"] is not None)
     network.load_state_dict(load_file(str(path)))
     return network
