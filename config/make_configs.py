@@ -76,10 +76,7 @@ FINE_TUNED = (
         count=50_000,
     ),
     FineTuned(
-        Benchmark("eurosat", "sd14", f"{SD14}eurosat", (20, 40), net=SMALL),
-        f"{SMALL}_mlp_im_1k_32.pth",
-        lr=5e-5,
-        layer_decay=1.0,
+        Benchmark("eurosat", "sd14", f"{SD14}eurosat", (20, 40), net=SMALL), f"{SMALL}_mlp_im_1k_32.pth", 5e-5, 1.0
     ),
     FineTuned(
         Benchmark("tissuemnist", "sd14", f"{SD14}tissuemnist", (80, 400), 8, net=TINY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import timm
 import torch
 from semilearn.core.utils import ALGORITHMS
 
+from usb_rsmatch.cli import main
+from usb_rsmatch.data.images.decode import fit, read_image
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.export import export, load_exported
 from usb_rsmatch.inference.loaded_run import load_run
@@ -150,3 +153,50 @@ def test_a_stopped_run_of_a_pretrained_network_resumes_to_the_same_weights(
     training.train({**config, "save_name": "stopped"}, note=lambda line: None)
     first, second = (torch.load(root / name / "latest_model.pth")["model"] for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_commands_work_on_a_run_of_a_pretrained_network(short: dict[str, Any], weights: Path, tmp_path: Path) -> None:
+    """predict, audit and report, from the run folder: 32 px photographs in files, a ViT of 64 px."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    pretrained = {"net": "timm:test_vit", "use_pretrain": True, "pretrain_path": str(weights), "net_size": 64}
+    training.train({**short, **pretrained, "algorithm": "rsmatch"}, note=lambda line: None)
+    folder, photo = Path(short["save_dir"]), load_sample_image("flower.jpg")
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        crop = photo[32 * number : 32 * number + 64, 100:164]
+        Image.fromarray(crop).save(tmp_path / "images" / f"{number}.png")
+    images, run = str(tmp_path / "images"), str(folder / "run")
+    assert main(["predict", images, "--run", run, "--out", str(tmp_path / "p.csv")]) == 0
+    assert main(["audit", images, "--run", run, "--out", str(tmp_path / "a.csv")]) == 0
+    assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+    for name in ("p.csv", "a.csv"):
+        assert len((tmp_path / name).read_text().splitlines()) == 13
+    loaded = load_run(folder / "run", note=lambda line: None)
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    pixels = np.stack([fit(read_image(Path(row["file"])), 32, 1) for row in rows])
+    probabilities, synthetic = loaded.predict(pixels), loaded.synthetic_score(pixels)
+    assert [row["class"] for row in rows] == [loaded.classes[c] for c in probabilities.argmax(1)]
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(probabilities.max(1).tolist(), abs=1e-4)
+    assert [float(row["synthetic"]) for row in rows] == pytest.approx(synthetic.tolist(), abs=1e-4)
+    assert "| rsmatch" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_notebook_trains_a_network_of_timm(short: dict[str, Any], weights: Path) -> None:
+    """USB's own functions, with the keys of the pretrained network in its configuration."""
+    from semilearn import Trainer, get_algorithm, get_config, get_data_loader, get_dataset, get_net_builder
+
+    pretrained = {"net": "timm:test_vit", "use_pretrain": True, "pretrain_path": str(weights), "net_size": 64}
+    config = get_config({**short, **pretrained, "rs_loader": "pil", "num_classes": 10, "gpu": None})
+    algorithm = get_algorithm(config, get_net_builder(config.net, from_name=False), tb_log=None, logger=None)
+    backbone = algorithm.model
+    assert backbone.input.size == 64 and backbone.changes_values
+    own = torch.load(weights)["model"]["blocks.1.mlp.fc1.weight"]
+    assert torch.equal(backbone.model.blocks[1].mlp.fc1.weight, own)
+    data = get_dataset(config, config.algorithm, config.dataset, config.num_labels, config.num_classes)
+    loaders = [get_data_loader(config, data[f"train_{kind}"], 4, num_workers=0) for kind in ("lb", "ulb")]
+    evaluation = get_data_loader(config, data["eval"], 128, data_sampler=None, drop_last=False, num_workers=0)
+    Trainer(config, algorithm).fit(*loaders, evaluation)
+    assert algorithm.it == 2 and not torch.equal(backbone.model.blocks[1].mlp.fc1.weight, own)

@@ -25,7 +25,7 @@ USB_HEADS = ("fc", "classifier", "mlp", "head")
 
 def is_timm(args: Any) -> bool:
     """Whether a configuration names a network of timm."""
-    return str(args.net).startswith(timm_backbone.PREFIX) and not args.net_from_name
+    return str(args.net).startswith(timm_backbone.PREFIX) and not getattr(args, "net_from_name", False)
 
 
 class NetworkBuilder:
