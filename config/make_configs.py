@@ -1,7 +1,8 @@
-"""Generate the configurations in config/classic_cv/ and the grids in config/paper/.
+"""Generate the configurations in config/classic_cv/ and config/usb_cv/, and the grids in config/paper/.
 
 config/classic_cv/ has one file per algorithm (RSMatch and the open-set baselines), data set, number of labels and seed.
 The settings are those of USB's FixMatch, except what the authors of an open-set baseline publish.
+config/usb_cv/ has the same algorithms on USB's pretrained ViTs, with the settings of USB's FixMatch there.
 config/paper/ has the grids of the RS-SSL benchmark, one file per data set.
 
     python config/make_configs.py           # write the files that are missing or differ
@@ -42,6 +43,54 @@ BENCHMARKS = (
     Benchmark("cifar100", "edm", "npz:./data/edm/cifar100_1m.npz", (400, 2500, 10000), 100, decay=1e-3),
     Benchmark("svhn", "edm", "npz:./data/edm/svhn_1m.npz", (40, 250, 1000)),
     Benchmark("stl10", "sd14", "folder:./data/sd14/stl10", (40, 250, 1000), img_size=96, net="wrn_var_37_2"),
+)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A data set of USB's usb_cv configurations: its pretrained ViT and its settings of AdamW."""
+
+    benchmark: Benchmark
+    weights: str
+    lr: float
+    layer_decay: float
+    crop_ratio: float = 0.875
+    count: int = 10_000  # synthetic images (ours)
+
+
+USB_RELEASE = "https://github.com/microsoft/Semi-supervised-learning/releases/download/v.0.0.0/"
+SMALL, TINY, SD14 = "vit_small_patch2_32", "vit_tiny_patch2_32", "folder:./data/sd14/"
+FINE_TUNED = (
+    FineTuned(
+        Benchmark("cifar100", "edm", "npz:./data/edm/cifar100_1m.npz", (200, 400), 100, net=SMALL),
+        f"{SMALL}_mlp_im_1k_32.pth",
+        lr=5e-4,
+        layer_decay=0.5,
+        count=50_000,
+    ),
+    FineTuned(
+        Benchmark("stl10", "sd14", f"{SD14}stl10", (40, 100), img_size=96, net="vit_base_patch16_96"),
+        "mae_pretrain_vit_base.pth",
+        lr=1e-4,
+        layer_decay=0.65,
+        count=50_000,
+    ),
+    FineTuned(
+        Benchmark("eurosat", "sd14", f"{SD14}eurosat", (20, 40), net=SMALL), f"{SMALL}_mlp_im_1k_32.pth", 5e-5, 1.0
+    ),
+    FineTuned(
+        Benchmark("tissuemnist", "sd14", f"{SD14}tissuemnist", (80, 400), 8, net=TINY),
+        f"{TINY}_mlp_im_1k_32.pth",
+        lr=5e-5,
+        layer_decay=0.95,
+        crop_ratio=0.95,
+    ),
+    FineTuned(
+        Benchmark("semi_aves", "sd14", f"{SD14}semi_aves", (3959,), 200, img_size=224, net="vit_small_patch16_224"),
+        "vit_small_patch16_224_mlp_im_1k_224.pth",
+        lr=1e-3,
+        layer_decay=0.65,
+    ),
 )
 
 
@@ -184,6 +233,36 @@ def settings(method: Method, benchmark: Benchmark, labels: int, seed: int) -> di
     return {**values, **method.published, **method.tail}
 
 
+def fine_tuning(method: Method, tuned: FineTuned, labels: int, seed: int) -> dict[str, Any]:
+    """Return the keys and values of one run on a pretrained ViT: USB's for FixMatch, with the method's own keys.
+
+    ViTs have no BatchNorm, so that `rs_norm: split` would have no effect. Training lengths that authors of open-set
+    baselines publish are for networks without pretraining: they are not used.
+    """
+    values = settings(Method(method.name, method.own, tail=method.tail), tuned.benchmark, labels, seed)
+    changes = {
+        "save_dir": "./saved_models/usb_cv",
+        "epoch": 200,
+        "num_train_iter": 204_800,
+        "num_eval_iter": 2048,
+        "num_warmup_iter": 5120,
+        "batch_size": 8,
+        "eval_batch_size": 16,
+        "uratio": 1,
+        "ema_m": 0.0,
+        "crop_ratio": tuned.crop_ratio,
+        "optim": "AdamW",
+        "lr": tuned.lr,
+        "layer_decay": tuned.layer_decay,
+        "num_workers": 4,
+        "use_pretrain": True,
+        "pretrain_path": USB_RELEASE + tuned.weights,
+        "synthetic": [{**values["synthetic"][0], "count": tuned.count}],
+        **BEYOND_CIFAR10.get(method.name, {}),
+    }
+    return {**values, **changes, **({"rs_norm": "shared"} if method.tail else {})}
+
+
 def grid(contamination: Contamination) -> dict[str, Any]:
     """Return the content of a grid file: labels x shares of synthetic images x seeds x algorithms."""
     benchmark = contamination.benchmark
@@ -227,11 +306,15 @@ def configs() -> dict[str, str]:
     pairs = [(benchmark, labels) for benchmark in BENCHMARKS for labels in benchmark.labels]
     runs = [(RSMATCH, *pair, seed) for pair in pairs for seed in SEEDS]
     runs += [(method, BENCHMARKS[0], labels, 0) for method in OPEN_SET for labels in BENCHMARKS[0].labels]
+    pretrained = [(tuned, labels) for tuned in FINE_TUNED for labels in tuned.benchmark.labels]
+    tuned_runs = [(RSMATCH, *pair, seed) for pair in pretrained for seed in SEEDS]
+    tuned_runs += [(method, *pair, 0) for method in OPEN_SET for pair in pretrained]
     files = {}
-    for run in runs:
-        values = settings(*run)
+    contents = [("classic_cv", settings(*run)) for run in runs]
+    contents += [("usb_cv", fine_tuning(*tuned_run)) for tuned_run in tuned_runs]
+    for suite, values in contents:
         text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=200)
-        files[f"classic_cv/{values['algorithm']}/{values['save_name']}.yaml"] = HEADER + text
+        files[f"{suite}/{values['algorithm']}/{values['save_name']}.yaml"] = HEADER + text
     for contamination in GRIDS:
         text = yaml.safe_dump(grid(contamination), sort_keys=False, default_flow_style=None, width=200)
         about = HEADER + PAPER.format(dataset=contamination.benchmark.dataset, **cost(contamination))

@@ -258,3 +258,25 @@ def test_torchrun_itself(plain: dict[str, Any], tmp_path: Path) -> None:
     assert done.stdout.count("accuracy") == 2  # at the evaluation and at the end, by the first process only
     one = run_with({**plain, "algorithm": "rsmatch", "save_name": "one"}, tmp_path, 1)
     assert distance(one, checkpoint.read(Path(plain["save_dir"]) / "run" / "latest_model.pth")) < 1e-12
+
+
+@pytest.mark.parametrize("net", ["test_efficientnet", "resnet10t"])
+def test_distributed_batchnorm_of_a_network_of_timm_is_equivalent_to_its_own(net: str) -> None:
+    """With one process: outputs and running statistics of a training pass, also of BatchNorm with an activation."""
+    import timm
+    import torch.distributed as dist
+
+    from usb_rsmatch.usb.distributed_batchnorm import use_distributed_batchnorm
+
+    torch.manual_seed(0)
+    plain, distributed = (timm.create_model(net, num_classes=4).double().train() for _ in range(2))
+    distributed.load_state_dict(plain.state_dict())
+    images = torch.randn(6, 3, 64, 64, dtype=torch.float64)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        use_distributed_batchnorm(distributed)
+        assert torch.allclose(distributed(images), plain(images), atol=1e-9)
+    finally:
+        dist.destroy_process_group()
+    own = plain.state_dict()
+    assert all(torch.allclose(tensor, own[name]) for name, tensor in distributed.state_dict().items())

@@ -88,6 +88,19 @@ def test_the_tutorial_from_top_to_bottom(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_the_page_on_backbones_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its configuration, weights and commands, on a pool of real digits."""
+    page = ROOT / "docs" / "backbones.md"
+    assert sorted(path.name for path in write_files_of(page, tmp_path)) == ["backbones.yaml", "make_weights.py"]
+    for body in blocks(page, "bash"):
+        done = run_commands(body, tmp_path, USB_RSMATCH_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, f"{body}{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert "images are resized from 32 to 64 px (bicubic)" in done.stderr
+        assert "network has 0 BatchNorm layers" in done.stderr
+    assert (tmp_path / "saved_models" / "vit" / "result.json").exists() and (tmp_path / "vit.safetensors").exists()
+
+
 def notebook_cells() -> list[str]:
     content = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert content["nbformat"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from usb_rsmatch.algorithms.split_batchnorm import (
     SplitBatchNorm2d,
     use_split_batchnorm,
 )
+from usb_rsmatch.usb import training
 
 
 def images(seed: int, *shape: int) -> Tensor:
@@ -199,3 +201,32 @@ def test_one_value_leaves_no_statistics_that_are_no_numbers() -> None:
     group.first = 1
     assert norm(images(0, 3, 4, 1, 1).float()).isfinite().all()
     assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"net": "small_wrn_10_1"}, "rs_norm: split: 7 BatchNorm layers have separate statistics"),
+        (
+            {"net": "small_wrn_10_1", "rs_norm": "shared"},
+            "rs_norm: shared: real and synthetic images are normalised alike (7 BatchNorm2d)",
+        ),
+        (
+            {"net": "small_wrn_10_1", "freeze": "norm"},
+            "rs_norm: split has no effect, since the network has 0 BatchNorm layers with trained statistics: "
+            "real and synthetic images are normalised alike (7 BatchNorm2d)",
+        ),
+        (
+            {"net": "timm:test_vit", "img_size": 32},
+            "rs_norm: split has no effect, since the network has 0 BatchNorm layers: "
+            "real and synthetic images are normalised alike (13 LayerNorm)",
+        ),
+    ],
+)
+def test_a_run_says_in_one_line_how_images_are_normalised(
+    changes: dict[str, Any], expected: str, tiny: dict[str, Any]
+) -> None:
+    notes: list[str] = []
+    short = {**tiny, "epoch": 1, "num_train_iter": 1, "num_eval_iter": 1, "rs_loader": "batched"}
+    training.train({**short, "algorithm": "rsmatch", **changes}, note=notes.append)
+    assert expected in notes

@@ -9,17 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from usb_rsmatch.compare.grid import plan, read_grid
 from usb_rsmatch.data.pool.settings import PoolConfig
 from usb_rsmatch.data.sources.dataset_registry import dataset_names
 from usb_rsmatch.usb.config import DEAD, KEYS, all_keys, import_semilearn, resolve
+from usb_rsmatch.usb.network import find_net
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "config" / "make_configs.py"
 FILES = sorted((ROOT / "config" / "classic_cv" / "rsmatch").glob("*.yaml"))
 GRIDS = sorted((ROOT / "config" / "paper").glob("*.yaml"))
+USB_CV = sorted((ROOT / "config" / "usb_cv").glob("*/*.yaml"))
 OPEN_SET = sorted(set((ROOT / "config" / "classic_cv").glob("*/*.yaml")) - set(FILES))
 
 
@@ -33,11 +36,11 @@ def test_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
     assert make("--check").returncode == 0
     missing = make("--check", "--out", tmp_path)
     assert missing.returncode == 1
-    assert missing.stdout.count("out of date") == len(FILES + OPEN_SET + GRIDS) == 36 + 12 + 4
+    assert missing.stdout.count("out of date") == len(FILES + OPEN_SET + USB_CV + GRIDS) == 36 + 12 + 63 + 4
     assert list(tmp_path.iterdir()) == []
     assert make("--out", tmp_path).returncode == 0
-    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.yaml")} == {
-        path.name: path.read_bytes() for path in FILES + OPEN_SET + GRIDS
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.yaml")} == {
+        path.relative_to(ROOT / "config"): path.read_bytes() for path in FILES + OPEN_SET + USB_CV + GRIDS
     }
 
 
@@ -78,6 +81,39 @@ def test_each_open_set_file_resolves_without_a_note(algorithm: str) -> None:
         length = {"epoch", "num_train_iter", "num_eval_iter", "uratio"}
         assert different <= {"algorithm", "save_name", "p_cutoff", "T"} | length
         assert config.num_train_iter % config.num_eval_iter == 0
+
+
+@pytest.mark.parametrize("algorithm", ["rsmatch", "openmatch", "iomatch", "scomatch", "uasd"])
+def test_each_file_on_a_pretrained_vit_resolves_without_a_note(algorithm: str) -> None:
+    """Nine pairs of data set and label count, as USB has them; ViTs that exist, and no split of BatchNorm they lack."""
+    files = [path for path in USB_CV if path.parent.name == algorithm]
+    assert len(files) == 9 * (3 if algorithm == "rsmatch" else 1)
+    for path in files:
+        config, notes = resolve(path)
+        assert notes == [] and path.stem == config.save_name
+        assert config.save_name == f"{algorithm}_{config.dataset}_{config.num_labels}_{config.seed}"
+        assert config.num_labels >= config.num_classes and config.dataset in dataset_names()
+        network = find_net(config)(num_classes=config.num_classes) if config.seed == 0 else None
+        norms = [] if network is None else [type(m) for m in network.modules() if "Norm" in type(m).__name__]
+        assert config.use_pretrain and config.rs_norm == ("shared" if algorithm == "rsmatch" else "split")
+        assert network is None or (norms and set(norms) == {torch.nn.LayerNorm})
+        assert network is None or network.patch_embed.img_size == (config.img_size, config.img_size)
+
+
+@pytest.mark.skipif("USB_HEAD" not in os.environ, reason="set USB_HEAD to a checkout of USB to compare")
+def test_settings_on_vits_are_those_of_usbs_fixmatch() -> None:
+    """All keys that have an effect equal those of USB's FixMatch on the same data and label count."""
+    upstream = Path(os.environ["USB_HEAD"]) / "config" / "usb_cv" / "fixmatch"
+    files = [path for path in USB_CV if path.parent.name == "rsmatch" and path.stem.endswith("_0")]
+    found = {path.name.replace("fixmatch", "rsmatch") for path in upstream.glob("*.yaml")}
+    assert {path.name for path in files} == found
+    for path in files:
+        theirs = yaml.safe_load((upstream / path.name.replace("rsmatch", "fixmatch")).read_text())
+        ours = yaml.safe_load(path.read_text())
+        live = {name for name in theirs if name not in DEAD} - {"use_wandb"}
+        assert {name for name in ours if not name.startswith("rs_")} == live | {"synthetic"}
+        for name in live - {"algorithm", "save_name", "save_dir"}:
+            assert ours[name] == (float(theirs[name]) if isinstance(ours[name], float) else theirs[name]), name
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

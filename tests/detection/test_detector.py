@@ -19,6 +19,7 @@ from usb_rsmatch.detection.detector import (
     neighbouring_pixel_residual,
     reads_features,
     register_detector,
+    training_cost,
 )
 from usb_rsmatch.errors import UserError
 
@@ -145,3 +146,17 @@ def test_learns_to_tell_blurred_digits(kind: str) -> None:
     with torch.no_grad():
         ahead = detector(fake[224:])[:, None] > detector(real[224:])[None]
     assert ahead.float().mean() > 0.9
+
+
+def test_training_cost_counts_what_the_backward_pass_keeps_and_changes_nothing() -> None:
+    """Two linear layers and a ReLU: the input of each layer with weights, and the ReLU's output, once."""
+    network = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)).train()
+    seconds, kept = training_cost(network, (10,), images=4)
+    activations, weights = 4 * (10 + 20), 10 * 20 + 20 * 5
+    assert seconds > 0 and kept == 4 * (activations + weights)
+    assert network.training and all(weight.grad is None for weight in network.parameters())
+    normalised = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    before = {name: tensor.clone() for name, tensor in normalised.state_dict().items()}
+    small, large = (training_cost(normalised, (3, size, size))[1] for size in (16, 32))
+    assert 3.5 < large / small < 4.6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in normalised.state_dict().items())

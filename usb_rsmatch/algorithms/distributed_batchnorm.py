@@ -23,7 +23,8 @@ class DistributedBatchNorm:
         if not self.training:
             return super().forward(x)  # type: ignore[misc]
         with torch.autocast(x.device.type, enabled=False):  # else running statistics would have eight bits
-            return self._normalise(x)
+            y = self._normalise(x)
+        return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's BatchNormAct2d has an activation
 
     def _normalise(self: Any, x: Tensor) -> Tensor:
         spatial = list(range(2, x.ndim))

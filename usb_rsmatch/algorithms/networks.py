@@ -80,8 +80,7 @@ class RSNet(BackboneWithHeads):
         self.group = Group()
         self.ddp = False  # whether DistributedDataParallel averages the backbone's gradients
         self._parts: tuple[Tensor, ...] | None = None
-        if split:
-            use_split_batchnorm(backbone, self.group)
+        self.split_norms = use_split_batchnorm(backbone, self.group) if split else 0
         self.dummy_head = nn.Linear(self.num_features, num_classes)
         nn.init.xavier_normal_(self.dummy_head.weight)
         nn.init.zeros_(self.dummy_head.bias)

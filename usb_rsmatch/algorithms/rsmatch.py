@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from typing import Any
 
 from semilearn.algorithms.utils import SSL_Argument, str2bool
@@ -27,13 +28,22 @@ from semilearn.core.algorithmbase import AlgorithmBase
 from semilearn.core.utils import ALGORITHMS
 from torch import Tensor, nn
 
+from usb_rsmatch.algorithms.fine_tuning import FixedBatchNorm, is_norm
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
+<<<<<<< HEAD
+=======
+from usb_rsmatch.algorithms.timm_backbone import TimmBackbone
+>>>>>>> backbones
 from usb_rsmatch.detection.detector import (
     TRAINED,
     build_detector,
     multiply_adds,
     reads_features,
+<<<<<<< HEAD
     teaches_backbone,
+=======
+    training_cost,
+>>>>>>> backbones
     widened,
 )
 from usb_rsmatch.errors import UserError
@@ -168,6 +178,29 @@ class RSMatch(HeadsOnBackbone):
             return None
         seen = (self.network.num_features,) if reads_features(detector) else image
         return multiply_adds(detector, seen) / max(multiply_adds(self.network.backbone, image), 1)
+
+    def detector_note(self) -> str | None:
+        """Input size, time and memory of the detector and of a network of timm; None for other networks."""
+        detector, backbone, size = self.network.detector, self.network.backbone, self.args.img_size
+        if detector is None or not isinstance(backbone, TimmBackbone) or reads_features(detector):
+            return None
+        (seconds, kept), (whole_seconds, whole_kept) = (training_cost(m, (3, size, size)) for m in (detector, backbone))
+        return (
+            f"detector: {size} px, {seconds:.3g} s and {kept / 2**20:.3g} MiB for 8 images; "
+            f"network: {backbone.input.size} px, {whole_seconds:.3g} s and {whole_kept / 2**20:.3g} MiB"
+        )
+
+    def normalisation_note(self) -> str:
+        """One line that says how real and synthetic images are normalised in this network."""
+        choice, network = self.settings.rs_norm, self.network
+        fixed = isinstance(network.backbone, FixedBatchNorm)
+        if network.split_norms and not fixed:
+            return f"rs_norm: split: {network.split_norms} BatchNorm layers have separate statistics"
+        norms = Counter(type(m).__name__.removeprefix("Split") for m in network.backbone.modules() if is_norm(m))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(norms.items())) or "no normalisation layer"
+        lacking = "with trained statistics " if fixed else ""
+        why = f" has no effect, since the network has 0 BatchNorm layers {lacking}" if choice == "split" else ""
+        return f"rs_norm: {choice}{why.rstrip()}: real and synthetic images are normalised alike ({kinds})"
 
     def _split_normalisation(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

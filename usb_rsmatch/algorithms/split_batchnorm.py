@@ -7,7 +7,8 @@ images, in training and, through the running averages, at test, where all images
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -199,6 +200,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         first, second = self.group.first, self.group.second
         if not self.training or (first is None and second is None):
             return super().forward(input)
+        return self.of_groups(input, first, second)
+
+    def of_groups(self, input: Tensor, first: int | None, second: Tensor | None) -> Tensor:
+        """Float [B, C, H, W], normalised by the statistics of each of two groups, as `Group` describes them."""
         if first is not None:
             assert self.running_mean is not None and self.running_var is not None
             if first and self.num_batches_tracked is not None:
@@ -219,9 +224,43 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return out
 
 
-def use_split_batchnorm(network: nn.Module, group: Group) -> None:
-    """Turn every `nn.BatchNorm2d` of a network into a split one with this `group`; weights and names stay."""
+def use_split_batchnorm(network: nn.Module, group: Group) -> int:
+    """Turn every `nn.BatchNorm2d` of a network, and timm's with an activation, into a split one with this `group`.
+
+    Weights and names stay. Returns the number of split layers.
+    """
+    count = 0
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d and module.affine and module.momentum is not None:
-            module.__class__ = SplitBatchNorm2d
+        split = _SPLIT.get(f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}")
+        if split is not None and isinstance(module, nn.BatchNorm2d) and module.affine and module.momentum is not None:
+            module.__class__ = split()  # type: ignore[assignment]
             module.group = group  # type: ignore[assignment]
+            count += 1
+    return count
+
+
+@lru_cache(maxsize=1)
+def _split_with_activation() -> type[nn.Module]:
+    """timm's BatchNorm with an activation, split; a function, since timm is imported only where it is used."""
+    from timm.layers import BatchNormAct2d
+
+    class SplitBatchNormAct2d(BatchNormAct2d):
+        """`BatchNormAct2d` with separate statistics in training for the images of `group`."""
+
+        group: Group
+        of_groups: Any = SplitBatchNorm2d.of_groups
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Float [B, C, H, W], normalised and activated."""
+            first, second = self.group.first, self.group.second
+            if not self.training or (first is None and second is None):
+                return super().forward(x)
+            return self.act(self.drop(self.of_groups(x, first, second)))
+
+    return SplitBatchNormAct2d
+
+
+_SPLIT: dict[str, Callable[[], type[nn.Module]]] = {
+    "torch.BatchNorm2d": lambda: SplitBatchNorm2d,
+    "timm.BatchNormAct2d": _split_with_activation,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -169,3 +170,37 @@ def multiply_adds(module: nn.Module, input_shape: tuple[int, ...]) -> int:
         for m, mode in modes:
             m.training = mode
     return total
+
+
+def training_cost(module: nn.Module, input_shape: tuple[int, ...], images: int = 8) -> tuple[float, int]:
+    """Seconds of a forward and backward pass of `images` inputs, and bytes that are kept for the backward pass.
+
+    Measured in evaluation mode, after a first pass, so that no statistic and no random generator changes. Weights count
+    as kept where the backward pass needs them.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    parameter = next(module.parameters())
+    x = torch.zeros(images, *input_shape, device=parameter.device, dtype=parameter.dtype, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    seconds = 0.0
+    try:
+        module.eval()
+        for _ in range(2):
+            kept.clear()
+            started = time.perf_counter()
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                out = module(x)
+                out = out["logits"] if isinstance(out, dict) else out
+            torch.autograd.grad(out.sum(), x)  # no gradient is accumulated in the weights
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+    finally:
+        for m, mode in modes:
+            m.training = mode
+    return seconds, sum(kept.values())

@@ -93,7 +93,8 @@ def load_exported(path: str | Path, trust_plugins: bool = False, plugins: Collec
     args.use_pretrain = False  # the file has all weights
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
-    run = Run(Path(path), args, build(args, pool=placeholder_pool(spec, description["classes"], size, {})))
+    pool = placeholder_pool(spec, description["classes"], size, {})
+    run = Run(Path(path), args, build(args, pool=pool, load_weights=False))
     network = build_exported_network(run, description["detector"] is not None)
     network.load_state_dict(load_file(str(path)))
     return network

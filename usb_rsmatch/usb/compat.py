@@ -211,6 +211,56 @@ def fix_crmatch_map() -> bool:
     return True
 
 
+def fix_crmatch_network() -> bool:
+    """`crmatch/crmatch.py:75-100` knows networks by their names, which those of timm do not follow.
+
+    Applies to networks of timm: their pooled features take the place of the feature map, as for USB's ViTs.
+    """
+    from semilearn.algorithms.crmatch import crmatch
+
+    from usb_rsmatch.algorithms.timm_backbone import TimmBackbone
+
+    net = crmatch.CRMatch_Net
+    original_init, original_forward = net.__init__, net.forward
+    if getattr(original_forward, "fixed", False):
+        return False
+
+    def __init__(self: Any, base: Any, args: Any, use_rot: bool = True) -> None:
+        if isinstance(base, TimmBackbone):
+            args = types.SimpleNamespace(net="vit", dataset=args.dataset, img_size=args.img_size)
+        original_init(self, base, args, use_rot)
+
+    def forward(self: Any, x: Any) -> Any:
+        if not isinstance(self.backbone, TimmBackbone):
+            return original_forward(self, x)
+        feat = self.backbone(x, only_feat=True)
+        out = {"logits": self.backbone(feat, only_fc=True), "logits_ds": self.ds_classifier(feat), "feat": feat}
+        return {**out, "logits_rot": self.rot_classifier(feat) if self.use_rot else None}
+
+    __init__.fixed = forward.fixed = True  # type: ignore[attr-defined]
+    net.__init__, net.forward = __init__, forward
+    return True
+
+
+def fix_no_weight_decay() -> bool:
+    """The wrappers of comatch, crmatch, remixmatch and simmatch do not forward `no_weight_decay`.
+
+    Position embeddings and class tokens then decay under these algorithms, but not under the others.
+    """
+    from semilearn.algorithms.comatch.comatch import CoMatch_Net
+    from semilearn.algorithms.crmatch.crmatch import CRMatch_Net
+    from semilearn.algorithms.remixmatch.remixmatch import ReMixMatch_Net
+    from semilearn.algorithms.simmatch.simmatch import SimMatch_Net
+
+    def no_weight_decay(self: Any) -> list[str]:
+        return [f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", list)()]
+
+    lacking = [n for n in (CoMatch_Net, CRMatch_Net, ReMixMatch_Net, SimMatch_Net) if not hasattr(n, "no_weight_decay")]
+    for net in lacking:
+        net.no_weight_decay = no_weight_decay
+    return bool(lacking)
+
+
 class _Event:
     """A stand-in for `torch.cuda.Event` without CUDA; it measures no time."""
 
@@ -273,6 +323,8 @@ AFTER_IMPORT: tuple[Callable[[], bool], ...] = (
     fix_sequencematch,
     fix_crmatch_view,
     fix_crmatch_map,
+    fix_crmatch_network,
+    fix_no_weight_decay,
 )
 
 

@@ -1,6 +1,6 @@
 """USB's notebook functions, extended to our data sets and to machines without a GPU.
 
-`get_dataset`, `get_algorithm` and `Trainer` keep their signatures.
+`get_dataset`, `get_net_builder`, `get_algorithm` and `Trainer` keep their signatures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,17 @@ from semilearn.lighting import trainer as lighting_trainer
 
 _usb_get_dataset = build.get_dataset
 _usb_get_algorithm = algorithms.get_algorithm
+_usb_get_net_builder = build.get_net_builder
+
+
+def get_net_builder(net_name: str, from_name: bool) -> Any:
+    """USB's `get_net_builder`, which also knows `timm:NAME`; `get_algorithm` adds the keys of a configuration."""
+    from argparse import Namespace
+
+    from usb_rsmatch.usb.network import find_net, is_timm
+
+    args = Namespace(net=net_name, net_from_name=from_name, use_pretrain=False, pretrain_path="", img_size=32)
+    return find_net(args) if is_timm(args) else _usb_get_net_builder(net_name, from_name)
 
 
 def get_dataset(
@@ -70,11 +81,14 @@ def get_algorithm(args: Any, net_builder: Any, tb_log: Any = None, logger: Any =
     from usb_rsmatch.keys import convert
     from usb_rsmatch.usb.config import KEYS
     from usb_rsmatch.usb.mixins import compose_run_class
+    from usb_rsmatch.usb.network import find_net, is_timm
 
     if args.algorithm not in ALGORITHMS:
         return _usb_get_algorithm(args, net_builder, tb_log, logger)  # raises USB's own error
     args.rs_fast = convert(KEYS["rs_fast"], getattr(args, "rs_fast", False), "configuration")  # a list, unread by USB
     kind = compose_run_class(ALGORITHMS[args.algorithm], fast=bool(args.rs_fast))
+    if is_timm(args):
+        net_builder = find_net(args)
     algorithm = kind(args, net_builder, tb_log=tb_log, logger=logger)
     algorithm.model.to(algorithm.device)
     algorithm.ema_model.to(algorithm.device)
@@ -142,8 +156,10 @@ class Trainer:
 
 
 def replace_usb_functions() -> None:
-    """Replace the three functions in the modules from which notebooks and algorithms import them."""
+    """Replace the functions in the modules from which notebooks and algorithms import them."""
     for module in (semilearn, core_utils, build, algorithmbase):
         module.get_dataset = get_dataset
+    for module in (semilearn, core_utils, build):
+        module.get_net_builder = get_net_builder
     semilearn.get_algorithm = algorithms.get_algorithm = get_algorithm
     semilearn.Trainer = lighting.Trainer = lighting_trainer.Trainer = Trainer

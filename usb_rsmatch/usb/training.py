@@ -24,7 +24,7 @@ from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import parse_json, write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, distributed_training
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
-from usb_rsmatch.usb.network import check_network, find_net
+from usb_rsmatch.usb.network import check_network, find_net, start_notes
 from usb_rsmatch.usb.run_analysis import write_analysis
 from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
 from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
@@ -88,8 +88,9 @@ def _train(
         if (missing := checkpoint.missing_state_note(state)) is not None:
             note(f"note: {missing}")
         note(f"resuming after step {algorithm.it} of {algorithm.num_train_iter}")
-    elif hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):
-        note(f"detector: {cost:.2%} of the network's multiply-adds")
+    else:
+        for line in start_notes(algorithm):
+            note(line)
     drop_hook(algorithm, "WANDBHook")
     if distributed.rank() == 0:
         metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
@@ -197,10 +198,11 @@ def write_or_compare_manifest(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def build(args: Namespace, pool: Any = None) -> Any:
+def build(args: Namespace, pool: Any = None, load_weights: bool = True) -> Any:
     """The algorithm of a resolved configuration, seeded, on its device; nothing is written here.
 
-    `pool` replaces the one that the configuration describes, for example by a placeholder.
+    `pool` replaces the one that the configuration describes, for example by a placeholder. Without `load_weights`
+    pretrained weights are not read: those of a checkpoint replace them anyway.
     """
     from usb_rsmatch.usb.mixins import compose_run_class
 
@@ -216,7 +218,7 @@ def build(args: Namespace, pool: Any = None) -> Any:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [logging.NullHandler()]
-    net_builder = find_net(args)
+    net_builder = find_net(args, load_weights)
     imbalanced = IMB_ALGORITHMS[args.imb_algorithm] if args.imb_algorithm else None
     kind = compose_run_class(ALGORITHMS[args.algorithm], imbalanced, fast=args.rs_fast)
     try:
