@@ -12,6 +12,7 @@ import numpy as np
 from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.progress import Progress
+from usb_rsmatch.synthesis.difficulty_request import DifficultyRequest
 from usb_rsmatch.synthesis.engine import GeneratedImage, is_out_of_memory
 from usb_rsmatch.synthesis.flow_sampler import Sampler, noise_seed
 from usb_rsmatch.synthesis.flow_settings import FlowSettings, pick_device, uses_bf16
@@ -23,7 +24,8 @@ class FlowEngine:
     """A flow model of real images (uint8 [N, H, W, C], classes int64 [N]), which is trained when it is first needed.
 
     Its checkpoint in the cache is named by a hash of images and settings. Training that was stopped resumes from it,
-    and runs that need the same model share it.
+    and runs that need the same model share it. With `scores`, the difficulties float [N] of the images (NaN for none),
+    the model is also conditioned on them, and `difficulty` says which ones the images are asked for.
     """
 
     def __init__(
@@ -37,12 +39,15 @@ class FlowEngine:
         part: str = "train",
         device: str = "auto",
         cache: str | None = None,
+        scores: np.ndarray | None = None,
+        difficulty: DifficultyRequest | None = None,
     ) -> None:
         check_images(images, labels, num_classes)
         self.images, self.labels, self.num_classes = images, labels, num_classes
         self.flow, self.seed, self.batch, self.cache = settings, seed, batch, cache
         self.device = pick_device(device)
-        self.key = model_fingerprint(images, labels, num_classes, settings, seed)
+        self.scores, self.difficulty = scores, difficulty
+        self.key = model_fingerprint(images, labels, num_classes, settings, seed, scores)
         self.generator = "flow"
         self.settings: Mapping[str, Any] = {
             "model": f"flow-{self.key}",
@@ -52,8 +57,10 @@ class FlowEngine:
             "dtype": "bfloat16" if uses_bf16(self.device, settings) else "float32",
             **{f"train_{name}": value for name, value in settings.stage("train").items() if name != "bf16"},
             **settings.stage("sample"),
+            **({} if difficulty is None else {"difficulty": difficulty.text}),
         }
         self._sampler: Sampler | None = None
+        self._scores_of_class: dict[int, np.ndarray] = {}
 
     def prepare(self) -> None:
         self._sampler = Sampler(self.train(), self.flow, self.seed, self.batch, str(self.device))
@@ -63,20 +70,38 @@ class FlowEngine:
             self.prepare()
         assert self._sampler is not None
         labels, ordinals = (np.array([getattr(item, key) for item in items]) for key in ("label", "ordinal"))
-        images = self._sampler(labels, ordinals)
-        return [
-            GeneratedImage(image, {**self._image_metadata, "seed": noise_seed(self.seed, item.label, item.ordinal)})
-            for image, item in zip(images, items, strict=True)
-        ]
+        difficulty = self._difficulty(labels, ordinals)
+        images = self._sampler(labels, ordinals, difficulty)
+        made = []
+        for row, (image, item) in enumerate(zip(images, items, strict=True)):
+            asked = {} if difficulty is None else {"difficulty": float(difficulty[row])}
+            seed = noise_seed(self.seed, item.label, item.ordinal)
+            made.append(GeneratedImage(image, {**self._image_metadata, **asked, "seed": seed}))
+        return made
 
     def attempt(self, items: Sequence[PlannedImage]) -> None:
         assert self._sampler is not None
         smaller = copy(self._sampler)
         smaller.batch = len(items)
-        smaller(np.array([item.label for item in items]), np.array([item.ordinal for item in items]))
+        labels, ordinals = (np.array([getattr(item, key) for item in items]) for key in ("label", "ordinal"))
+        smaller(labels, ordinals, self._difficulty(labels, ordinals))
 
     def texts(self) -> Mapping[str, str]:
         return {}
+
+    def _difficulty(self, labels: np.ndarray, ordinals: np.ndarray) -> np.ndarray | None:
+        """The difficulties float64 [n] that images are asked for; None without scores."""
+        if self.difficulty is None:
+            return None
+        return self.difficulty.draw(self.seed, labels, ordinals, self._real_scores)
+
+    def _real_scores(self, label: int) -> np.ndarray:
+        """The sorted scores of the training images of a class."""
+        if label not in self._scores_of_class:
+            assert self.scores is not None
+            scores = self.scores[self.labels == label]
+            self._scores_of_class[label] = np.sort(scores[~np.isnan(scores)])
+        return self._scores_of_class[label]
 
     @property
     def _image_metadata(self) -> dict[str, Any]:
@@ -112,6 +137,7 @@ class FlowEngine:
                     report_step,
                     checkpoint,
                     device=str(self.device),
+                    difficulty=self.scores,
                 )
         except OSError as error:
             reason = error.strerror or error

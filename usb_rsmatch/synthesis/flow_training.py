@@ -5,6 +5,7 @@ number.
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import time
 import zipfile
@@ -39,6 +40,7 @@ class FlowModel:
     quantiser: PixelQuantiser
     weights: dict[str, dict[str, Tensor]]  # "ema" and "early"
     losses: np.ndarray  # float32 [steps], the training loss of each step
+    difficulty: bool = False  # whether it was trained with difficulty scores
 
 
 def train_flow(
@@ -52,34 +54,39 @@ def train_flow(
     *,
     device: str = "auto",
     save_every: float = 60.0,
+    difficulty: np.ndarray | None = None,
 ) -> FlowModel:
     """Train a velocity field on real images: straight paths from noise to image; the class is sometimes hidden.
 
     `images` uint8 [N, H, W, C], `labels` int64 [N]. With `checkpoint`, training is saved to that file
     every `save_every` seconds, at its end, and at a stop request (SIGINT or SIGTERM), which raises KeyboardInterrupt
     after the current step. Training resumes from the file bit for bit; the model of a finished file is only loaded.
-    Raises UserError for unsuitable images or labels, and for a checkpoint of other images or settings.
+    With `difficulty`, float [N] scores in [0, 1] or NaN for none, the score is a further condition, which is hidden
+    with the class and, for a share `p_no_difficulty` of the other images, alone.
+    Raises UserError for unsuitable images or labels, and for a checkpoint of other images, settings or conditions.
     Source: Lipman et al. 2210.02747 (eq. 23 with sigma_min = 0), Liu et al. 2209.03003 (eq. 1); times drawn
     from a logit-normal, Esser et al. 2403.03206 (section 3.1); hidden classes, Ho & Salimans 2207.12598
-    (algorithm 1).
+    (algorithm 1); difficulty as a condition, arXiv 2411.18109.
     """
     check_images(images, labels, num_classes)
     where = pick_device(device)
-    key = model_fingerprint(images, labels, num_classes, settings, seed)
+    key = model_fingerprint(images, labels, num_classes, settings, seed, difficulty)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(derive(seed, "flow", "weights"))
-        net = build_network(shape, num_classes, settings.width).to(where)
+        net = build_network(shape, num_classes, settings.width, difficulty is not None).to(where)
     names, parameters = zip(*net.named_parameters(), strict=True)
     raw = [p.detach() for p in parameters]  # shares the parameters' memory, outside of autograd
     ema, early = [p.clone() for p in raw], [p.clone() for p in raw]
     losses = torch.zeros(settings.steps, device=where)
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
     state: State = {"raw": raw, "ema": ema, "early": early, "losses": [losses]}
-    step = _restore(checkpoint, key, state, optimizer)
+    condition = None if difficulty is None else "difficulty"
+    step = _restore(checkpoint, key, condition, state, optimizer)
 
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(where)
     classes = torch.from_numpy(labels.astype(np.int64)).to(where)
+    scores = None if difficulty is None else torch.from_numpy(difficulty.astype(np.float32)).to(where)
     order = Order(seed, "flow", len(images))
     saved = time.monotonic()
     with DeferredInterrupt() as stop, stop.deferred():
@@ -91,9 +98,13 @@ def train_flow(
             x_0 = torch.randn(x_1.shape, generator=rng).to(where)
             t = torch.randn(len(y), generator=rng).sigmoid().to(where)
             hidden = (torch.rand(len(y), generator=rng) < settings.p_uncond).to(where)
+            score = None
+            if scores is not None:  # drawn last, so that the other numbers are those of a training without scores
+                alone = (torch.rand(len(y), generator=rng) < settings.p_no_difficulty).to(where)
+                score = scores[index].masked_fill(hidden | alone, math.nan)
             x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
             with autocast(where, settings):
-                velocity = net(x_t, t, y.masked_fill(hidden, num_classes))
+                velocity = net(x_t, t, y.masked_fill(hidden, num_classes), score)
             loss = (velocity.float() - (x_1 - x_0)).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -107,7 +118,7 @@ def train_flow(
                 torch._foreach_copy_(early, ema)
             due = step == settings.steps or stop.requested or time.monotonic() - saved >= save_every
             if checkpoint is not None and due:
-                _store(checkpoint, key, step, state, optimizer)
+                _store(checkpoint, key, condition, step, state, optimizer)
                 saved = time.monotonic()
             if stop.requested:
                 break  # which ends `held`, and so raises
@@ -115,12 +126,14 @@ def train_flow(
                 progress("training the generator", step, settings.steps)
 
     weights = {which: dict(zip(names, state[which], strict=True)) for which in ("ema", "early")}
-    return FlowModel(settings, shape, num_classes, PixelQuantiser.from_images(images), weights, losses.cpu().numpy())
+    quantiser = PixelQuantiser.from_images(images)
+    return FlowModel(settings, shape, num_classes, quantiser, weights, losses.cpu().numpy(), difficulty is not None)
 
 
-def build_network(shape: tuple[int, int, int], num_classes: int, width: int) -> VelocityUNet:
-    """A fresh network for images of `shape` (H, W, C), in channels-last memory."""
-    return VelocityUNet(shape[:2], shape[2], num_classes, width).to(memory_format=torch.channels_last)
+def build_network(shape: tuple[int, int, int], num_classes: int, width: int, difficulty: bool = False) -> VelocityUNet:
+    """A fresh network for images of `shape` (H, W, C), in channels-last memory; with the difficulty encoder or not."""
+    network = VelocityUNet(shape[:2], shape[2], num_classes, width, difficulty)
+    return network.to(memory_format=torch.channels_last)
 
 
 def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
@@ -137,13 +150,20 @@ def check_images(images: np.ndarray, labels: np.ndarray, num_classes: int) -> No
 
 
 def model_fingerprint(
-    images: np.ndarray, labels: np.ndarray, num_classes: int, settings: FlowSettings, seed: int
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    settings: FlowSettings,
+    seed: int,
+    difficulty: np.ndarray | None = None,
 ) -> str:
     """A hash (16 hexadecimal digits) of everything that determines a trained model, except the machine."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((FORMAT, settings.stage("train"), seed, num_classes, images.shape)).encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(labels.astype("<i8").tobytes())
+    if difficulty is not None:
+        digest.update(b"difficulty" + difficulty.astype("<f8").tobytes())
     return digest.hexdigest()
 
 
@@ -153,12 +173,17 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(1, steps - warm), 1.0)
 
 
-def _restore(checkpoint: Path | None, key: str, state: State, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    checkpoint: Path | None, key: str, condition: str | None, state: State, optimizer: torch.optim.Optimizer
+) -> int:
     """Load `state` and the optimizer from the checkpoint, if it exists; returns the number of steps done."""
     if checkpoint is None or not checkpoint.exists():
         return 0
     try:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if saved.get("condition") != condition:
+            was, now = (name or "the class alone" for name in (saved.get("condition"), condition))
+            raise UserError(f"{checkpoint} has another condition ({was}, not {now}): remove it or give another file")
         if saved["key"] != key:
             raise UserError(f"{checkpoint} belongs to other images or settings: remove it or give another file")
         for name, tensors in state.items():
@@ -170,11 +195,14 @@ def _restore(checkpoint: Path | None, key: str, state: State, optimizer: torch.o
         raise UserError(f"{checkpoint} is damaged: remove it to train again") from error
 
 
-def _store(checkpoint: Path, key: str, step: int, state: State, optimizer: torch.optim.Optimizer) -> None:
+def _store(
+    checkpoint: Path, key: str, condition: str | None, step: int, state: State, optimizer: torch.optim.Optimizer
+) -> None:
     """Write the checkpoint; that of a finished training has no optimizer state."""
     running = optimizer.state_dict() if step < len(state["losses"][0]) else None
     with atomic_write(checkpoint) as temporary:
         try:
-            torch.save({"key": key, "step": step, "optimizer": running, "state": state}, temporary)
+            record = {"key": key, "step": step, "optimizer": running, "state": state}
+            torch.save(record if condition is None else {**record, "condition": condition}, temporary)
         except RuntimeError as error:  # torch raises it for a full disk
             raise OSError(f"{checkpoint} cannot be written, the disk may be full: {error}") from error

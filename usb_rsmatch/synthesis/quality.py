@@ -53,7 +53,7 @@ def measure(
     cut = round(len(order) * HELD_OUT)
     held_out, train = order[:cut], order[cut:]
     where = pick_device(device)
-    classifier = _train(real_images[train], real_labels[train], num_classes, steps, seed, where)
+    classifier = train_classifier(real_images[train], real_labels[train], num_classes, steps, seed, where)
     # The classifier is trained on all classes; features are compared only for the generated ones.
     held_out, train = (rows[np.isin(real_labels[rows], labels)] for rows in (held_out, train))
     train_feat, _ = _features(classifier, real_images[train], where)
@@ -131,7 +131,7 @@ def _convolution(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
 
 
-def _train(
+def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int, seed: int, device: torch.device
 ) -> _Classifier:
     """Train a classifier on `images` (uint8 [N, H, W, C]); the same seed gives the same classifier."""
@@ -150,6 +150,13 @@ def _train(
         optimizer.step()
         schedule.step()
     return classifier.eval()
+
+
+@torch.inference_mode()
+def class_log_probabilities(classifier: _Classifier, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Logarithms of the predicted probabilities, float64 [N, K], of `images` (uint8 [N, H, W, C])."""
+    parts = [classifier(_tensor(images[i : i + 512], device))[1] for i in range(0, len(images), 512)]
+    return torch.cat(parts).double().log_softmax(dim=1).cpu().numpy()
 
 
 @torch.inference_mode()
