@@ -74,7 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--train-steps", type=int, metavar="N", help="training steps")
     add("--train-batch-size", type=int, metavar="N", help="images per training step")
-    add("--width", type=int, metavar="N", help="channels on the finest grid")
+    add("--width", type=int, metavar="N", help="channels on the finest grid, or of the transformer")
+    add(
+        "--autoencoder",
+        metavar="NAME|DIR",
+        help="train in the latents of a tiny autoencoder, for photographs of up to 256 px: on the hub, or a folder",
+    )
+    add("--depth", type=int, metavar="N", help="with --autoencoder: blocks of the transformer")
     add("--lr", type=float, help="peak learning rate")
     add("--ema", type=float, help="decay of the averaged weights per step")
     add("--p-uncond", type=float, metavar="P", help="share of training images whose class is hidden, for guidance")

@@ -176,7 +176,7 @@ def _close(args: argparse.Namespace, output: Output, real: RealData | None, made
     return f"{output.folder}: {kept} images by {output.generator}{flagged}{'' if made else ', already done'}{figures}"
 
 
-def _figures(quality: Mapping[str, float | None]) -> str:
+def _figures(quality: Mapping[str, Any]) -> str:
     accuracy, real_accuracy = figure(quality["class_accuracy"]), figure(quality["real_class_accuracy"])
     frechet, real_frechet = figure(quality["classifier_frechet"]), figure(quality["real_classifier_frechet"])
     return (

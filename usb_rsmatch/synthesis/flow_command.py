@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from usb_rsmatch.synthesis.flow_engine import FlowEngine
 
 FLOW_BATCH = 128
-FLOW_SIZES = (8, 64)  # px
+FLOW_SIZES, LATENT_SIZES = (8, 64), (8, 256)  # px
 FLOW_FLAGS = {
     "train_steps": "steps",
     "train_batch_size": "batch_size",
     "width": "width",
+    "depth": "depth",
     "lr": "lr",
     "ema": "ema",
     "p_uncond": "p_uncond",
@@ -38,6 +39,7 @@ ONLY_FLOW = (
     "difficulty",
     "difficulty_scores",
     "write_difficulty",
+    "autoencoder",
     *(flag for flag in FLOW_FLAGS if flag not in ("steps", "guidance")),
 )
 
@@ -49,18 +51,28 @@ def flow_engine(args: argparse.Namespace, real: RealData | None, size: int | Non
 
     if args.dtype == "float16":
         raise UserError("--dtype float16: the flow engine trains in float32 or bfloat16; choose one of these")
-    real, side = _training_set(real, size)
+    if args.depth is not None and args.autoencoder is None:
+        raise UserError("--depth is for the latent flow: give --autoencoder too, or remove it")
+    real, side = _training_set(real, size, args.autoencoder is not None)
     given = {field: getattr(args, flag) for flag, field in FLOW_FLAGS.items() if getattr(args, flag) is not None}
     if args.dtype != "auto":
         given["bf16"] = args.dtype == "bfloat16"
     part = args.part or "train"
-    settings = FlowSettings.recommended(side, **given)
+    latent = args.autoencoder is not None
+    settings = FlowSettings.for_latents(**given) if latent else FlowSettings.recommended(side, **given)
     request = _request(args)
+    latents = None
+    if args.autoencoder is not None:
+        from usb_rsmatch.autoencoder import open_autoencoder
+        from usb_rsmatch.synthesis.flow_settings import pick_device
+        from usb_rsmatch.synthesis.latents import LatentSpace
+
+        latents = LatentSpace.of(open_autoencoder(args.autoencoder, pick_device(args.device)), side)
     images, labels = load_training_images(real, part, args.seed, side)
     scores = None if request is None else _scores(args, real, images, labels)
     classes = len(real.classes)
     return FlowEngine(
-        images, labels, classes, settings, args.seed, batch, part, args.device, args.cache, scores, request
+        images, labels, classes, settings, args.seed, batch, part, args.device, args.cache, scores, request, latents
     )
 
 
@@ -77,7 +89,7 @@ def make_score_file(args: argparse.Namespace, real: RealData | None) -> str:
     path = Path(args.write_difficulty).expanduser()
     refuse_existing(path)
     size = None if args.size is None else int(args.size) if args.size.isdigit() else 0
-    real, side = _training_set(real, size)
+    real, side = _training_set(real, size, args.autoencoder is not None)
     part = args.part or "train"
     images, labels = load_training_images(real, part, args.seed, side)
     scores = cached_scores(images, labels, len(real.classes), args.seed, args.cache, args.device)
@@ -86,13 +98,17 @@ def make_score_file(args: argparse.Namespace, real: RealData | None) -> str:
     return f"{path}: difficulty of {len(images)} images; unseen classifiers give {likely:.1%} of them their class"
 
 
-def _training_set(real: RealData | None, size: int | None) -> tuple[RealData, int]:
+def _training_set(real: RealData | None, size: int | None, latent: bool) -> tuple[RealData, int]:
     """The real data set and the side of its images in pixels. Raises UserError for a missing one and other sides."""
     if real is None:
         raise UserError("--engine flow trains on real images: give --dataset NAME")
     side = real.spec.img_size if size is None else size
-    if not FLOW_SIZES[0] <= side <= FLOW_SIZES[1]:
-        raise UserError(f"the generator makes images of 8 to 64 px, not {side}: give for example --size 64")
+    smallest, largest = LATENT_SIZES if latent else FLOW_SIZES
+    if not smallest <= side <= largest:
+        more = "" if latent else ", or --autoencoder for up to 256 px"
+        raise UserError(
+            f"the generator makes images of 8 to {largest} px, not {side}: give for example --size 64{more}"
+        )
     return real, side
 
 

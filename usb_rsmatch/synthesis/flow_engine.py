@@ -17,6 +17,7 @@ from usb_rsmatch.synthesis.engine import GeneratedImage, is_out_of_memory
 from usb_rsmatch.synthesis.flow_sampler import Sampler, noise_seed
 from usb_rsmatch.synthesis.flow_settings import FlowSettings, pick_device, uses_bf16
 from usb_rsmatch.synthesis.flow_training import FlowModel, check_images, model_fingerprint, train_flow
+from usb_rsmatch.synthesis.latents import LatentSpace
 from usb_rsmatch.synthesis.plan import PlannedImage
 
 
@@ -25,7 +26,8 @@ class FlowEngine:
 
     Its checkpoint in the cache is named by a hash of images and settings. Training that was stopped resumes from it,
     and runs that need the same model share it. With `scores`, the difficulties float [N] of the images (NaN for none),
-    the model is also conditioned on them, and `difficulty` says which ones the images are asked for.
+    the model is also conditioned on them, and `difficulty` says which ones the images are asked for. With `latents`
+    the flow works in the latents of an autoencoder.
     """
 
     def __init__(
@@ -41,14 +43,15 @@ class FlowEngine:
         cache: str | None = None,
         scores: np.ndarray | None = None,
         difficulty: DifficultyRequest | None = None,
+        latents: LatentSpace | None = None,
     ) -> None:
-        check_images(images, labels, num_classes)
+        check_images(images, labels, num_classes, latents is not None)
         self.images, self.labels, self.num_classes = images, labels, num_classes
         self.flow, self.seed, self.batch, self.cache = settings, seed, batch, cache
         self.device = pick_device(device)
-        self.scores, self.difficulty = scores, difficulty
-        self.key = model_fingerprint(images, labels, num_classes, settings, seed, scores)
-        self.generator = "flow"
+        self.scores, self.difficulty, self.latents = scores, difficulty, latents
+        self.key = model_fingerprint(images, labels, num_classes, settings, seed, scores, latents)
+        self.generator = "flow" if latents is None else "latent_flow"
         self.settings: Mapping[str, Any] = {
             "model": f"flow-{self.key}",
             "part": part,
@@ -58,6 +61,7 @@ class FlowEngine:
             **{f"train_{name}": value for name, value in settings.stage("train").items() if name != "bf16"},
             **settings.stage("sample"),
             **({} if difficulty is None else {"difficulty": difficulty.text}),
+            **({} if latents is None else _latent_settings(latents, settings)),
         }
         self._sampler: Sampler | None = None
         self._scores_of_class: dict[int, np.ndarray] = {}
@@ -138,6 +142,7 @@ class FlowEngine:
                     checkpoint,
                     device=str(self.device),
                     difficulty=self.scores,
+                    latents=self.latents,
                 )
         except OSError as error:
             reason = error.strerror or error
@@ -152,3 +157,12 @@ class FlowEngine:
         finally:
             if bar is not None:
                 bar.close()
+
+
+def _latent_settings(latents: LatentSpace, settings: FlowSettings) -> dict[str, Any]:
+    return {
+        "autoencoder": latents.autoencoder.name,
+        "autoencoder_revision": latents.autoencoder.fingerprint,
+        "autoencoder_size": latents.side,
+        "train_depth": settings.depth,
+    }

@@ -12,7 +12,6 @@ from usb_rsmatch.counter_rng import derive, generator
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.flow_settings import FlowSettings, autocast, pick_device
 from usb_rsmatch.synthesis.flow_training import FlowModel, Progress, build_network
-from usb_rsmatch.synthesis.unet import VelocityUNet
 
 BATCH = 128  # batch size; it affects the images, because rounding depends on the batch's shape
 NOISE = ("flow", "noise")  # name of the random stream of the noise
@@ -32,7 +31,8 @@ class Sampler:
     ) -> None:
         self.model, self.settings, self.seed, self.batch = model, settings, seed, batch
         self.device = pick_device(device)
-        net = build_network(model.image_shape, model.num_classes, model.settings.width, model.difficulty)
+        shape, classes = model.image_shape, model.num_classes
+        net = build_network(shape, classes, model.settings, model.difficulty, model.latents)
         net = net.to(self.device).eval()
         net.load_state_dict(model.weights[settings.weights])
         self.net = net
@@ -46,11 +46,10 @@ class Sampler:
         if difficulty is not None and not self.model.difficulty:
             raise UserError("difficulty: this generator was trained without difficulty scores; train another")
         height, width, channels = self.model.image_shape
+        shape = (channels, height, width) if self.model.latents is None else self.model.latents.shape
         rows = np.arange(self.batch).clip(max=len(labels) - 1)  # a smaller batch is padded with its last image
         keys = [(int(labels[row]), int(ordinals[row])) for row in rows]
-        noises = [
-            generator(self.seed, *NOISE, *key).standard_normal((channels, height, width), np.float32) for key in keys
-        ]
+        noises = [generator(self.seed, *NOISE, *key).standard_normal(shape, np.float32) for key in keys]
         noise = torch.from_numpy(np.stack(noises)).to(self.device)
         classes = torch.from_numpy(labels[rows].astype(np.int64)).to(self.device)
         scores = None
@@ -58,8 +57,13 @@ class Sampler:
             scores = torch.from_numpy(difficulty[rows].astype(np.float32)).to(self.device)
         with autocast(self.device, self.settings):
             x = _integrate(self.net, noise, classes, scores, self.model.num_classes, self.settings)
-        images = self.model.quantiser.quantise((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
-        return images[: len(labels)]
+        if self.model.latents is None or self.model.latent_scale is None:
+            pixels = (x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5
+        else:
+            mean, deviation = (value.to(self.device) for value in self.model.latent_scale)
+            decoded = self.model.latents.decode(x * deviation + mean, height, channels)
+            pixels = decoded.permute(0, 2, 3, 1).cpu().numpy()
+        return self.model.quantiser.quantise(pixels)[: len(labels)]
 
 
 def noise_seed(seed: int, label: int, ordinal: int) -> int:
@@ -98,7 +102,7 @@ def sample(
 
 
 def _integrate(
-    net: VelocityUNet, x: Tensor, y: Tensor, scores: Tensor | None, num_classes: int, settings: FlowSettings
+    net: torch.nn.Module, x: Tensor, y: Tensor, scores: Tensor | None, num_classes: int, settings: FlowSettings
 ) -> Tensor:
     """Integrate the velocity field from noise [B, C, H, W] at time 0 to images at time 1.
 

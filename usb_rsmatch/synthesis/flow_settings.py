@@ -34,6 +34,7 @@ class FlowSettings:
     p_uncond: float = _option(0.1, "train", "share of training images whose class is hidden, for guidance")
     early: float = _option(0.2, "train", "share of training after which the 'early' weights are kept")
     bf16: bool | None = _option(None, "train", "compute in bfloat16; None: if the processor supports it")
+    depth: int = _option(8, "train", "blocks of the latent flow's transformer", later=True)
     p_no_difficulty: float = _option(
         0.1, "train", "share of training images with a class whose difficulty is hidden", later=True
     )
@@ -49,6 +50,7 @@ class FlowSettings:
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "width": self.width > 0,
+            "depth": self.depth > 0,
             "lr": self.lr > 0,
             "ema": 0 <= self.ema < 1,
             "p_uncond": 0 <= self.p_uncond < 1,
@@ -69,6 +71,11 @@ class FlowSettings:
         """Settings for images of `image_size` px, with `changes` applied."""
         base = cls() if image_size < 16 else cls(steps=2500, batch_size=128, width=48, ema=0.998)
         return replace(base, **changes)
+
+    @classmethod
+    def for_latents(cls, **changes: Any) -> FlowSettings:
+        """Settings for a flow in the latents of an autoencoder, with `changes` applied."""
+        return replace(cls(steps=8000, batch_size=128, width=256, lr=5e-4, ema=0.999, guidance=1.75), **changes)
 
     def stage(self, name: str) -> dict[str, Any]:
         """The settings of one stage, "train" or "sample"."""
