@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from usb_rsmatch.data.images.file_index import FileIndex, FileList, file_index
+from usb_rsmatch.data.sources.asked_difficulty import DifficultyRange
 from usb_rsmatch.data.sources.metadata import Entry, read_metadata
 from usb_rsmatch.data.sources.registry import Opener, SourceRequest
 from usb_rsmatch.data.sources.source import FileSource, Source
@@ -85,9 +86,10 @@ def open_cnndetection(argument: str, request: SourceRequest) -> Source:
 def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source:
     """The synthetic images under the folder `argument`, by Hugging Face's metadata if there is any.
 
-    Option: `split`, instead of the layout's. Raises UserError if nothing matches.
+    Options: `split`, instead of the layout's; `difficulty`, see `asked_difficulty.py`. Raises UserError if nothing
+    matches.
     """
-    request.reject_options(argument, "split")
+    request.reject_options(argument, "split", "difficulty")
     root = folder(argument)
     if (root / "images-00000.npz").is_file():
         raise UserError(f"{root}: contains packed images; read them with the source npz:{argument}")
@@ -95,6 +97,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     listed = read_metadata(root) if "{file}" in layout.patterns else None
     if listed is not None:
         return _by_metadata(layout, split, root, listed, request)
+    if asked := DifficultyRange.of_options(request.options, argument):
+        asked.select([None], str(root))  # without metadata there is no difficulty
     rows = Rows(file_index(root), layout)
     if not len(rows):
         raise UserError(f"{root}: contains no images; check the path")
@@ -168,6 +172,9 @@ def _by_metadata(layout: Layout, split: str, root: Path, listed: Mapping[str, En
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
     if not kept:
         raise UserError(f"{root}: its metadata lists no synthetic image; fix or remove it")
+    if asked := DifficultyRange.of_options(request.options, str(root)):
+        inside = asked.select([listed[place].difficulty for place, _ in kept], str(root))
+        kept = [pair for pair, wanted in zip(kept, inside.tolist(), strict=True) if wanted]
     names = [listed[place].label for place, _ in kept]
     generator_names = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(generator_names)))

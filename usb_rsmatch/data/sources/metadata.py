@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from usb_rsmatch.data.sources.asked_difficulty import asked_difficulty
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
 FILE_COLUMN = "file_name"
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
 GENERATOR_COLUMN = "generator"
+DIFFICULTY_COLUMN = "difficulty"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line says about its image: class name (or number, as text) and generator, None if not given."""
+    """What a line says about its image, None if not given: class name (or number, as text), generator, difficulty."""
 
     label: str | None
     generator: str | None = None
+    difficulty: float | None = None
 
 
 def read_metadata(root: Path) -> dict[str, Entry] | None:
@@ -50,7 +53,9 @@ def read_metadata(root: Path) -> dict[str, Entry] | None:
             raise UserError(f"{path}: entry {number} names {place}, which is outside of the folder")
         if not (root / parts).is_file():
             raise UserError(f"{path}: entry {number} names {place}, which does not exist")
-        entries[str(parts)] = Entry(_text(row.get(column)), _text(row.get(GENERATOR_COLUMN)))
+        entries[str(parts)] = Entry(
+            _text(row.get(column)), _text(row.get(GENERATOR_COLUMN)), asked_difficulty(row.get(DIFFICULTY_COLUMN))
+        )
     return dict(sorted(entries.items()))
 
 
