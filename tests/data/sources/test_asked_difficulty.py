@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from usb_rsmatch.compare.grid import parse_grid, plan
 from usb_rsmatch.data.images.decode import read_image
 from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.errors import UserError
@@ -91,3 +92,11 @@ def test_damaged_metadata_of_packed_images_are_named(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({**row, "index": 999}) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"needs its metadata\.jsonl, which is not usable"):
         taken(source=f"npz:{tmp_path / 'set'}", difficulty=0.5)
+
+
+def test_a_grid_has_difficulty_as_an_axis(tmp_path: Path) -> None:
+    entry = {"source": "folder:./set"}
+    levels = {name: [{**entry, "difficulty": ends}] for name, ends in (("easy", [0, 0.3]), ("hard", [0.7, 1]))}
+    content = {"config": {"dataset": "digits"}, "axes": {"synthetic": levels, "seed": [0]}, "arms": {"FixMatch": {}}}
+    grid = parse_grid(content, "grid", "levels", ("synthetic", "seed", "dataset"), lambda name: {})
+    assert [(run.axes["synthetic"], run.config["synthetic"]) for run in plan(grid)] == list(levels.items())
