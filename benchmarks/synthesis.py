@@ -89,7 +89,7 @@ def flow(scale: Scale, data_dir: str, threads: int, log: Any = print) -> dict[st
         "peak_memory_mib": peak,
         "train_cpu_minutes": round(train_cpu_s / 60, 2),
         "sample_cpu_s": round(sample_cpu_s, 2),
-        "quality": {name: round(value, 4) for name, value in asdict(quality).items()},
+        "quality": {k: v if isinstance(v, str) else round(v, 4) for k, v in asdict(quality).items()},
         "setting": {**asdict(scale), **{k: v for k, v in engine.settings.items() if k != "model"}},
     }
 

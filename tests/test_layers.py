@@ -23,6 +23,7 @@ LAYERS = (
     ("usb_rsmatch.data.sources",),
     ("usb_rsmatch.data.images",),
     (
+        "usb_rsmatch.autoencoder",
         "usb_rsmatch.cache",
         "usb_rsmatch.counter_rng",
         "usb_rsmatch.csv_files",

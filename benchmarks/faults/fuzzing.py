@@ -215,8 +215,8 @@ def metadata_cases(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any]
     csv = st.sampled_from([b"file_name,label\na.png,=1+1\n", b"file_name,label\n../evil.png,1\n"])
     metrics = {"it": 2, "train/total_loss": 0.5, "eval/top-1-acc": 0.25}
     readers: dict[str, tuple[Callable[[Path], object], st.SearchStrategy[bytes]]] = {
-        "metadata.csv": (lambda path: read_metadata(folder), csv | csv.flatmap(damaged)),
-        "metadata.jsonl": (lambda path: read_metadata(folder), jsonl | jsonl.flatmap(damaged)),
+        "metadata.csv": (lambda path: read_metadata(folder, []), csv | csv.flatmap(damaged)),
+        "metadata.jsonl": (lambda path: read_metadata(folder, []), jsonl | jsonl.flatmap(damaged)),
         "metrics.jsonl": (lambda path: (read_metrics(path), read_curve(path, "train/total_loss")), edited(metrics)),
         "result.json": (read_result, edited(RESULT_JSON)),
         "grid.json": (read_record, edited(GRID_JSON)),

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_RESULT = ("audit", "data", "faults", "gpu", "method", "reporting", "same_result", "speed", "synthesis")
+WITH_RESULT = (
+    "audit",
+    "data",
+    "difficulty",
+    "faults",
+    "gpu",
+    "method",
+    "reporting",
+    "same_result",
+    "speed",
+    "synthesis",
+)
 COMMANDS = (*WITH_RESULT, "readme_tables")
 
 

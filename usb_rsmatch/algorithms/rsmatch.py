@@ -30,20 +30,14 @@ from torch import Tensor, nn
 
 from usb_rsmatch.algorithms.fine_tuning import FixedBatchNorm, is_norm
 from usb_rsmatch.algorithms.networks import HeadsOnBackbone, RSNet
-<<<<<<< HEAD
-=======
 from usb_rsmatch.algorithms.timm_backbone import TimmBackbone
->>>>>>> backbones
 from usb_rsmatch.detection.detector import (
     TRAINED,
     build_detector,
     multiply_adds,
     reads_features,
-<<<<<<< HEAD
     teaches_backbone,
-=======
     training_cost,
->>>>>>> backbones
     widened,
 )
 from usb_rsmatch.errors import UserError

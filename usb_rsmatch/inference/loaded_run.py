@@ -140,12 +140,7 @@ def load_run(
     if args.rs_detector not in TRAINED:  # other detectors have no network
         args.rs_detector = "none"
     args.rs_loader, args.num_workers = "pil", 0
-<<<<<<< HEAD
-    args.use_pretrain = False  # the checkpoint has all weights: fetch nothing that a configuration from elsewhere names
-    algorithm = build(args, pool=_placeholder(folder, args))
-=======
     algorithm = build(args, pool=_placeholder(folder, args), load_weights=False)
->>>>>>> backbones
     try:
         algorithm.ema_model.load_state_dict(_plain_names(content["ema_model"]))
     except (RuntimeError, KeyError) as error:

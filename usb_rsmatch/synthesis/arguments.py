@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["flow", "diffusers"],
         help="train a small flow model, or use a diffusion pipeline",
     )
-    add("--out", required=True, metavar="DIR", help="output folder: a new one, or that of the same run, which resumes")
+    add("--out", metavar="DIR", help="output folder: a new one, or that of the same run, which resumes")
     add("--count", type=int, metavar="N", help="total number of images, divided equally among the classes")
     add("--per-class", type=int, metavar="N", help="images of each class, instead of --count")
     add(
@@ -74,10 +74,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--train-steps", type=int, metavar="N", help="training steps")
     add("--train-batch-size", type=int, metavar="N", help="images per training step")
-    add("--width", type=int, metavar="N", help="channels on the finest grid")
+    add("--width", type=int, metavar="N", help="channels on the finest grid, or of the transformer")
+    add(
+        "--autoencoder",
+        metavar="NAME|DIR",
+        help="train in the latents of a tiny autoencoder, for photographs of up to 256 px: on the hub, or a folder",
+    )
+    add("--depth", type=int, metavar="N", help="with --autoencoder: blocks of the transformer")
     add("--lr", type=float, help="peak learning rate")
     add("--ema", type=float, help="decay of the averaged weights per step")
     add("--p-uncond", type=float, metavar="P", help="share of training images whose class is hidden, for guidance")
+    add(
+        "--difficulty",
+        metavar="X",
+        help="how hard the images are for a classifier: 0.2, a range 0.3:0.7, or match, the real distribution",
+    )
+    add(
+        "--difficulty-scores",
+        metavar="FILE.csv",
+        help="difficulty scores of the training images; default with --difficulty: from out-of-fold classifiers",
+    )
+    add("--write-difficulty", metavar="FILE.csv", help="only compute the scores and write them to a new file")
+    add("--p-no-difficulty", type=float, metavar="P", help="share of images with a class whose score is hidden")
     add("--solver", choices=["heun", "euler"], help="two network evaluations per step, or one")
     add(
         "--weights", choices=["ema", "early"], help="the final averaged weights, or those after a fifth of the training"

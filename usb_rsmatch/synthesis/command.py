@@ -26,30 +26,17 @@ from usb_rsmatch.synthesis.class_descriptions import choose_classes, describe_cl
 from usb_rsmatch.synthesis.dataset_card import figure, read_quality, write_card
 from usb_rsmatch.synthesis.deferred_interrupt import DeferredInterrupt
 from usb_rsmatch.synthesis.engine import Engine, is_out_of_memory
+from usb_rsmatch.synthesis.flow_command import FLOW_BATCH, FLOW_SIZES, ONLY_FLOW, flow_engine, make_score_file
 from usb_rsmatch.synthesis.npz_output import IMAGES_PER_FILE, NpzOutput
 from usb_rsmatch.synthesis.output import Output
 from usb_rsmatch.synthesis.plan import Plan, PlannedImage
 from usb_rsmatch.synthesis.training_images import load_training_images
 from usb_rsmatch.version import __version__
 
-FLOW_BATCH, DIFFUSERS_BATCH = 128, 8
-FLOW_SIZES = (8, 64)  # px
+DIFFUSERS_BATCH = 8
 REPORT_IMAGES = 10_000  # largest number of generated images; more hardly change the classifier's figures
-FLOW_FLAGS = {
-    "train_steps": "steps",
-    "train_batch_size": "batch_size",
-    "width": "width",
-    "lr": "lr",
-    "ema": "ema",
-    "p_uncond": "p_uncond",
-    "solver": "solver",
-    "weights": "weights",
-    "steps": "sampler_steps",
-    "guidance": "guidance",
-}
 PIPELINE_FLAGS = ("preset", "model", "revision", "unet", "resolution", "negative_prompt")
 ONLY_DIFFUSERS = (*PIPELINE_FLAGS, "prompt", "prompts", "names", "t5")
-ONLY_FLOW = ("part", "cache", *(flag for flag in FLOW_FLAGS if flag not in ("steps", "guidance")))
 
 
 def run(args: argparse.Namespace) -> str:
@@ -68,6 +55,10 @@ def run(args: argparse.Namespace) -> str:
     if args.guidance is not None and not 0 <= args.guidance < math.inf:
         raise UserError(f"--guidance {args.guidance}: must be a number of at least 0")
     real = open_real(args.dataset, args.data_dir) if args.dataset else None
+    if args.write_difficulty is not None:
+        return make_score_file(args, real)
+    if args.out is None:
+        raise UserError("the output folder is missing: give --out DIR")
     classes, chosen = choose_classes(args.classes, real.classes if real else None)
     if args.report and real is None:
         raise UserError("--report needs real images for comparison: give --dataset NAME")
@@ -79,7 +70,7 @@ def run(args: argparse.Namespace) -> str:
     plan = Plan(classes, chosen, count, batch, max(1, IMAGES_PER_FILE // batch) if packed else 1)
     groups = plan.groups_of_shard(args.shard)
     if args.engine == "flow":
-        engine = _flow_engine(args, real, size, batch)
+        engine: Engine = flow_engine(args, real, size, batch)
     else:
         engine = _diffusion_engine(args, classes, chosen, size, channels)
     generator = args.name or engine.generator
@@ -185,7 +176,7 @@ def _close(args: argparse.Namespace, output: Output, real: RealData | None, made
     return f"{output.folder}: {kept} images by {output.generator}{flagged}{'' if made else ', already done'}{figures}"
 
 
-def _figures(quality: Mapping[str, float | None]) -> str:
+def _figures(quality: Mapping[str, Any]) -> str:
     accuracy, real_accuracy = figure(quality["class_accuracy"]), figure(quality["real_class_accuracy"])
     frechet, real_frechet = figure(quality["classifier_frechet"]), figure(quality["real_classifier_frechet"])
     return (
@@ -210,26 +201,6 @@ def measure_quality(output: Output, real: RealData, seed: int, device: str) -> N
     print("evaluating the images by a classifier of the real ones", file=sys.stderr)
     figures = measure(real_images, real_labels, images, labels, len(real.classes), device=device)
     write_json(output.folder / "quality.json", {k: None if v != v else v for k, v in asdict(figures).items()})
-
-
-def _flow_engine(args: argparse.Namespace, real: RealData | None, size: int | None, batch: int) -> Engine:
-    from usb_rsmatch.synthesis.flow_engine import FlowEngine
-    from usb_rsmatch.synthesis.flow_settings import FlowSettings
-
-    if real is None:
-        raise UserError("--engine flow trains on real images: give --dataset NAME")
-    if args.dtype == "float16":
-        raise UserError("--dtype float16: the flow engine trains in float32 or bfloat16; choose one of these")
-    side = size or real.spec.img_size
-    if not FLOW_SIZES[0] <= side <= FLOW_SIZES[1]:
-        raise UserError(f"the generator makes images of 8 to 64 px, not {side}: give for example --size 64")
-    given = {field: getattr(args, flag) for flag, field in FLOW_FLAGS.items() if getattr(args, flag) is not None}
-    if args.dtype != "auto":
-        given["bf16"] = args.dtype == "bfloat16"
-    part = args.part or "train"
-    images, labels = load_training_images(real, part, args.seed, side)
-    settings = FlowSettings.recommended(side, **given)
-    return FlowEngine(images, labels, len(real.classes), settings, args.seed, batch, part, args.device, args.cache)
 
 
 def _diffusion_engine(

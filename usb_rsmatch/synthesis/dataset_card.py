@@ -20,7 +20,7 @@ SHEET_CLASSES, SHEET_COLUMNS, SHEET_TILE = 20, 8, 64
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def write_card(output: Output, quality: Mapping[str, float | None] | None, source: str) -> None:
+def write_card(output: Output, quality: Mapping[str, Any] | None, source: str) -> None:
     """Write `README.md` and the contact sheet of a complete output; equal outputs give equal files.
 
     `source` is the kind of source that reads the folder, "folder" or "npz".
@@ -35,7 +35,7 @@ def write_card(output: Output, quality: Mapping[str, float | None] | None, sourc
             temporary.write_bytes(picture.getvalue())
 
 
-def card(output: Output, kept: Sequence[PlannedImage], quality: Mapping[str, float | None] | None, source: str) -> str:
+def card(output: Output, kept: Sequence[PlannedImage], quality: Mapping[str, Any] | None, source: str) -> str:
     """The card as Markdown with Hugging Face's metadata header."""
     run, plan = output.run, output.plan
     head = {
@@ -76,18 +76,23 @@ def card(output: Output, kept: Sequence[PlannedImage], quality: Mapping[str, flo
     return "\n\n".join(lines) + "\n"
 
 
-def quality_table(quality: Mapping[str, float | None]) -> str:
+def quality_table(quality: Mapping[str, Any]) -> str:
     """The figures of `Quality` and those of real images, as a Markdown table with explanations."""
     pairs = (
         ("Frechet distance of this classifier's features", "classifier_frechet", "real_classifier_frechet"),
+        ("kernel distance of them", "classifier_kernel", "real_classifier_kernel"),
+        ("precision", "precision", "real_precision"),
+        ("recall", "recall", "real_recall"),
         ("accuracy of the classifier on the intended class", "class_accuracy", "real_class_accuracy"),
         ("diversity within classes", "diversity", None),
     )
-    rows = [(name, figure(quality[ours]), figure(quality[real]) if real else "1") for name, ours, real in pairs]
+    known = [pair for pair in pairs if pair[1] in quality]  # older files have fewer figures
+    rows = [(name, figure(quality[ours]), figure(quality[real]) if real else "1") for name, ours, real in known]
     return (
         _table(("", "these images", "held-out real ones"), rows)
         + "\n\nBy a small classifier trained on three quarters of the real images. Its Frechet distance, a share of "
-        "the real features' variance, compares generators of one data set; it is not an Inception FID."
+        "the real features' variance, compares generators of one data set; it is not an Inception FID, and the kernel "
+        "distance is not an Inception KID."
     )
 
 

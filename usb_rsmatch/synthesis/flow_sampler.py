@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from usb_rsmatch.counter_rng import derive, generator
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.synthesis.flow_settings import FlowSettings, autocast, pick_device
 from usb_rsmatch.synthesis.flow_training import FlowModel, Progress, build_network
-from usb_rsmatch.synthesis.unet import VelocityUNet
 
 BATCH = 128  # batch size; it affects the images, because rounding depends on the batch's shape
 NOISE = ("flow", "noise")  # name of the random stream of the noise
@@ -29,25 +31,39 @@ class Sampler:
     ) -> None:
         self.model, self.settings, self.seed, self.batch = model, settings, seed, batch
         self.device = pick_device(device)
-        net = build_network(model.image_shape, model.num_classes, model.settings.width).to(self.device).eval()
+        shape, classes = model.image_shape, model.num_classes
+        net = build_network(shape, classes, model.settings, model.difficulty, model.latents)
+        net = net.to(self.device).eval()
         net.load_state_dict(model.weights[settings.weights])
         self.net = net
 
     @torch.inference_mode()
-    def __call__(self, labels: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
-        """Images uint8 [n, H, W, C] of classes `labels` [n] and numbers `ordinals` [n], n at most the batch size."""
+    def __call__(self, labels: np.ndarray, ordinals: np.ndarray, difficulty: np.ndarray | None = None) -> np.ndarray:
+        """Images uint8 [n, H, W, C] of classes `labels` [n] and numbers `ordinals` [n], n at most the batch size.
+
+        `difficulty` float [n] in [0, 1] is for models that were trained with scores. Raises UserError for others.
+        """
+        if difficulty is not None and not self.model.difficulty:
+            raise UserError("difficulty: this generator was trained without difficulty scores; train another")
         height, width, channels = self.model.image_shape
+        shape = (channels, height, width) if self.model.latents is None else self.model.latents.shape
         rows = np.arange(self.batch).clip(max=len(labels) - 1)  # a smaller batch is padded with its last image
         keys = [(int(labels[row]), int(ordinals[row])) for row in rows]
-        noises = [
-            generator(self.seed, *NOISE, *key).standard_normal((channels, height, width), np.float32) for key in keys
-        ]
+        noises = [generator(self.seed, *NOISE, *key).standard_normal(shape, np.float32) for key in keys]
         noise = torch.from_numpy(np.stack(noises)).to(self.device)
         classes = torch.from_numpy(labels[rows].astype(np.int64)).to(self.device)
+        scores = None
+        if difficulty is not None:
+            scores = torch.from_numpy(difficulty[rows].astype(np.float32)).to(self.device)
         with autocast(self.device, self.settings):
-            x = _integrate(self.net, noise, classes, self.model.num_classes, self.settings)
-        images = self.model.quantiser.quantise((x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5)
-        return images[: len(labels)]
+            x = _integrate(self.net, noise, classes, scores, self.model.num_classes, self.settings)
+        if self.model.latents is None or self.model.latent_scale is None:
+            pixels = (x.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5
+        else:
+            mean, deviation = (value.to(self.device) for value in self.model.latent_scale)
+            decoded = self.model.latents.decode(x * deviation + mean, height, channels)
+            pixels = decoded.permute(0, 2, 3, 1).cpu().numpy()
+        return self.model.quantiser.quantise(pixels)[: len(labels)]
 
 
 def noise_seed(seed: int, label: int, ordinal: int) -> int:
@@ -85,14 +101,21 @@ def sample(
     return result
 
 
-def _integrate(net: VelocityUNet, x: Tensor, y: Tensor, num_classes: int, settings: FlowSettings) -> Tensor:
-    """Integrate the velocity field from noise [B, C, H, W] at time 0 to images at time 1."""
+def _integrate(
+    net: torch.nn.Module, x: Tensor, y: Tensor, scores: Tensor | None, num_classes: int, settings: FlowSettings
+) -> Tensor:
+    """Integrate the velocity field from noise [B, C, H, W] at time 0 to images at time 1.
+
+    Guidance leads away from the field without class and without difficulty.
+    """
+    both_scores = None if scores is None else torch.cat([scores, torch.full_like(scores, math.nan)])
 
     def velocity(x: Tensor, time: float) -> Tensor:
         t = torch.full((len(x),), time, device=x.device)
         if settings.guidance == 1:
-            return net(x, t, y).float()
-        both = net(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y, torch.full_like(y, num_classes)]))
+            return net(x, t, y, scores).float()
+        both_classes = torch.cat([y, torch.full_like(y, num_classes)])
+        both = net(x.repeat(2, 1, 1, 1), t.repeat(2), both_classes, both_scores)
         conditional, unconditional = both.float().chunk(2)
         return torch.lerp(unconditional, conditional, settings.guidance)
 

@@ -11,8 +11,11 @@ from usb_rsmatch.device import choose_device, has_bfloat16
 from usb_rsmatch.errors import UserError
 
 
-def _option(default: Any, stage: str, help: str) -> Any:
-    return field(default=default, metadata={"stage": stage, "help": help, "origin": "ours"})
+def _option(default: Any, stage: str, help: str, later: bool = False) -> Any:
+    """A field; `later` ones are left out of `FlowSettings.stage` at their default, so that older models keep their
+    keys.
+    """
+    return field(default=default, metadata={"stage": stage, "help": help, "origin": "ours", "later": later})
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class FlowSettings:
     p_uncond: float = _option(0.1, "train", "share of training images whose class is hidden, for guidance")
     early: float = _option(0.2, "train", "share of training after which the 'early' weights are kept")
     bf16: bool | None = _option(None, "train", "compute in bfloat16; None: if the processor supports it")
+    depth: int = _option(8, "train", "blocks of the latent flow's transformer", later=True)
+    p_no_difficulty: float = _option(
+        0.1, "train", "share of training images with a class whose difficulty is hidden", later=True
+    )
     guidance: float = _option(
         1.25, "sample", "classifier-free guidance: 1 is none; larger values give cleaner and less diverse images"
     )
@@ -43,9 +50,11 @@ class FlowSettings:
             "steps": self.steps > 0,
             "batch_size": self.batch_size > 0,
             "width": self.width > 0,
+            "depth": self.depth > 0,
             "lr": self.lr > 0,
             "ema": 0 <= self.ema < 1,
             "p_uncond": 0 <= self.p_uncond < 1,
+            "p_no_difficulty": 0 <= self.p_no_difficulty < 1,
             "early": 0 < self.early <= 1,
             "guidance": self.guidance >= 0,
             "sampler_steps": self.sampler_steps > 0,
@@ -63,9 +72,16 @@ class FlowSettings:
         base = cls() if image_size < 16 else cls(steps=2500, batch_size=128, width=48, ema=0.998)
         return replace(base, **changes)
 
+    @classmethod
+    def for_latents(cls, **changes: Any) -> FlowSettings:
+        """Settings for a flow in the latents of an autoencoder, with `changes` applied."""
+        return replace(cls(steps=8000, batch_size=128, width=256, lr=5e-4, ema=0.999, guidance=1.75), **changes)
+
     def stage(self, name: str) -> dict[str, Any]:
         """The settings of one stage, "train" or "sample"."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["stage"] == name}
+        options = [option for option in fields(self) if option.metadata["stage"] == name]
+        values = {option.name: getattr(self, option.name) for option in options}
+        return {o.name: values[o.name] for o in options if not o.metadata["later"] or values[o.name] != o.default}
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,6 +15,9 @@ from usb_rsmatch.synthesis.flow_settings import pick_device
 HELD_OUT = 0.25  # share of the real images that the classifier is not trained on; the figures' reference
 CLASSIFIER_STEPS = 800
 BATCH = 128
+NETWORK = "small classifier trained on the real images"
+NEIGHBOURS = 3  # of precision and recall, as in their paper
+LIMIT = 5_000  # images of a side for distances between all pairs
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,16 @@ class Quality:
     They compare generators of one real data set with each other, and are not comparable with an Inception FID.
     """
 
+    network: str  # whose features the distances, precision, recall and diversity use
     classifier_frechet: float  # between held-out real images and generated ones
     real_classifier_frechet: float  # between held-out real images and the classifier's training images
     diversity: float  # mean distance between two images of a class, divided by that of held-out real images
+    classifier_kernel: float  # like classifier_frechet: the kernel distance
+    real_classifier_kernel: float
+    precision: float  # share of generated images near real ones
+    recall: float  # share of held-out real images near generated ones
+    real_precision: float  # both for as many real images that the classifier was trained on, instead of generated ones
+    real_recall: float
     class_accuracy: float  # share of images for which the classifier predicts the intended class
     real_class_accuracy: float  # the same for held-out real images
 
@@ -47,20 +57,30 @@ def measure(
 
     They are compared with real images of the same classes (uint8 [N, H, W, C], labels int64 [N], at least some
     hundreds). A quarter of these is held out from the classifier, which trains for `steps` of batch 128.
-    Source: Frechet distance as Heusel et al. 1706.08500 (eq. 6), on other features; the rest our choice.
+    Source: Frechet distance as Heusel et al. 1706.08500 (eq. 6), kernel distance as Binkowski et al. 1801.01401,
+    precision and recall as Kynkaanniemi et al. 1904.06991, all on other features; the rest our choice.
     """
     order = generator(seed, "quality", "split").permutation(len(real_images))
     cut = round(len(order) * HELD_OUT)
     held_out, train = order[:cut], order[cut:]
     where = pick_device(device)
-    classifier = _train(real_images[train], real_labels[train], num_classes, steps, seed, where)
+    classifier = train_classifier(real_images[train], real_labels[train], num_classes, steps, seed, where)
     # The classifier is trained on all classes; features are compared only for the generated ones.
     held_out, train = (rows[np.isin(real_labels[rows], labels)] for rows in (held_out, train))
     train_feat, _ = _features(classifier, real_images[train], where)
     scale = np.sqrt(train_feat.var(axis=0).sum())  # the unit of distances: the standard deviation of real images
     held_out_feat, held_out_predicted = _features(classifier, real_images[held_out], where)
     feat, predicted = _features(classifier, images, where)
+    precision, recall = precision_and_recall(held_out_feat, feat)
+    real_precision, real_recall = precision_and_recall(held_out_feat, train_feat)
     return Quality(
+        network=NETWORK,
+        classifier_kernel=kernel_distance(held_out_feat / scale, feat / scale),
+        real_classifier_kernel=kernel_distance(held_out_feat / scale, train_feat / scale),
+        precision=precision,
+        recall=recall,
+        real_precision=real_precision,
+        real_recall=real_recall,
         classifier_frechet=frechet_distance(held_out_feat / scale, feat / scale),
         real_classifier_frechet=frechet_distance(held_out_feat / scale, train_feat / scale),
         diversity=relative_diversity(held_out_feat, real_labels[held_out], feat, labels),
@@ -82,6 +102,44 @@ def frechet_distance(feat_a: np.ndarray, feat_b: np.ndarray) -> float:
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
     offset = a.mean(axis=0) - b.mean(axis=0)
     return float(max(0.0, offset @ offset + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def kernel_distance(feat_a: np.ndarray, feat_b: np.ndarray) -> float:
+    """Squared maximum mean discrepancy of two sets of features, [N, D] and [M, D], unbiased, so it may be below 0.
+
+    The kernel is (a . b / D + 1)^3, of the first 5,000 features of each set.
+    Source: Binkowski et al. 1801.01401 (section 4), in one block instead of a mean over subsets.
+    """
+    a, b = feat_a[:LIMIT].astype(np.float64), feat_b[:LIMIT].astype(np.float64)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: np.ndarray) -> float:
+        values = kernel(x, x)
+        return float((values.sum() - np.trace(values)) / (len(x) * (len(x) - 1)))
+
+    return within(a) + within(b) - 2 * float(kernel(a, b).mean())
+
+
+def precision_and_recall(real_feat: np.ndarray, feat: np.ndarray) -> tuple[float, float]:
+    """Precision and recall in [0, 1] of generated features [M, D] against real ones [N, D].
+
+    Precision is the share of generated features within the distance of a real one to its third neighbour; recall is
+    the same with the roles exchanged. Of equally many of each side, at most 5,000, since both depend on the number.
+    Source: Kynkaanniemi et al. 1904.06991 (eqs. 1 and 2).
+    """
+    count = min(len(real_feat), len(feat), LIMIT)
+    if count <= NEIGHBOURS:
+        return float("nan"), float("nan")
+    real, made = (torch.from_numpy(np.ascontiguousarray(side[:count], dtype=np.float64)) for side in (real_feat, feat))
+    return _share_inside(real, made), _share_inside(made, real)
+
+
+def _share_inside(reference: Tensor, feat: Tensor) -> float:
+    """The share of features within the third-neighbour distance of any reference feature."""
+    radius = torch.cdist(reference, reference).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is itself
+    return float((torch.cdist(feat, reference) <= radius).any(dim=1).double().mean())
 
 
 def relative_diversity(real_feat: np.ndarray, real_labels: np.ndarray, feat: np.ndarray, labels: np.ndarray) -> float:
@@ -131,7 +189,7 @@ def _convolution(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
 
 
-def _train(
+def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, steps: int, seed: int, device: torch.device
 ) -> _Classifier:
     """Train a classifier on `images` (uint8 [N, H, W, C]); the same seed gives the same classifier."""
@@ -150,6 +208,13 @@ def _train(
         optimizer.step()
         schedule.step()
     return classifier.eval()
+
+
+@torch.inference_mode()
+def class_log_probabilities(classifier: _Classifier, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Logarithms of the predicted probabilities, float64 [N, K], of `images` (uint8 [N, H, W, C])."""
+    parts = [classifier(_tensor(images[i : i + 512], device))[1] for i in range(0, len(images), 512)]
+    return torch.cat(parts).double().log_softmax(dim=1).cpu().numpy()
 
 
 @torch.inference_mode()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usb_rsmatch.synthesis.difficulty_encoder import DifficultyEncoder
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -18,11 +20,13 @@ class VelocityUNet(nn.Module):
 
     From 16 px on, blocks of 2 x 2 pixels become channels, from 48 px on blocks of 4 x 4, so that the finest grid has 8
     to 24 positions per side. Sizes that are not divisible are padded, and the result is cropped. The label
-    `num_classes` means "no class". The layout is our choice; the conditioning by adaptive normalisation is that of
-    Dhariwal & Nichol 2105.05233 (section 3).
+    `num_classes` means "no class". With `difficulty` a score is a further condition. The layout is our choice; the
+    conditioning by adaptive normalisation is that of Dhariwal & Nichol 2105.05233 (section 3).
     """
 
-    def __init__(self, image_size: tuple[int, int], channels: int, num_classes: int, width: int) -> None:
+    def __init__(
+        self, image_size: tuple[int, int], channels: int, num_classes: int, width: int, difficulty: bool = False
+    ) -> None:
         super().__init__()
         size = max(image_size)
         self.fold = 1 if size < 16 else 2 if size < 48 else 4
@@ -42,13 +46,21 @@ class VelocityUNet(nn.Module):
         self.last = nn.Sequential(
             ChannelNorm(width), nn.SiLU(), _zeroed(nn.Conv2d(width, channels * self.fold**2, 3, padding=1))
         )
+        # Built last, so that a network without it starts with the same random weights as before it existed.
+        self.difficulty = DifficultyEncoder(num_classes, embedding) if difficulty else None
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Velocity [B, C, H, W] at images `x` [B, C, H, W], times `t` [B] in [0, 1], int64 `labels` [B]."""
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, difficulty: Tensor | None = None) -> Tensor:
+        """Velocity [B, C, H, W] at images `x` [B, C, H, W], times `t` [B] in [0, 1], int64 `labels` [B].
+
+        `difficulty` float32 [B] in [0, 1], NaN for none, is for a network that is built with it.
+        """
         height, width = x.shape[-2:]
         if any(self.padding):
             x = F.pad(x, self.padding, mode="replicate")
-        condition = F.silu(self.time(_fourier(t, self.frequencies)) + self.label(labels))
+        condition = self.time(_fourier(t, self.frequencies)) + self.label(labels)
+        if self.difficulty is not None and difficulty is not None:
+            condition = condition + self.difficulty(labels, difficulty)
+        condition = F.silu(condition)
         h = self.first(F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last))
         skips = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):

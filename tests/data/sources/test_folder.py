@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,10 +211,61 @@ def test_a_link_to_itself_is_named_in_the_error(tmp_path: Path) -> None:
 def test_metadata_csv_with_class_names(tmp_path: Path) -> None:
     paint(tmp_path / "b.png", 1)
     paint(tmp_path / "sub" / "a.png", 2)
-    paint(tmp_path / "unlisted.png", 3)
     (tmp_path / "metadata.csv").write_text("file_name,label,text\nsub/a.png,Dog,x\nb.png,,y\n")
     source = open_source(f"folder:{tmp_path}", request())
     assert (values(source), source.labels.tolist()) == ([1, 2], [-1, 1])
+    (tmp_path / "metadata.csv").write_text("File;Label\nsub/a.png;Dog\nb.png;cat\n")
+    assert open_source(f"folder:{tmp_path}", request()).labels.tolist() == [0, 1]
+    paint(tmp_path / "unlisted.png", 3)
+    with pytest.raises(UserError, match=r"1 of 3 images are not listed, the first: unlisted\.png"):
+        open_source(f"folder:{tmp_path}", request())
+
+
+def test_metadata_that_contradicts_the_class_folder_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "cat" / "a.png", 1)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/a.png,dog\n")
+    with pytest.raises(UserError, match=r"cat/a\.png has the class 'dog' in the metadata and lies in the folder 'cat'"):
+        open_source(f"folder:{tmp_path}", request())
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/a.png,cat\ncat/a.png,cat\n")
+    with pytest.raises(UserError, match="entry 2 names cat/a.png again"):
+        open_source(f"folder:{tmp_path}", request())
+
+
+def test_metadata_without_a_class_column_is_noted(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png", 1)
+    (tmp_path / "metadata.csv").write_text("file_name,kind\na.png,dog\n")
+    source = open_source(f"folder:{tmp_path}", request())
+    assert source.labels.tolist() == [-1] and "gives no classes: its columns are file_name, kind" in source.notes[0]
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.tar.gz"])
+def test_an_archive_is_read_like_its_folder(tmp_path: Path, name: str) -> None:
+    for place, value in (("cat/b.png", 10), ("dog/a.png", 20), ("@eaDir/dog/a.png", 30), (".hidden/c.png", 40)):
+        paint(tmp_path / "files" / place, value)
+    kind = {"images.zip": "zip", "images.tar.gz": "gztar"}[name]
+    shutil.make_archive(str(tmp_path / "images"), kind, tmp_path / "files")
+    packed = open_source(f"folder:{tmp_path / name}", request())
+    plain = open_source(f"folder:{tmp_path / 'files'}", request())
+    assert values(packed) == values(plain) == [10, 20]
+    assert packed.labels.tolist() == plain.labels.tolist() == [0, 1]
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        open_source(f"folder:{tmp_path / name}", request())
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    paint(tmp_path / "cat" / "a.png", 10)
+    for name in ("b.HEIC", "c.jpg_large", "d", "notes.txt"):
+        (tmp_path / "cat" / name).write_bytes(b"x")
+    (note,) = open_source(f"folder:{tmp_path}", request()).notes
+    assert "3 files are not read as images: 1 without suffix, 1 .heic, 1 .jpg_large" in note
+
+
+def test_a_named_pipe_is_refused_and_does_not_wait(tmp_path: Path) -> None:
+    paint(tmp_path / "cat" / "a.png", 10)
+    os.mkfifo(tmp_path / "cat" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: cannot be read \(not a regular file\)"):
+        values(open_source(f"folder:{tmp_path}", request()))
 
 
 def test_metadata_jsonl_with_class_numbers(tmp_path: Path) -> None:

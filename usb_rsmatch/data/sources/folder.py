@@ -15,6 +15,7 @@ import numpy as np
 
 from usb_rsmatch.data.images.file_index import FileIndex, FileList, file_index
 from usb_rsmatch.data.sources.archives import is_archive, read_archive
+from usb_rsmatch.data.sources.asked_difficulty import DifficultyRange
 from usb_rsmatch.data.sources.metadata import Metadata, has_metadata, read_metadata
 from usb_rsmatch.data.sources.registry import Opener, SourceRequest
 from usb_rsmatch.data.sources.source import FileSource, Source
@@ -86,10 +87,14 @@ def open_cnndetection(argument: str, request: SourceRequest) -> Source:
 def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source:
     """The synthetic images under the folder `argument`, by Hugging Face's metadata if there is any.
 
-    Option: `split`, instead of the layout's. Raises UserError if nothing matches.
+    Options: `split`, instead of the layout's; `difficulty`, see `asked_difficulty.py`. Raises UserError if nothing
+    matches.
     """
-    request.reject_options(argument, "split")
+    request.reject_options(argument, "split", "difficulty")
+    asked = DifficultyRange.of_options(request.options, argument)
     if is_archive(argument):
+        if asked:
+            asked.select([None], argument)  # an archive has no metadata of difficulty
         return open_archive(layout, argument, request)
     root = folder(argument)
     if (root / "images-00000.npz").is_file():
@@ -100,6 +105,8 @@ def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source
     listed = read_metadata(root, places) if "{file}" in layout.patterns else None
     if listed is not None and listed.entries:
         return _by_metadata(layout, split, root, listed, request)
+    if asked:
+        asked.select([None], str(root))  # without metadata there is no difficulty
     rows = Rows(index, layout)
     if not len(rows):
         raise UserError(f"{root}: contains no images; check the path")
@@ -199,6 +206,9 @@ def _by_metadata(layout: Layout, split: str, root: Path, metadata: Metadata, req
     kept = [(place, parts) for place, parts in rows if parts is not None and _wanted(layout, split, parts, root)]
     if not kept:
         raise UserError(f"{root}: its metadata lists no synthetic image; fix or remove it")
+    if asked := DifficultyRange.of_options(request.options, str(root)):
+        inside = asked.select([listed[place].difficulty for place, _ in kept], str(root))
+        kept = [pair for pair, wanted in zip(kept, inside.tolist(), strict=True) if wanted]
     names = [listed[place].label for place, _ in kept]
     labels = request.classes.of_names(names, str(root), numeric=True)
     folders = {parts["class"] for _, parts in kept if "class" in parts}

@@ -8,21 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from usb_rsmatch.data.sources.asked_difficulty import asked_difficulty
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
 GENERATOR_COLUMN = "generator"
+DIFFICULTY_COLUMN = "difficulty"
 SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line says about its image: class name (or number, as text) and generator, None if not given."""
+    """What a line says about its image, None if not given: class name (or number, as text), generator, difficulty."""
 
     label: str | None
     generator: str | None = None
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
             raise UserError(f"{path}: entry {number} names {place}, which does not exist")
         if str(parts) in entries:
             raise UserError(f"{path}: entry {number} names {place} again; keep one of the entries")
-        entries[str(parts)] = Entry(_text(row.get(column)), _text(row.get(GENERATOR_COLUMN)))
+        entries[str(parts)] = Entry(
+            _text(row.get(column)), _text(row.get(GENERATOR_COLUMN)), asked_difficulty(row.get(DIFFICULTY_COLUMN))
+        )
     unlisted = [place for place in places if place not in entries]
     if unlisted:
         raise UserError(

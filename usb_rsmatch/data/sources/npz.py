@@ -15,6 +15,7 @@ from usb_rsmatch.data.images.decode import MIN_SIDE
 from usb_rsmatch.data.images.hashes import content_order, image_digests
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.data.images.large_npz import array_header, large_order, open_large
+from usb_rsmatch.data.sources.asked_difficulty import DifficultyRange, asked_difficulty
 from usb_rsmatch.data.sources.class_names import ClassIndex, label_range_problem
 from usb_rsmatch.data.sources.dataset_registry import IMAGENET_MEAN, IMAGENET_STD, DataSpec, RealData
 from usb_rsmatch.data.sources.registry import SourceRequest
@@ -36,12 +37,14 @@ def open_npz(argument: str, request: SourceRequest) -> Source:
     """The images of an npz file, ordered by content so that the order in the file does not matter.
 
     A folder is one that `usb-rsmatch synthesize --format npz` filled: its files are read together, with classes and
-    the generator's name from its `synthesis.json`.
+    the generator's name from its `synthesis.json`. Option: `difficulty`, see `asked_difficulty.py`.
     """
-    request.reject_options(argument)
+    request.reject_options(argument, "difficulty")
     root = Path(os.path.expanduser(argument))
     if argument and os.path.isdir(root):
         return _packed(root, request)
+    if asked := DifficultyRange.of_options(request.options, argument):
+        asked.select([None], argument)  # an npz file has no metadata
     images, labels = (read_npy(argument), None) if argument.endswith(".npy") else read_npz(argument)
     numbers = np.full(len(images), -1) if labels is None else request.classes.of_numbers(labels, argument)
     named = (request.generator,)
@@ -110,6 +113,9 @@ def _packed(root: Path, request: SourceRequest) -> Source:
     if len(labels) != len(images) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(names)):
         raise UserError(f"{root}: labels do not belong to the classes of its synthesis.json; make the images again")
     numbers = request.classes.of_names([names[label] for label in labels], str(root))
+    if asked := DifficultyRange.of_options(request.options, str(root)):
+        inside = asked.select(_difficulties(root, files, [len(part) for part, _ in parts]), str(root))
+        images, numbers = images[inside], numbers[inside]
     return _ordered(str(root), images, numbers, (generator,))
 
 
@@ -120,6 +126,19 @@ def read_npy(path: str | Path) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read as npy ({error}); check the path, or save a uint8 array") from None
     return _pixels(path, images)
+
+
+def _difficulties(root: Path, files: Sequence[Path], counts: Sequence[int]) -> list[float | None]:
+    """The difficulty that each image of packed files was asked for, None if `metadata.jsonl` does not have it."""
+    starts = dict(zip([file.name for file in files], np.cumsum([0, *counts]).tolist(), strict=False))
+    found: list[float | None] = [None] * sum(counts)
+    try:
+        for line in (root / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+            row = parse_json(line)
+            found[starts[row["shard"]] + int(row["index"])] = asked_difficulty(row.get("difficulty"))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{root}: difficulty needs its metadata.jsonl, which is not usable ({error})") from None
+    return found
 
 
 def read_npz(path: str | Path) -> tuple[np.ndarray | StoredImages, np.ndarray | None]:

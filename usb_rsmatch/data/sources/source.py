@@ -25,7 +25,7 @@ DECODE_THREADS = 4  # Pillow decodes without the interpreter lock
 SHOW_PROGRESS_FROM = 5000  # files
 STORED_LIMIT = 256 * 2**20  # bytes: reading decoded images from a file is nearly as fast as from memory
 SKIP_LIMIT = 0.01  # share of a source's files that may be unreadable
-SKIP_ALWAYS = 3  # files that may be unreadable in a small source, whatever their share
+SKIP_ALWAYS = 1  # file that may be unreadable in a small source, whatever its share
 
 
 class Source(ABC):
