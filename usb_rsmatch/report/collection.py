@@ -105,6 +105,8 @@ def _of_grid(owner: Path, results: Mapping[str, Result], mixed: bool) -> Collect
         remarks.append(f"{missing} of {len(grid.runs)} runs have no result yet")
     if foreign:
         remarks.append(f"results in the folder that are no longer in the grid are not included: {foreign}")
+    cues = sorted({line for record in records for line in record.result.shortcuts})
+    remarks += [f"shortcut: {line}" for line in cues]
     return Collection(grid.name, records, grid.baseline, remarks)
 
 

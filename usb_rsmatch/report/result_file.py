@@ -42,6 +42,7 @@ class Result:
     device: str = ""  # older files lack these three
     threads: str = ""
     finished: str = ""
+    shortcuts: tuple[str, ...] = ()  # cues of the pool that reveal provenance without synthesis
 
     @property
     def pool(self) -> tuple[Any, ...]:
@@ -111,6 +112,7 @@ def read_result(path: str | Path) -> Result:
         peak_memory_mib=fields.optional("peak_memory_mib"),
         versions={name: versions.text(name) for name in versions.content},
         config_sha256=fields.text("config_sha256"),
+        shortcuts=fields.lines("shortcuts"),
         device=fields.extra("device"),
         threads=fields.extra("threads"),
         finished=fields.extra("finished"),
@@ -129,6 +131,14 @@ class _Fields:
     def __init__(self, path: Path, place: str, content: Any) -> None:
         self.path, self.place, self.content = path, place, content
         self.agree(isinstance(content, dict), f"{place.rstrip('.') or 'the file'} is not a mapping")
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """A list of texts that older files lack."""
+        values = self.content.get(name, [])
+        self.agree(
+            isinstance(values, list) and all(isinstance(v, str) for v in values), f"{self.place}{name} is no list"
+        )
+        return tuple(values)
 
     def agree(self, holds: bool, complaint: str) -> None:
         if not holds:

@@ -114,6 +114,8 @@ NOT_IDENTITY = frozenset(
     {"save_dir", "save_name", "device", "num_workers", "use_tensorboard", "use_wandb", "use_aim", "data_dir"}
     | {"analysis"}
 )
+# Keys that change no weight: a run may be resumed with other values.
+MAY_CHANGE = frozenset({"eval_batch_size", "num_log_iter", "num_eval_iter"})
 
 LARGEST_BATCH = 262_144  # unlabelled images of a step, far above any published setting; more is a mistyped number
 

@@ -14,7 +14,7 @@ _BUILT_ANEW = """
     net_builder bn_controller amp_cm ce_loss consistency_loss it epoch start_epoch epochs best_it best_eval_acc
     num_train_iter num_eval_iter num_log_iter num_iter_per_epoch num_classes save_name save_dir resume gpu rank
     world_size distributed ngpus_per_node algorithm out_dict log_dict results_dict device use_amp clip_grad use_cat
-    ema_m lambda_u stop_requested checkpoint_state config logger settings
+    ema_m lambda_u stop_requested checkpoint_state config logger settings shortcuts
 """
 NOT_STATE = frozenset(_BUILT_ANEW.split())
 

@@ -26,10 +26,11 @@ from usb_rsmatch.usb import checkpoint, config, distributed_training
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
 from usb_rsmatch.usb.network import check_network, find_net, start_notes
 from usb_rsmatch.usb.run_analysis import write_analysis
+from usb_rsmatch.usb.run_facts import peak_memory_mib, versions
 from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
+from usb_rsmatch.usb.start_notes import find_shortcuts, pool_notes_at_start
 from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
 from usb_rsmatch.usb.trackers import require_trackers, trackers
-from usb_rsmatch.version import __version__
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -91,6 +92,12 @@ def _train(
     else:
         for line in start_notes(algorithm):
             note(line)
+    algorithm.shortcuts = distributed.on_rank_zero(find_shortcuts, algorithm)
+    if state is None and getattr(algorithm.args, "pool", None) is not None:
+        for line in pool_notes_at_start(algorithm.args.pool):
+            note(line)
+        for line in algorithm.shortcuts:
+            note(f"warning: {line}; the detector may learn this instead of synthesis: see reencode, clear_below")
     drop_hook(algorithm, "WANDBHook")
     if distributed.rank() == 0:
         metrics = MetricsHook(folder / "metrics.jsonl", trackers(algorithm.config, folder, algorithm.it))
@@ -150,11 +157,15 @@ def check_folder(folder: Path, args: Namespace) -> dict[str, Any] | None:
             raise UserError(f"{folder} exists and is not a run folder: choose another save_name")
         return None
     before, now = config.identity(config.read_yaml(path)), config.identity(args)
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted((before.keys() | now.keys()) - config.MAY_CHANGE):
         default = config.KEYS[key].default if key in config.KEYS else None  # for a run older than the key
         saved, wanted = before.get(key, default), now.get(key)
+        longer = key == "num_train_iter" and isinstance(saved, int) and isinstance(wanted, int) and wanted > saved
+        advice = f", and go on from this one with start_from: {folder / 'latest_model.pth'}" if longer else ""
         if saved != wanted:
-            raise UserError(f"{folder} holds a run with {key}: {saved!r}, not {wanted!r}; choose another save_name")
+            raise UserError(
+                f"{folder} holds a run with {key}: {saved!r}, not {wanted!r}; choose another save_name{advice}"
+            )
     return read_result(folder) if (folder / "result.json").exists() else None
 
 
@@ -247,6 +258,7 @@ def complete_args(args: Namespace, pool: Any = None) -> None:
     from usb_rsmatch.data.pool.pool import HybridPool
     from usb_rsmatch.data.sources.dataset_registry import dataset_names
     from usb_rsmatch.data.views.settings import describes_pool
+    from usb_rsmatch.usb.start_notes import refuse_unlearnable
 
     if describes_pool(args):
         args.pool = HybridPool.from_config(args) if pool is None else pool
@@ -254,6 +266,7 @@ def complete_args(args: Namespace, pool: Any = None) -> None:
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")
         args.num_classes = classes
+        refuse_unlearnable(args, args.pool)
         args.img_size = args.pool.unlabeled.images.shape[1]
     if args.num_classes is None:
         near = config.nearest(args.dataset, dataset_names())
@@ -301,6 +314,7 @@ def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
             "validation": last.get("validation/top-1-acc"),
         },
         "detection": getattr(algorithm, "detection_report", None),
+        "shortcuts": list(getattr(algorithm, "shortcuts", [])),
         "time": {
             "train_seconds": round(seconds, 3),
             "images_per_second": round(images / max(seconds, 1e-9), 1),
@@ -327,28 +341,3 @@ def result_line(result: Mapping[str, Any]) -> str:
     detection = result.get("detection")
     auroc = f", AUROC {detection['auroc']:.3f}" if detection and detection.get("auroc") is not None else ""
     return f"accuracy {100 * result['accuracy']['last']:.2f} %{auroc}, {result['time']['train_seconds']:.0f} s"
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    from importlib import metadata
-
-    packages = ("semilearn", "torch", "torchvision", "numpy")
-    return {"usb_rsmatch": __version__, **{name: metadata.version(name) for name in packages}}
-
-
-def peak_memory_mib(device: str) -> float | None:
-    """Peak memory in MiB of the GPU, or without one of this process; None if the system does not report it."""
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage includes the parent's memory before this process was started
-        peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if peaks:
-            return round(int(peaks[0]) / 2**10, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

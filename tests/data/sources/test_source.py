@@ -119,7 +119,9 @@ def test_unreadable_images_raise_or_are_skipped_and_listed(tmp_path: Path) -> No
     assert [Path(name).name for name in rest.skipped] == ["007.png", "070.png"]
     assert values(rest) == [i for i in range(200) if i not in (7, 70)]
     (tmp_path / "100.png").write_bytes(b"text")
-    message = r"3 of 200 images cannot be read, more than skip_limit: 0\.01; the first: .*007\.png \(it is empty, 0 bytes\); restore"
+    message = (
+        r"3 of 200 images cannot be read, more than skip_limit: 0\.01; the first: .*007\.png \(it is empty, 0 bytes\)"
+    )
     with pytest.raises(UserError, match=message):
         open_source(f"folder:{tmp_path}", request()).without_unreadable()
 

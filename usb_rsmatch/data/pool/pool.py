@@ -149,7 +149,6 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
     match, a synthetic image that is also in the test set, and images that do not fit into memory.
     """
     try:
-        limit = config.skip_limit if config.on_error == "skip" else None
         data = open_dataset(
             config.dataset,
             config.data_dir,
@@ -196,7 +195,14 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
     sources = [*opened, *(part.source for part in selected.synthetic)]
-    notes = tuple(dict.fromkeys([*(note for source in sources for note in source.notes), *pool_notes(pool, trained)]))
+    notes = tuple(
+        dict.fromkeys(
+            [
+                *(note for source in sources for note in source.notes),
+                *pool_notes(data.classes, labeled, trained, repeated),
+            ]
+        )
+    )
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory
     return replace(pool, hashes=hashes, notes=notes, **bare)

@@ -15,19 +15,20 @@ from usb_rsmatch.data.pool.pool import HybridPool
 
 WARN_OVER = 0.6  # AUROC of a trivial cue above which a detector may learn the cue instead of the synthesis
 SAMPLE = 5000  # largest number of images per side whose cues are measured
+QUICK_SAMPLE = 500  # the same before a training, which should start at once
 
 
-def shortcut_cues(pool: HybridPool) -> dict[str, float | None]:
+def shortcut_cues(pool: HybridPool, sample: int = SAMPLE) -> dict[str, float | None]:
     """AUROC of provenance, between 0.5 and 1, from each of a few cues that have nothing to do with synthesis.
 
     The first are read from the pool's pixels, which is what a detector sees; those of the files ("file ...")
     show what a pool without the common pipeline would give away, and are None where a side does not come from
-    files. At most `SAMPLE` images a side count, the labelled ones left out. An empty answer means that a side
+    files. At most `sample` images a side count, the labelled ones left out. An empty answer means that a side
     has no images.
     """
     images = pool.unlabeled
-    real = _spread(np.flatnonzero(~images.is_synthetic & ~images.is_labeled))
-    synthetic = _spread(np.flatnonzero(images.is_synthetic))
+    real = _spread(np.flatnonzero(~images.is_synthetic & ~images.is_labeled), sample)
+    synthetic = _spread(np.flatnonzero(images.is_synthetic), sample)
     if not len(real) or not len(synthetic):
         return {}
     names = [[pool.names[i] for i in side] if pool.names else [] for side in (real, synthetic)]
@@ -71,9 +72,9 @@ PIXEL_CUES: dict[str, Callable[[np.ndarray], float]] = {
 FILE_CUES = ("file size", "file image size", "file mode", "file format", "file JPEG tables")
 
 
-def _spread(indices: np.ndarray) -> np.ndarray:
-    """At most `SAMPLE` of the indices, evenly spaced."""
-    return indices[np.unique(np.linspace(0, len(indices) - 1, min(SAMPLE, len(indices))).astype(np.int64))]
+def _spread(indices: np.ndarray, sample: int) -> np.ndarray:
+    """At most `sample` of the indices, evenly spaced."""
+    return indices[np.unique(np.linspace(0, len(indices) - 1, min(sample, len(indices))).astype(np.int64))]
 
 
 def _auroc(values: np.ndarray, truth: np.ndarray) -> float:
