@@ -90,7 +90,6 @@ def load_exported(path: str | Path, trust_plugins: bool = False, plugins: Collec
     spec = DataSpec(args.dataset, tuple(inside["mean"]), tuple(inside["std"]), False, size)
     assert depth == spec.channels
     args.device, args.rs_loader, args.num_workers = "cpu", "pil", 0
-    args.use_pretrain = False  # the file has all weights
     if args.rs_detector not in TRAINED:
         args.rs_detector = "none"
     pool = placeholder_pool(spec, description["classes"], size, {})

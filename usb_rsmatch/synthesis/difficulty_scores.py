@@ -127,7 +127,7 @@ def cached_scores(
                 scores = out_of_fold_scores(images, labels, num_classes, seed, device=device)
                 with atomic_write(file) as temporary, open(temporary, "wb") as target:
                     np.savez(target, score=scores.score, probability=scores.probability)
-            with np.load(file) as arrays:
+            with np.load(file, allow_pickle=False) as arrays:
                 return DifficultyScores(arrays["score"], arrays["probability"])
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged: remove it to compute the scores again") from error

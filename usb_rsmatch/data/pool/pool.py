@@ -194,15 +194,9 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         duplicates=len(repeated),
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
     )
-    sources = [*opened, *(part.source for part in selected.synthetic)]
-    notes = tuple(
-        dict.fromkeys(
-            [
-                *(note for source in sources for note in source.notes),
-                *pool_notes(data.classes, labeled, trained, repeated),
-            ]
-        )
-    )
+    read = [note for source in (*opened, *(part.source for part in selected.synthetic)) for note in source.notes]
+    found = pool_notes(data.classes, labeled, trained, repeated)
+    notes = tuple(dict.fromkeys([*read, *found]))
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory
     return replace(pool, hashes=hashes, notes=notes, **bare)
