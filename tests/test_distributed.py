@@ -265,6 +265,7 @@ def test_distributed_batchnorm_of_a_network_of_timm_is_equivalent_to_its_own(net
     """With one process: outputs and running statistics of a training pass, also of BatchNorm with an activation."""
     import timm
     import torch.distributed as dist
+
     from usb_rsmatch.algorithms.distributed_batchnorm import use_distributed_batchnorm
 
     torch.manual_seed(0)

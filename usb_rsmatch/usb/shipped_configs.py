@@ -49,4 +49,4 @@ def _nearest(name: str, names: list[str]) -> str:
     close += [by_last_part[part] for part in difflib.get_close_matches(name, by_last_part, n=3)]
     if close:
         return f"; did you mean {', '.join(dict.fromkeys(close))}?"
-    return f"; shipped are {', '.join(sorted({shipped.rsplit('/', 1)[0] + '/...' for shipped in names}))}"
+    return f"; shipped are {', '.join(sorted({shipped.split('/')[0] + '/...' for shipped in names}))}"
