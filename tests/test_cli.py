@@ -140,7 +140,10 @@ def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(
 ) -> None:
     code, out, err = run_cli(capsys, "train", "--c", str(config), "--clip", "1")
     assert code == 0 and out.splitlines()[-1].startswith("accuracy ")
-    assert err == "note: clip has no effect: USB reads clip_grad\n"
+    assert err.splitlines() == [
+        "note: clip has no effect: USB reads clip_grad",
+        "images: 8 x 8 px, grey, not mirrored (key flip)",
+    ]
     folder = config.parent / "runs" / "run"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     code, out, err = run_cli(capsys, "train", "--c", str(config), "--device", "cpu")
@@ -215,8 +218,9 @@ def test_a_signal_saves_a_checkpoint_and_exits(number: signal.Signals, config: P
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert err.startswith("usb-rsmatch: stopped after step ") and len(err.splitlines()) == 1
-    step = int(err.split()[4])
+    images, stopped = err.splitlines()
+    assert images.startswith("images: ") and stopped.startswith("usb-rsmatch: stopped after step ")
+    step = int(stopped.split()[4])
     content, note = checkpoint.read_latest(folder)
     assert content is not None and note is None and content["it"] == step
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["it"] == step
