@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "classic_cv/rsmatch/rsmatch_cifar10_40_0"
+NAME = "classic_cv/rsmatch_cifar10_40_0"
 
 
 def test_every_yaml_of_the_checkout_has_a_name() -> None:
@@ -62,7 +62,7 @@ def test_similar_names_are_suggested(given: str) -> None:
 @pytest.mark.parametrize("given", ["zzzz", "", "config", "classic_cv"])
 def test_a_name_without_a_similar_one_lists_the_folders(given: str) -> None:
     """The message about an unknown name, or about a folder, names the folders of shipped configurations."""
-    with pytest.raises(UserError, match=r"classic_cv/rsmatch/"):
+    with pytest.raises(UserError, match=r"classic_cv/"):
         find_config(given)
 
 
