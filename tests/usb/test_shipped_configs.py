@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "classic_cv/rsmatch_cifar10_40_0"
+NAME = "classic_cv/rsmatch/rsmatch_cifar10_40_0"
 
 
 def test_every_yaml_of_the_checkout_has_a_name() -> None:
