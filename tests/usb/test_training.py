@@ -254,3 +254,29 @@ def test_an_imbalanced_algorithm_on_top_of_another(tiny: dict[str, Any]) -> None
     for algorithm in ("fixmatch", "rsmatch"):
         config = {**tiny, "algorithm": algorithm, "imb_algorithm": "abc", "save_name": algorithm}
         assert 0 <= train(config, note=silent)["accuracy"]["last"] <= 1
+
+
+def test_a_run_that_trains_the_generator_equals_one_that_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training a generator takes global random numbers, which must not reach the network's first weights."""
+    from usb_rsmatch.usb.config import resolve
+
+    monkeypatch.setenv("USB_RSMATCH_CACHE", str(tmp_path / "cache"))
+    built = []
+    for _ in range(2):
+        args, _ = resolve(
+            {
+                "algorithm": "fixmatch",
+                "net": "small_wrn_16_2",
+                "dataset": "digits",
+                "num_labels": 20,
+                "synthetic": [{"source": "flow:", "steps": 3, "sampler_steps": 2}],
+                "synthetic_count": 10,
+                "save_dir": str(tmp_path),
+            }
+        )
+        args.device = "cpu"
+        built.append({name: t.clone() for name, t in build(args).model.state_dict().items()})
+    assert (tmp_path / "cache").is_dir()
+    assert_same(*built)

@@ -217,14 +217,15 @@ def build(args: Namespace, pool: Any = None, load_weights: bool = True) -> Any:
     """
     from usb_rsmatch.usb.mixins import compose_run_class
 
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = True
     asked = Namespace(**vars(args))
     require_trackers(args)
 
     complete_args(args, *([] if pool is None else [pool]))
+    # After the pool is read: the first run with a built-in generator trains it, which takes global random numbers.
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = True
     logger = logging.getLogger(f"usb_rsmatch.{args.save_name}")
     logger.setLevel(logging.INFO)
     logger.propagate = False
