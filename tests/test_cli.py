@@ -150,6 +150,10 @@ def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(
     assert code == 0 and "is done: accuracy" in err
     code, _, err = run_cli(capsys, "train", "--c", str(config), "--lr", "0.5")
     assert code == 2 and "holds a run with lr: 0.03, not 0.5" in err
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--num_train_iter", "24")
+    assert code == 2 and f"with start_from: {folder / 'latest_model.pth'}" in err
+    code, _, err = run_cli(capsys, "train", "--c", str(config), "--eval_batch_size", "7", "--num_log_iter", "3")
+    assert code == 0 and "is done: accuracy" in err
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 

@@ -41,6 +41,8 @@ def test_missing_and_foreign_results_are_remarked_on(finished_grid: MakeGrid) ->
         "1 of 6 runs have no result yet",
         "results in the folder that are no longer in the grid are not included: 1",
     ]
+    change(folder / "fixmatch__seed-0" / "result.json", shortcuts=["file size alone tells real from synthetic"])
+    assert collect(folder).remarks[2:] == ["shortcut: file size alone tells real from synthetic"]
     for path in folder.glob("*__seed-*"):
         shutil.rmtree(path)
     with pytest.raises(UserError, match=r"no result\.json"):

@@ -128,7 +128,7 @@ def test_files_are_known_by_the_end_of_their_path_and_some_may_lack_a_score(tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,score\n1.png,0.5\n", "s.csv:2: 1.png is the name of 2 training images"),
+        ("file,score\n1.png,0.5\n", "s.csv:2: 1.png matches data/cat/1.png and data/dog/1.png"),
         ("file,score\nbird/9.png,0.5\n", "s.csv:2: bird/9.png is not in the training set"),
         ("file,score\n,0.5\n", "an empty name is not in the training set"),
         ("index,score\n4,0.5\n", "index 4 is not in the training set, which has 4 images"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from usb_rsmatch.data.pool.pool import HybridPool
 from usb_rsmatch.errors import UserError
-from usb_rsmatch.usb.start_notes import pool_notes_at_start, refuse_unlearnable
+from usb_rsmatch.usb.start_notes import refuse_unlearnable, start_notes
 from usb_rsmatch.usb.training import train
 
 CLASSES = ("left", "right")
@@ -38,9 +38,9 @@ def pool(root: Path, **keys: Any) -> HybridPool:
 
 
 def test_views_are_stated_and_follow_the_keys(folders: Path) -> None:
-    assert pool_notes_at_start(pool(folders)) == ["images: 12 x 12 px, colour, mirrored at random (key flip)"]
+    assert start_notes(pool(folders)) == ["images: 12 x 12 px, colour, mirrored at random (key flip)"]
     plain = pool(folders, flip=False, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5])
-    assert "not mirrored" in pool_notes_at_start(plain)[0]
+    assert "not mirrored" in start_notes(plain)[0]
     assert plain.manifest()["view"] == {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "flip": False}
     with pytest.raises(UserError, match="mean"):
         pool(folders, mean=[0.5])
@@ -76,10 +76,29 @@ def test_images_outside_of_the_class_folders_are_refused(folders: Path) -> None:
         pool(folders)
 
 
-def test_a_class_of_unread_files_is_refused(folders: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("a.HEIC", r"1 \.heic"), ("a", "1 files without suffix")])
+def test_a_class_of_unread_files_is_refused(folders: Path, name: str, kind: str) -> None:
     (folders / "train" / "up").mkdir()
-    (folders / "train" / "up" / "a.HEIC").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"the class folder 'up' has only 1 \.heic"):
+    (folders / "train" / "up" / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"the class folder 'up' has only {kind}"):
+        pool(folders)
+
+
+def test_metadata_gives_the_classes_of_a_real_data_set(folders: Path) -> None:
+    for part in ("train", "Test"):
+        root = folders / part
+        places = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+        flat = []
+        for number, place in enumerate(places):
+            (root / place).rename(root / f"{number}.png")
+            flat.append(f"{number}.png,{place.parts[0]}")
+        (root / "metadata.csv").write_text("\n".join(["file_name,label", *flat]))
+    built = pool(folders)
+    assert built.classes == CLASSES and np.bincount(built.test.labels).tolist() == [4, 4]
+    (folders / "train" / "right" / "x.png").write_bytes((folders / "train" / "0.png").read_bytes())
+    lines = (folders / "train" / "metadata.csv").read_text() + "\nright/x.png,left"
+    (folders / "train" / "metadata.csv").write_text(lines)
+    with pytest.raises(UserError, match=r"right/x\.png has the class 'left' in the metadata and lies in the folder"):
         pool(folders)
 
 

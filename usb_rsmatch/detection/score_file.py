@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from usb_rsmatch.csv_files import PathEnds, read_score_table
 from usb_rsmatch.errors import UserError
 
 
@@ -20,25 +20,16 @@ def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
     with two.
     """
     called = Path(path).name
-    if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device might never end
-        raise UserError(f"rs_detector: {path} is not a file of scores")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"rs_detector: cannot read the scores {path}: {error}") from None
-    columns = set(rows[0]) if rows else set()
-    if "score" not in columns or not columns & {"index", "file"}:
-        raise UserError(f"rs_detector: {called} needs the columns score, and index or file")
-    places = None if "index" in columns else _places(names)
+    rows, by_index = read_score_table(path, "rs_detector")
+    ends = None if by_index else PathEnds(names)
     scores = np.full(len(names), np.nan, dtype=np.float32)
     for line, row in enumerate(rows, start=2):
         where = f"rs_detector: {called}:{line}"
         try:
-            score = float(row["score"])
-            index = int(row["index"]) if places is None else _find(places, row["file"], where)
+            score = float(row["score"] or "")
+            index = int(row["index"] or "") if ends is None else ends.find(row["file"] or "", where)
         except (TypeError, ValueError):
-            raise UserError(f"{where}: has no {'index' if places is None else 'file'} and score") from None
+            raise UserError(f"{where}: has no {'index' if ends is None else 'file'} and score") from None
         if index is None:
             continue
         if not 0 <= index < len(names) or not 0.0 <= score <= 1.0:
@@ -53,22 +44,3 @@ def read_scores(path: str, names: Sequence[str]) -> np.ndarray:
             f"the first: {names[int(missing[0])]}"
         )
     return scores
-
-
-def _places(names: Sequence[str]) -> dict[str, list[tuple[PurePath, int]]]:
-    """{file name without its folders: path and number of the pool's images that have it}."""
-    places: dict[str, list[tuple[PurePath, int]]] = {}
-    for index, name in enumerate(names):
-        places.setdefault(PurePath(name).name, []).append((PurePath(name), index))
-    return places
-
-
-def _find(places: Mapping[str, list[tuple[PurePath, int]]], file: str, where: str) -> int | None:
-    """The pool image whose path ends with `file`; None if it is not in the pool."""
-    wanted = PurePath(file)
-    ends = [
-        (path, index) for path, index in places.get(wanted.name, []) if path.parts[-len(wanted.parts) :] == wanted.parts
-    ]
-    if len(ends) > 1:
-        raise UserError(f"{where}: {file} matches {ends[0][0]} and {ends[1][0]}; give more of the path")
-    return ends[0][1] if ends else None

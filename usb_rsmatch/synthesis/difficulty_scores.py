@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import os
@@ -10,14 +9,14 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from usb_rsmatch.cache import cache_folder, file_lock
 from usb_rsmatch.counter_rng import derive, generator
-from usb_rsmatch.csv_files import csv_rows, refuse_existing
+from usb_rsmatch.csv_files import PathEnds, csv_rows, read_score_table, refuse_existing
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import atomic_write
 
@@ -159,22 +158,15 @@ def read_scores(path: str, source: Named, rows: np.ndarray, labels: np.ndarray, 
     the column `score` is in [0, 1], and other columns are ignored. Raises UserError for a missing file or column,
     an unknown image, a score outside of [0, 1], an image with two scores, and a class without any score.
     """
-    called = f"--difficulty-scores {Path(path).name}"
     if not Path(path).is_file():
         raise UserError(f"--difficulty-scores {path}: no such file; --write-difficulty FILE.csv makes one")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{called}: cannot be read ({error})") from None
-    columns = set(lines[0]) if lines else set()
-    if "score" not in columns or not columns & {"index", "file"}:
-        raise UserError(f"{called}: needs the columns score, and index or file")
-    finder = None if "index" in columns else _Finder(source)
+    called = f"--difficulty-scores {Path(path).name}"
+    lines, by_index = read_score_table(path, "--difficulty-scores")
+    ends = None if by_index else PathEnds([source.name(index) for index in range(len(source))])
     of_set = np.full(len(source), np.nan)
     for number, line in enumerate(lines, start=2):
         where = f"{called}:{number}"
-        index = _index(line["index"], len(source), where) if finder is None else finder(line["file"] or "", where)
+        index = _index(line["index"], len(source), where) if ends is None else _by_file(ends, line["file"], where)
         score = _number(line["score"])
         if not 0 <= score <= 1:
             raise UserError(f"{where}: score {line['score']} is not a number from 0 to 1")
@@ -188,26 +180,11 @@ def read_scores(path: str, source: Named, rows: np.ndarray, labels: np.ndarray, 
     return scores
 
 
-class _Finder:
-    """Finds an image of a source by its path or a unique end of its path."""
-
-    def __init__(self, source: Named) -> None:
-        self.paths = [PurePath(source.name(index)).parts for index in range(len(source))]
-        self.by_length: dict[int, dict[tuple[str, ...], list[int]]] = {}
-
-    def __call__(self, file: str, where: str) -> int:
-        wanted = PurePath(file).parts
-        if len(wanted) not in self.by_length:
-            ends: dict[tuple[str, ...], list[int]] = {}
-            for index, parts in enumerate(self.paths):
-                ends.setdefault(parts[-len(wanted) :] if wanted else (), []).append(index)
-            self.by_length[len(wanted)] = ends
-        found = self.by_length[len(wanted)].get(wanted, []) if wanted else []
-        if not found:
-            raise UserError(f"{where}: {file or 'an empty name'} is not in the training set")
-        if len(found) > 1:
-            raise UserError(f"{where}: {file} is the name of {len(found)} training images; give more of the path")
-        return found[0]
+def _by_file(ends: PathEnds, file: str | None, where: str) -> int:
+    found = ends.find(file or "", where)
+    if found is None:
+        raise UserError(f"{where}: {file or 'an empty name'} is not in the training set")
+    return found
 
 
 def _index(text: str | None, count: int, where: str) -> int:

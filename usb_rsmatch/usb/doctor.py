@@ -52,9 +52,6 @@ EXTRAS = {
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts them
 
 
-PACKAGES = ("semilearn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "pyyaml")
-
-
 def report() -> str:
     """A short report for reading, or for pasting into an issue; a section that fails is one line of it."""
     lines: list[str] = []

@@ -162,7 +162,7 @@ def check_network(algorithm: Any) -> None:
         raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
 
 
-def start_notes(algorithm: Any) -> list[str]:
+def network_notes(algorithm: Any) -> list[str]:
     """What a new run says of its network: pretrained weights, input, detector, normalisation."""
     notes = [f"note: {line}" for line in getattr(algorithm.net_builder, "notes", [])]
     if hasattr(algorithm, "detector_cost") and (cost := algorithm.detector_cost()):

@@ -13,7 +13,7 @@ from usb_rsmatch.errors import UserError
 NEED_EVERY_CLASS = ("abc", "cossl", "crest", "saw")
 
 
-def pool_notes_at_start(pool: HybridPool) -> list[str]:
+def start_notes(pool: HybridPool) -> list[str]:
     """The lines on a pool at the start of a run."""
     height, width, channels = pool.unlabeled.images.shape[1:] if len(pool.unlabeled) else pool.test.images.shape[1:]
     mirrored = "mirrored at random" if pool.spec.flip else "not mirrored"

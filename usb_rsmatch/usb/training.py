@@ -24,11 +24,11 @@ from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import parse_json, write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, distributed_training
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
-from usb_rsmatch.usb.network import check_network, find_net, start_notes
+from usb_rsmatch.usb.network import check_network, find_net, network_notes
 from usb_rsmatch.usb.run_analysis import write_analysis
 from usb_rsmatch.usb.run_facts import peak_memory_mib, versions
 from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
-from usb_rsmatch.usb.start_notes import find_shortcuts, pool_notes_at_start
+from usb_rsmatch.usb.start_notes import find_shortcuts, start_notes
 from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
 from usb_rsmatch.usb.trackers import require_trackers, trackers
 
@@ -90,11 +90,11 @@ def _train(
             note(f"note: {missing}")
         note(f"resuming after step {algorithm.it} of {algorithm.num_train_iter}")
     else:
-        for line in start_notes(algorithm):
+        for line in network_notes(algorithm):
             note(line)
     algorithm.shortcuts = distributed.on_rank_zero(find_shortcuts, algorithm)
     if state is None and getattr(algorithm.args, "pool", None) is not None:
-        for line in pool_notes_at_start(algorithm.args.pool):
+        for line in start_notes(algorithm.args.pool):
             note(line)
         for line in algorithm.shortcuts:
             note(f"warning: {line}; the detector may learn this instead of synthesis: see reencode, clear_below")

@@ -53,6 +53,23 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(read_image(saved(tmp_path / f"a.{suffix}", deep))), expected)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 4095, 36).astype(np.uint16),  # 12 bits in 16
+        np.linspace(0, 100_000, 36).astype(np.int32),
+        np.linspace(-5, 65535, 36).astype(np.int32),
+        np.linspace(0, 65535, 36).astype(np.float32),
+        np.linspace(-1, 1, 36).astype(np.float32),
+        np.array([0.5] * 35 + [np.nan], dtype=np.float32),
+    ],
+)
+def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    """They would become nearly black, white or half clipped."""
+    with pytest.raises(UserError, match="save it with 8 bits"):
+        read_image(saved(tmp_path / "a.tif", values.reshape(6, 6)))
+
+
 def test_float_images_in_0_to_1_or_0_to_255(tmp_path: Path) -> None:
     unit = RNG.random((6, 6)).astype(np.float32)
     expected = np.rint(unit.astype(np.float64) * 255).astype(np.uint8)

@@ -95,6 +95,24 @@ def test_a_list_is_cached_until_a_folder_changes(tmp_path: Path, cache_every_lis
     assert "b/e/3.png" in relative_paths(root)
 
 
+def test_a_file_that_is_rewritten_in_place_is_noticed(tmp_path: Path, cache_every_list: list[Path]) -> None:
+    """It changes no folder; neither the same size nor the same time alone may hide it."""
+    root = tmp_path / "images"
+    paint(root / "a.png", 1)
+    set_old_mtimes(root)
+    before = file_index.file_index(root).fingerprint
+    assert file_index.file_index(root).fingerprint == before and len(cache_every_list) == 1
+    state = os.stat(root / "a.png")
+    os.utime(root / "a.png", ns=(state.st_atime_ns, state.st_mtime_ns + 10))
+    later = file_index.file_index(root).fingerprint
+    assert later != before and len(cache_every_list) == 2
+    state = os.stat(root / "a.png")
+    with open(root / "a.png", "ab") as file:
+        file.write(b"x")
+    os.utime(root / "a.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file_index.file_index(root).fingerprint != later and len(cache_every_list) == 3
+
+
 def test_a_folder_changed_just_before_listing_is_listed_again(tmp_path: Path, cache_every_list: list[Path]) -> None:
     """A file created within one tick of the file system's clock does not change the folder's modification time."""
     paint(tmp_path / "images" / "a.png", 1)

@@ -182,6 +182,20 @@ def test_a_users_npz_files(tmp_path: Path) -> None:
         open_real("npz", tmp_path)
 
 
+@pytest.mark.parametrize("keys", [("x_{}", "y_{}"), ("{}_images", "{}_labels")])
+def test_one_npz_file_with_the_keys_of_keras_or_medmnist(tmp_path: Path, keys: tuple[str, str]) -> None:
+    arrays, expected = {}, {}
+    for part, n in (("train", 12), ("test", 4)):
+        arrays[keys[0].format(part)] = RNG.integers(0, 256, (n, 8, 8), dtype=np.uint8)
+        expected[part] = np.arange(n) % 4
+        arrays[keys[1].format(part)] = expected[part][:, None]
+    np.savez(tmp_path / "own.npz", **arrays)
+    for place in (tmp_path, tmp_path / "own.npz"):
+        data = open_real("npz", place)
+        assert data.train.labels.tolist() == expected["train"].tolist()
+        assert data.test.labels.tolist() == expected["test"].tolist()
+
+
 # --- torchvision's data sets, from generated files: torchvision is patched to expect their checksums
 
 

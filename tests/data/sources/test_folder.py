@@ -251,6 +251,10 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
         open_source(f"folder:{tmp_path / name}", request())
+    (tmp_path / "files" / "metadata.csv").write_text("file_name,label\ncat/b.png,dog\n")
+    shutil.make_archive(str(tmp_path / "images"), kind, tmp_path / "files")
+    with pytest.raises(UserError, match=r"contains metadata\.csv, which is only read from a folder"):
+        open_source(f"folder:{tmp_path / name}", request())
 
 
 def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:

@@ -139,3 +139,13 @@ def test_invalid_labels_of_a_real_npz_are_named_in_the_error(
         np.savez(tmp_path / f"{part}.npz", images=images, labels=np.array(labels))
     with pytest.raises(UserError, match=message):
         open_real("npz", tmp_path)
+
+
+def test_unnamed_arrays_and_one_hot_labels(tmp_path: Path) -> None:
+    """`arr_0` and `arr_1`, as NumPy names them and ADM saves samples."""
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    for labels in (np.array([2, 0, 1]), np.eye(3)[[2, 0, 1]], np.array([2.0, 0.0, 1.0])):
+        np.savez(tmp_path / "a.npz", images, labels)
+        source = open_source(f"npz:{tmp_path / 'a.npz'}", request())
+        order = source.load(np.arange(3), 8, 1)[:, 0, 0, 0]
+        assert source.labels.tolist() == [[2, 0, 1][value] for value in order]

@@ -158,11 +158,10 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ValueError("has values that are not finite; save it with 8 bits")
-        tops: tuple[float, ...] = (1.0, 255.0) if most <= 255 else ()
+        full = 1.0 if most <= 1 else 255.0 if most <= 255 else None
     else:
-        tops = (65535.0,) if 4095 < most <= 65535 or most == 0 else (2.0**31 - 1,) if most >= 2**30 else ()
-    full = next((top for top in tops if most <= top), None)
+        full = 65535.0 if most == 0 or 4095 < most <= 65535 else 2.0**31 - 1 if most >= 2**30 else None
     if least < 0 or full is None:
-        known = "0 to 1 and 0 to 255" if values.dtype.kind == "f" else "0 to 65535"
+        known = "0 to 1 and 0 to 255" if values.dtype.kind == "f" else "0 to 65535 and 0 to 2147483647"
         raise ValueError(f"values from {least:g} to {most:g} do not fill a known range, {known}; save it with 8 bits")
     return np.rint(values.astype(np.float64) / full * 255).astype(np.uint8)

@@ -102,14 +102,11 @@ class PoolConfig:
         if self.synthetic_ratio == 1:
             raise UserError("synthetic_ratio must be under 1; for synthetic images alone take real_count: 0")
         for name in ("mean", "std"):
-            values = getattr(self, name)
-            numbers = values is None or all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values)
-            if (
-                not numbers
-                or (values is not None and len(values) not in (1, 3))
-                or (name == "std" and 0 in (values or ()))
-            ):
-                raise UserError(f"{name}: {values} must be one or three numbers from 0 to 1, one for each channel")
+            values = getattr(self, name) or []
+            if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
+                raise UserError(f"{name}: {values} must be numbers from 0 to 1, one for each channel")
+        if self.std is not None and 0 in self.std:
+            raise UserError(f"std: {self.std} must not contain 0, images are divided by it")
         for name in ("lb_imb_ratio", "ulb_imb_ratio"):
             if abs(getattr(self, name)) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be 1 or more, or -1 or less")

@@ -13,7 +13,7 @@ from usb_rsmatch.data.images.file_index import FileIndex, file_index
 from usb_rsmatch.data.sources.class_names import UNKNOWN, ClassIndex
 from usb_rsmatch.data.sources.dataset_registry import IMAGENET_MEAN, IMAGENET_STD, DataSpec, RealData
 from usb_rsmatch.data.sources.folder import Layout, Rows, folder
-from usb_rsmatch.data.sources.metadata import has_metadata, read_metadata
+from usb_rsmatch.data.sources.metadata import has_metadata, read_metadata, refuse_other_class
 from usb_rsmatch.data.sources.source import FileSource
 from usb_rsmatch.errors import UserError
 
@@ -114,14 +114,8 @@ def _read_part(root: Path, classes: tuple[str, ...] | None) -> tuple[FileSource,
         if (labels < 0).any():
             strange = texts[int(labels.argmin())]
             raise UserError(f"{root}: the class {strange!r} of the metadata is not one of the {len(names)} classes")
-        for place, label in zip(places, labels.tolist(), strict=True):
-            above = place.partition("/")[0] if "/" in place else ""
-            other = known.number(above) if above else UNKNOWN
-            if other not in (UNKNOWN, label):
-                raise UserError(
-                    f"{root}: {place} has the class {names[label]!r} in the metadata and lies in the folder "
-                    f"{above!r}; correct one of them"
-                )
+        folders = [place.partition("/")[0] if "/" in place else None for place in places]
+        refuse_other_class(root, list(zip(places, folders, texts, strict=True)), labels.tolist(), known)
         source = FileSource(str(root), Rows(index, Layout(("**/{file}",))).files(), labels)
         source.notes += known.notes + [note for note in (index.unread_note(),) if note]
         return source, names
@@ -139,8 +133,8 @@ def _read_part(root: Path, classes: tuple[str, ...] | None) -> tuple[FileSource,
 def _refuse_unread_classes(root: Path, index: FileIndex, names: tuple[str, ...]) -> None:
     """Refuse a class folder that has only files of formats that are not read: its class would be missing."""
     for place, count in index.unread.items():
-        name, _, rest = place.partition("/")
-        if name and rest and name not in names:
+        name = place.partition("/")[0]  # empty for files beside the class folders
+        if name and name not in names:
             suffix = place.rpartition("/")[2] or "files without suffix"
             raise UserError(f"{root}: the class folder {name!r} has only {count} {suffix}, not read; convert or remove")
 

@@ -105,12 +105,13 @@ class ClassIndex:
         labels = labels.astype(np.int64)
         values, places = np.unique(labels, return_inverse=True)
         free = [int(value) for value in values if value != UNKNOWN and not self._is_mapped(str(value))]
-        read = self._read_numbers(free, origin)
-        numbers = [
-            read[value] if value in read else self.number(str(value)) if self._is_mapped(str(value)) else UNKNOWN
-            for value in values.tolist()
-        ]
-        return np.array(numbers, dtype=np.int64)[places.reshape(-1)] if len(labels) else labels
+        read = {value: self.number(str(value)) for value in values.tolist() if self._is_mapped(str(value))}
+        read.update(self._read_numbers(free, origin))
+        return (
+            np.array([read.get(value, UNKNOWN) for value in values.tolist()], dtype=np.int64)[places.reshape(-1)]
+            if len(labels)
+            else labels
+        )
 
     def _is_mapped(self, name: str) -> bool:
         return _composed(name) in self._mapped or plain(name) in self._mapped_similar

@@ -16,7 +16,7 @@ import numpy as np
 from usb_rsmatch.data.images.file_index import FileIndex, FileList, file_index
 from usb_rsmatch.data.sources.archives import is_archive, read_archive
 from usb_rsmatch.data.sources.asked_difficulty import DifficultyRange
-from usb_rsmatch.data.sources.metadata import Metadata, has_metadata, read_metadata
+from usb_rsmatch.data.sources.metadata import Metadata, has_metadata, read_metadata, refuse_other_class
 from usb_rsmatch.data.sources.registry import Opener, SourceRequest
 from usb_rsmatch.data.sources.source import FileSource, Source
 from usb_rsmatch.errors import UserError
@@ -211,15 +211,8 @@ def _by_metadata(layout: Layout, split: str, root: Path, metadata: Metadata, req
         kept = [pair for pair, wanted in zip(kept, inside.tolist(), strict=True) if wanted]
     names = [listed[place].label for place, _ in kept]
     labels = request.classes.of_names(names, str(root), numeric=True)
-    folders = {parts["class"] for _, parts in kept if "class" in parts}
-    by_folder = {name: request.classes.number(name) for name in folders}
-    for (place, parts), label, name in zip(kept, labels.tolist(), names, strict=True):
-        other = by_folder.get(parts.get("class", ""), -1)
-        if label >= 0 and other >= 0 and other != label:
-            raise UserError(
-                f"{root}: {place} has the class {name!r} in the metadata and lies in the folder {parts['class']!r}; "
-                "correct one of them"
-            )
+    in_folders = [(place, parts.get("class"), listed[place].label) for place, parts in kept]
+    refuse_other_class(root, in_folders, labels.tolist(), request.classes)
     generator_names = [listed[place].generator or parts.get("generator", request.generator) for place, parts in kept]
     generators = tuple(sorted(set(generator_names)))
     return FileSource(

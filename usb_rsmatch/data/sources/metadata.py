@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from usb_rsmatch.data.sources.asked_difficulty import asked_difficulty
+from usb_rsmatch.data.sources.class_names import UNKNOWN, ClassIndex
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import parse_json
 
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
 GENERATOR_COLUMN = "generator"
@@ -38,7 +40,7 @@ class Metadata:
 
 def has_metadata(root: Path) -> bool:
     """Whether the folder contains a metadata file."""
-    return (root / "metadata.csv").is_file() or (root / "metadata.jsonl").is_file()
+    return any((root / name).is_file() for name in METADATA_FILES)
 
 
 def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
@@ -48,12 +50,12 @@ def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
     exists. Raises UserError for a file that is not valid, has no column of files, names an image twice, a missing one
     or one outside of `root`, and for images that it does not name.
     """
-    readers = {root / "metadata.csv": _csv_rows, root / "metadata.jsonl": _json_rows}
-    path = next((path for path in readers if path.is_file()), None)
+    path = next((root / name for name in METADATA_FILES if (root / name).is_file()), None)
     if path is None:
         return None
+    read = _csv_rows if path.suffix == ".csv" else _json_rows
     try:
-        rows = [{str(key).strip().casefold(): value for key, value in row.items()} for row in readers[path](path)]
+        rows = [{str(key).strip().casefold(): value for key, value in row.items()} for row in read(path)]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fix or remove it") from None
     column = _first(LABEL_COLUMNS, rows)
@@ -84,6 +86,26 @@ def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
             "class may be empty) or remove them"
         )
     return Metadata(dict(sorted(entries.items())))
+
+
+def refuse_other_class(
+    root: Path, rows: Iterable[tuple[str, str | None, str | None]], labels: Iterable[int], classes: ClassIndex
+) -> None:
+    """Raise UserError for an image that lies in the folder of another class than its metadata says.
+
+    `rows` are path, folder and class in the metadata of each image, `labels` the numbers of those classes.
+    """
+    of_folder: dict[str, int] = {}
+    for (place, folder, name), label in zip(rows, labels, strict=True):
+        if folder is None or label == UNKNOWN:
+            continue
+        if folder not in of_folder:
+            of_folder[folder] = classes.number(folder)
+        if of_folder[folder] not in (UNKNOWN, label):
+            raise UserError(
+                f"{root}: {place} has the class {name!r} in the metadata and lies in the folder {folder!r}; "
+                "correct one of them"
+            )
 
 
 def _first(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str | None:
