@@ -14,7 +14,6 @@ import numpy as np
 
 from usb_rsmatch.data.images.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
 from usb_rsmatch.data.images.file_index import file_index
-from usb_rsmatch.data.images.reencode import through_jpeg
 from usb_rsmatch.data.pool.preprocessing import Pipeline
 from usb_rsmatch.data.sources.npz import read_npz
 from usb_rsmatch.data.sources.source import DECODE_THREADS
@@ -123,7 +122,7 @@ class ImageList:
                 pixels = fit_array(item.read(), pipeline.size, pipeline.channels)
             else:
                 pixels = fit(read_image(item, self.names[row]), pipeline.size, pipeline.channels)[None]
-            return (pixels if pipeline.jpeg is None else through_jpeg(pixels, pipeline.jpeg))[0]
+            return pipeline.alter(pixels)[0]
         except UnreadableImage as error:
             return error.reason
 

@@ -51,7 +51,7 @@ class Run:
         placeholder: HybridPool = algorithm.args.pool
         self.classes, self.spec, self.device = placeholder.classes, placeholder.spec, algorithm.args.device
         self.size = int(placeholder.test.images.shape[1])
-        self.pipeline = Pipeline(self.size, self.spec.channels, config.reencode, config.clear_below)
+        self.pipeline = replace(Pipeline.of(PoolConfig.read(config), self.spec), size=self.size)
 
     @cached_property
     def pool(self) -> HybridPool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from usb_rsmatch.cache import cache_folder
 from usb_rsmatch.data.images.hashes import image_digests
+from usb_rsmatch.data.images.history import History, read_history, through_history
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.data.images.lazy_images import Images, LazyImages
 from usb_rsmatch.data.images.reencode import cleared, through_jpeg
@@ -28,23 +29,30 @@ class Pipeline:
     """Every image of a pool is decoded, cropped to its centre square, resized and, on demand, re-encoded.
 
     `size` is the side in pixels, `channels` 1 or 3, `jpeg` a quality from 1 to 100 or None for no
-    re-encoding; finally, grey levels under `clear_below` become 0.
+    re-encoding; then grey levels under `clear_below` become 0. `history` are the steps that real images go through
+    first, because the generated ones did (see `images/history.py`).
     """
 
     size: int
     channels: int
     jpeg: int | None = None
     clear_below: int = 0
+    history: History = ()
 
     @classmethod
     def of(cls, config: PoolConfig, spec: DataSpec) -> Pipeline:
-        """The pipeline of a pool: `img_size` or else the data set's own size, and the changes to all images."""
-        return cls(config.img_size or spec.img_size, spec.channels, config.reencode, config.clear_below)
+        """The pipeline of a pool's real images: `img_size` or else the data set's own size, and all changes."""
+        history = read_history(config.real_history)
+        return cls(config.img_size or spec.img_size, spec.channels, config.reencode, config.clear_below, history)
+
+    def for_synthetic(self) -> Pipeline:
+        """The same pipeline for generated images, which have their history already."""
+        return replace(self, history=())
 
     @property
     def alters(self) -> bool:
         """Whether the images are changed in any way other than their size."""
-        return self.jpeg is not None or self.clear_below > 0
+        return self.jpeg is not None or self.clear_below > 0 or bool(self.history)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -55,7 +63,11 @@ class Pipeline:
 
         Raises UserError naming an image that cannot be read.
         """
-        images = source.load(indices, self.size, self.channels)
+        return self.alter(source.load(indices, self.size, self.channels))
+
+    def alter(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [n, size, size, channels] after the history, the re-encoding and the clearing of this pipeline."""
+        images = through_history(images, self.history)
         if self.jpeg is not None:
             images = through_jpeg(images, self.jpeg)
         return cleared(images, self.clear_below) if self.clear_below else images
@@ -89,7 +101,7 @@ class Pipeline:
 
     def _kept_digests(self, source: Source, images: StoredImages) -> np.ndarray:
         """The digests of all preprocessed images of a stored source, computed once and kept in the user's cache."""
-        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}"
+        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}\0{self.history}"
         path = cache_folder() / "digests" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
         with contextlib.suppress(OSError, ValueError):
             kept = np.load(path, allow_pickle=False)

@@ -14,7 +14,7 @@ from usb_rsmatch.data.pool.selection import Selection
 
 
 def read_selections(selections: Sequence[Selection], pipeline: Pipeline, pack: bool = False) -> list[ImageSet]:
-    """The images of each selection.
+    """The images of each selection; `pipeline` is that of real ones.
 
     With `pack` images in files are first packed into an array in the user's cache. Raises UserError for an image that
     cannot be read.
@@ -24,7 +24,7 @@ def read_selections(selections: Sequence[Selection], pipeline: Pipeline, pack: b
     sets = []
     for part in selections:
         source, n = opened[id(part.source)], len(part.rows)
-        images, digests = pipeline.take(source, part.rows)
+        images, digests = (pipeline.for_synthetic() if part.synthetic else pipeline).take(source, part.rows)
         number = source.generator[part.rows] + 1 if part.synthetic else np.zeros(n)
         sets.append(
             ImageSet(

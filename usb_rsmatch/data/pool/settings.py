@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from usb_rsmatch.data.images.history import read_history
 from usb_rsmatch.data.pool.image_set import REAL
 from usb_rsmatch.data.sources.class_names import read_mapping
 from usb_rsmatch.errors import UserError
@@ -70,6 +71,9 @@ class PoolConfig:
         "int", None, "JPEG quality at which all images are re-encoded", "ours", low=1, high=100, optional=True
     )
     clear_below: int = setting("int", 0, "grey levels under this become 0, in all images", "ours", low=0, high=255)
+    real_history: Sequence[Mapping[str, Any]] = setting(
+        "list", [], "steps that real images go through as the generated ones did: {resize: PIXELS}, {jpeg: Q}", "ours"
+    )
     layouts: Mapping[str, Any] = setting("mapping", {}, "further folder layouts, by prefix", "ours")
 
     @classmethod
@@ -94,6 +98,7 @@ class PoolConfig:
         return self.synthetic_count
 
     def _check(self) -> None:
+        read_history(self.real_history)
         if self.synthetic_count is not None and self.synthetic_ratio is not None:
             raise UserError("give synthetic_count or synthetic_ratio, not both")
         for name in ("synthetic_count", "synthetic_ratio"):
