@@ -49,7 +49,7 @@ def _resized(images: np.ndarray, side: int) -> np.ndarray:
     """uint8 [N, S, S, C] resized to `side` and back to S."""
     resized = np.empty_like(images)
     for start in range(0, len(images), CHUNK):
-        part = torch.from_numpy(images[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
+        part = torch.tensor(images[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
         for size in (side, images.shape[1]):
             larger = size > part.shape[-1]
             mode = "bicubic" if larger else "bilinear"

@@ -22,7 +22,9 @@ class PoolConfig:
 
     num_labels: int = setting("int", 400, "labelled images in all", low=1)
     data_dir: str = setting("str", "./data", "folder of the data sets")
-    dataset: str = setting("str", "cifar10", "digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets")
+    dataset: str = setting(
+        "str", "cifar10", "photos, digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets"
+    )
     num_classes: int | None = setting(
         "int", None, "number of classes; default: as many as the data set has", optional=True, low=2
     )

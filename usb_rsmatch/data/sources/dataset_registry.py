@@ -59,6 +59,7 @@ _SOURCES = "usb_rsmatch.data.sources"
 _DATASETS: dict[str, RealOpener | str] = {
     "digits": f"{_SOURCES}.digits:open_digits",
     "mnist5k": f"{_SOURCES}.mnist5k:open_mnist5k",
+    "photos": f"{_SOURCES}.photos:open_photos",
     "fashionmnist": f"{_SOURCES}.fashionmnist:open_fashionmnist",
     "folder": f"{_SOURCES}.class_folders:open_class_folders",
     "npz": f"{_SOURCES}.npz:open_npz_dataset",

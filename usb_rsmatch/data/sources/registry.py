@@ -52,6 +52,7 @@ _OPENERS: dict[str, Opener | str] = {
     "cnndetection": f"{_SOURCES}.folder:open_cnndetection",
     "npz": f"{_SOURCES}.npz:open_npz",
     "hf": f"{_SOURCES}.huggingface:open_hf",
+    "photos": f"{_SOURCES}.photos:open_generated_photos",
     "reencoded": f"{_SOURCES}.reencoded:open_reencoded",
     "flow": f"{_SYNTHESIS}.flow_source:open_flow",
     "vae": f"{_SYNTHESIS}.vae_gan_source:open_vae",
