@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -277,15 +278,25 @@ def test_usbs_load_model_reads_our_checkpoint(name: str, finished: dict[str, Pat
     assert momentum[0] and all(map(torch.equal, *momentum))
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "softmatch", "flexmatch"])
-def test_training_starts_from_a_checkpoint_of_usb_with_a_note(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrapped"), [("fixmatch", False), ("softmatch", True), ("flexmatch", False), ("fixmatch", True)]
+)
+def test_training_starts_from_a_checkpoint_of_usb_with_a_note(
+    name: str, wrapped: bool, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also where both models are wrapped as USB's train.py wraps them, which it does by default."""
     config = {**tiny, "algorithm": name, "epoch": 1}
     args, longer = resolve(config)[0], resolve({**config, "num_train_iter": 16, "num_eval_iter": 16})[0]
     theirs = unmodified_algorithm(args, build(args))
+    if wrapped:
+        theirs.model, theirs.ema_model = map(torch.nn.DataParallel, (theirs.model, theirs.ema_model))
     with cuda_calls_stay_on_cpu():
         theirs.train()  # saves by USB's own hooks
     saved = Path(args.save_dir) / args.save_name / "latest_model.pth"
-    assert checkpoint.KEY not in torch.load(saved, weights_only=False)
+    content = torch.load(saved, weights_only=False)
+    assert checkpoint.KEY not in content
+    for part in ("model", "ema_model"):
+        assert all(key.startswith("module.") == wrapped for key in content[part])
     path = Path(shutil.copy(saved, tmp_path / "usb.pth"))
 
     notes: list[str] = []
@@ -305,7 +316,10 @@ def test_training_starts_from_a_checkpoint_of_usb_with_a_note(name: str, tiny: d
     ours.print_fn = lines.append
     ours.load_model(str(path))
     assert any("a checkpoint of USB itself" in line for line in lines)
-    assert_same_weights(ours, theirs)
+    if wrapped:
+        assert_same_weights(ours, SimpleNamespace(model=theirs.model.module, ema_model=theirs.ema_model.module))
+    else:
+        assert_same_weights(ours, theirs)
     before = {key: value.clone() for key, value in ours.model.state_dict().items()}
     ours.train()
     assert ours.it == 16

@@ -142,7 +142,7 @@ def load_run(
     args.rs_loader, args.num_workers = "pil", 0
     algorithm = build(args, pool=_placeholder(folder, args), load_weights=False)
     try:
-        algorithm.ema_model.load_state_dict(_plain_names(content["ema_model"]))
+        checkpoint.load_weights(algorithm.ema_model, content["ema_model"])
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: its weights do not fit its configuration ({reason})") from None
@@ -201,7 +201,3 @@ def _placeholder(folder: Path, args: Namespace) -> HybridPool:
     size = int(args.img_size or data.spec.img_size)
     return placeholder_pool(replace(data.spec, img_size=size), data.classes, size, {})
 
-
-def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefix of data-parallel wrappers, with which USB saves them."""
-    return {name.removeprefix("module."): value for name, value in state.items()}

@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,21 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if note is not None:
         raise UserError(f"no valid checkpoint is left in {folder}: move the folder away to start again")
     return None, None
+
+
+def without_wrapper(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights without the prefix "module." of data-parallel wrappers, with which USB saves `model` and `ema_model`."""
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_weights(model: Any, state: Mapping[str, Any]) -> None:
+    """Load weights into a network, whether they were saved from a data-parallel wrapper, and whether it is one.
+
+    Raises RuntimeError if they do not fit.
+    """
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    plain = model.module if isinstance(model, wrappers) else model
+    plain.load_state_dict(without_wrapper(state))
 
 
 def load(algorithm: Any, content: dict[str, Any], what: str) -> None:

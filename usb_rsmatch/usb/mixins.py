@@ -215,11 +215,10 @@ class RunMixin:
 
     def load_checkpoint(self, content: dict[str, Any]) -> None:
         """Set weights, optimiser and position; hooks and generators are restored once the epoch's iterators exist."""
-        model: Any = self.model  # type: ignore[attr-defined]
-        model.load_state_dict(content["model"])
-        self.ema_model.load_state_dict(content["ema_model"])  # type: ignore[attr-defined]
+        checkpoint.load_weights(self.model, content["model"])  # type: ignore[attr-defined]
+        checkpoint.load_weights(self.ema_model, content["ema_model"])  # type: ignore[attr-defined]
         self.optimizer.load_state_dict(content["optimizer"])  # type: ignore[attr-defined]
-        if "loss_scaler" in content:
+        if content.get("loss_scaler"):  # that of a run without CUDA is empty, which a scaler on CUDA refuses
             self.loss_scaler.load_state_dict(content["loss_scaler"])  # type: ignore[attr-defined]
         if self.scheduler is not None and "scheduler" in content:  # type: ignore[attr-defined]
             self.scheduler.load_state_dict(content["scheduler"])  # type: ignore[attr-defined]
