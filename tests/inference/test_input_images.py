@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def mixed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("pipeline", [Pipeline(12, 3), Pipeline(16, 1), Pipeline(12, 3, jpeg=80)])
+@pytest.mark.parametrize(
+    "pipeline", [Pipeline(12, 3), Pipeline(16, 1), Pipeline(12, 3, jpeg=80), Pipeline(12, 3, clear_below=90)]
+)
 def test_pixels_equal_those_of_a_pool(mixed: Path, pipeline: Pipeline) -> None:
     images = open_images([mixed])
     source = FileSource("reference", [Path(name) for name in images.names], np.zeros(len(images)))
@@ -62,6 +65,39 @@ def test_npz_arrays_of_any_order(tmp_path: Path) -> None:
     assert images.names == [f"{tmp_path / 'some.npz'}#{n}" for n in range(5)]
     np.testing.assert_array_equal(read(images, Pipeline(8, 3), 2)[0], pixels.transpose(0, 2, 3, 1))
     assert images.native_side() == 8 and not images.is_grey()
+
+
+def test_npy_arrays(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "some.npy", pixels)
+    images = open_images([tmp_path / "some.npy"])
+    np.testing.assert_array_equal(read(images, Pipeline(8, 1), 2)[0][..., 0], pixels)
+    np.save(tmp_path / "none.npy", pixels[:0])
+    with pytest.raises(UserError, match="contains no images"):
+        open_images([tmp_path / "none.npy"])
+
+
+def test_lists_of_paths(mixed: Path, tmp_path: Path) -> None:
+    (mixed / "deep").mkdir()
+    Image.new("L", (9, 9)).save(mixed / "deep" / "a b.png")
+    rows = ["1_L.png", str(mixed / "0_RGB.png"), "deep/a b.png"]
+    for end, start in (("\n", ""), ("\r\n", "\ufeff")):  # also as Windows' editor saves text
+        (mixed / "list.txt").write_bytes((start + end.join([*rows, "", ""])).encode())
+        names = [str(mixed / row) for row in rows]
+        assert open_images([mixed / "list.txt"]).names == names
+    (mixed / "list.txt").write_text("\n".join(["gone.png", *rows, "gone/too.png"]))
+    with pytest.raises(UserError, match=r"2 of the 5 files that it names do not exist, the first: gone\.png"):
+        open_images([mixed / "list.txt"])
+    (mixed / "list.txt").write_text("\n")
+    with pytest.raises(UserError, match="contains no images"):
+        open_images([mixed / "list.txt"])
+
+
+def test_an_archive_is_refused(mixed: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(mixed / "1_L.png", "1_L.png")
+    with pytest.raises(UserError, match="is an archive; unpack it"):
+        open_images([tmp_path / "all.zip"])
 
 
 def test_unreadable_files_are_listed_and_the_others_are_read(mixed: Path) -> None:

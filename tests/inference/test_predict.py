@@ -61,6 +61,18 @@ def test_unreadable_files_have_a_row_with_the_reason(runs: dict[str, Any], digit
     assert rows["=1+1.png"]["class"] and not rows["=1+1.png"]["error"]
 
 
+def test_predict_writes_nothing_if_no_image_can_be_read(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "b.png").touch()
+    out = tmp_path / "out" / "a.csv"
+    assert main(["predict", str(tmp_path), "--run", str(finished["fixmatch"]), "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert "none of the 2 images can be read; the first is" in err and len(err.splitlines()) == 1
+    assert not out.exists()
+
+
 def test_predict_does_not_read_the_data_of_the_run(
     finished: dict[str, Path], digit_files: Path, tmp_path: Path, without_data: None, capsys: Any
 ) -> None:

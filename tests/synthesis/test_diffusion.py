@@ -132,6 +132,18 @@ def test_hits_of_the_safety_checker_are_recorded_and_left_out(
         assert len(shard["images"]) == len(shard["labels"]) == len(kept)
 
 
+def test_a_report_on_no_image_is_refused(sd_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The safety checker removes everything."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(sd_folder)
+    with torch.no_grad():
+        pipeline.safety_checker.concept_embeds_weights[:] = -2  # under every cosine
+    pipeline.save_pretrained(tmp_path / "strict")
+    more = ["--dataset", "digits", "--classes", "3", "7", "--count", "4", "--report"]
+    assert main(words(tmp_path / "strict", tmp_path / "out", *more)) == 2
+    err = capsys.readouterr().err
+    assert "the safety checker removed every image" in err and "Traceback" not in err
+
+
 def test_the_lightning_preset_takes_its_unet_scheduler_steps_and_no_guidance(sdxl_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

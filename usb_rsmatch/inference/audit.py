@@ -74,7 +74,7 @@ def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
         unreadable,
         f"the detector of {run.folder.name}; the real images are the {len(reference)} test images of {run.spec.name}",
         run.config.seed,
-        [],
+        run.test_notes(),
     )
 
 

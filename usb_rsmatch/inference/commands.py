@@ -11,6 +11,8 @@ from typing import Any
 
 Command = Callable[..., argparse.ArgumentParser]
 
+IMAGES = "files, folders, globs, npz and npy files, text files with a path per line"
+
 
 def add_commands(command: Command) -> None:
     """Add the commands to the command line; `command(name, run, help)` returns a parser for one."""
@@ -23,13 +25,13 @@ def add_commands(command: Command) -> None:
     _add_run_options(sub)
 
     sub = command("predict", _predict, "class, confidence and probability of synthetic for images, as CSV")
-    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES)
     sub.add_argument("--run", required=True, dest="run_dir", metavar="RUN_DIR", help="a run folder, or a checkpoint")
     sub.add_argument("--out", required=True, metavar="FILE.csv")
     _add_run_options(sub)
 
     sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV and HTML gallery")
-    sub.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, globs, npz files (only read)")
+    sub.add_argument("images", nargs="+", metavar="IMAGES", help=f"{IMAGES} (only read)")
     way = sub.add_mutually_exclusive_group(required=True)
     way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="use the detector of a trained run")
     way.add_argument("--real", nargs="+", metavar="FOLDER", help="train a detector now, on trusted real images")
@@ -58,20 +60,22 @@ def add_commands(command: Command) -> None:
         default=None,
         help="include the detector of synthetic images or not; default: if the run has one",
     )
-    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
-    _add_trust_options(sub)
+    _add_load_options(sub)
 
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:
-    """Options of every command that loads a trained run."""
-    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
+    """Options of a command that applies a trained run to images."""
     sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default=None)
     sub.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="default: 256")
-    _add_trust_options(sub)
+    _add_load_options(sub)
 
 
-def _add_trust_options(sub: argparse.ArgumentParser) -> None:
-    """Options that allow the code which a run folder's own configuration names."""
+def _add_load_options(sub: argparse.ArgumentParser) -> None:
+    """Options of every command that loads a trained run: where its parts are, and which of its code is allowed."""
+    sub.add_argument("--c", default=None, metavar="CONFIG", help="configuration, for a checkpoint of USB itself")
+    sub.add_argument(
+        "--data_dir", "--data-dir", default=None, metavar="DIR", help="folder of the data sets, if it has moved"
+    )
     sub.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE", help="a plugin of the run that may be imported"
     )
@@ -96,7 +100,8 @@ def _load_run(args: argparse.Namespace, device: str | None) -> Any:
     silence_deprecations()
     from usb_rsmatch.inference.loaded_run import load_run
 
-    return load_run(args.run_dir, device, args.c, trust_plugins=args.trust_plugins, plugins=args.plugin)
+    trust = {"trust_plugins": args.trust_plugins, "plugins": args.plugin}
+    return load_run(args.run_dir, device, args.c, data_dir=args.data_dir, **trust)
 
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -110,7 +115,7 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     run = _load_run(args, args.device)
     evaluation = evaluate(run, args.data, args.batch_size)
     print(metrics_text(evaluation))
-    for line in unreadable_lines(dict(evaluation.unreadable)):
+    for line in (*(f"note: {line}" for line in evaluation.notes), *unreadable_lines(dict(evaluation.unreadable))):
         print(line, file=sys.stderr)
     if args.out:
         write_json(args.out, evaluation.as_dict())

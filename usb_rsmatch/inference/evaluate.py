@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from usb_rsmatch.data.sources.class_names import ClassIndex
+from usb_rsmatch.data.sources.class_names import UNKNOWN, ClassIndex
 from usb_rsmatch.data.sources.dataset_registry import is_known_dataset, open_real
 from usb_rsmatch.data.sources.registry import SourceRequest, open_source
 from usb_rsmatch.data.sources.source import Source
@@ -24,6 +24,7 @@ class Evaluation:
     """USB's metrics over `count` images; `recall` is per class, None for a class without images.
 
     `unknown` counts images of a class that the run does not know: these and unreadable images are not evaluated.
+    `notes` are lines on how the images were read.
     """
 
     metrics: Mapping[str, float]
@@ -31,12 +32,14 @@ class Evaluation:
     count: int
     unknown: int
     unreadable: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "count": self.count,
             "metrics": dict(self.metrics),
+            "notes": list(self.notes),
             "recall": dict(self.recall),
             "unknown": self.unknown,
             "unreadable": dict(self.unreadable),
@@ -51,7 +54,7 @@ def evaluate(run: Any, data: str | None = None, batch_size: int = 256) -> Evalua
     run knows.
     """
     if data is None:
-        return _measure(run, run.logits(run.test.images, batch_size), run.test.labels, 0, {})
+        return _measure(run, run.logits(run.test.images, batch_size), run.test.labels, 0, {}, run.test_notes())
     source = _open(run, data)
     known = np.flatnonzero(source.labels >= 0)
     logits, kept = [], []
@@ -66,7 +69,7 @@ def evaluate(run: Any, data: str | None = None, batch_size: int = 256) -> Evalua
     if not sum(map(len, kept)):
         raise UserError(f"{data}: none of its {len(source)} images can be read and has a class of this run")
     labels = source.labels[np.concatenate(kept)]
-    return _measure(run, np.concatenate(logits), labels, len(source) - len(known), unreadable)
+    return _measure(run, np.concatenate(logits), labels, len(source) - len(known), unreadable, source.notes)
 
 
 def _load(run: Any, source: Source, rows: np.ndarray, unreadable: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +101,9 @@ def _open(run: Any, data: str) -> Source:
         return open_source(f"npz:{place}", request)
     if is_known_dataset(data):
         real = open_real(data, run.config.data_dir)
-        names = ClassIndex(run.classes).of_names(list(real.classes), data)
-        real.test.labels = names[real.test.labels]
+        names = request.classes.of_names(list(real.classes), data)
+        real.test.labels = np.where(real.test.labels < 0, UNKNOWN, names[real.test.labels])
+        real.test.notes += request.classes.notes
         return real.test
     if ":" not in data:
         raise UserError(f"{data}: no such folder, npz file or data set; check the path")
@@ -107,13 +111,19 @@ def _open(run: Any, data: str) -> Source:
 
 
 def _measure(
-    run: Any, logits: np.ndarray, labels: np.ndarray, unknown: int, unreadable: Mapping[str, str]
+    run: Any,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    unknown: int,
+    unreadable: Mapping[str, str],
+    notes: Sequence[str],
 ) -> Evaluation:
     scores, targets = torch.from_numpy(logits), torch.from_numpy(np.asarray(labels, dtype=np.int64))
     matrix = confusion_matrix(targets, scores.argmax(1), len(run.classes)).double()
     true = matrix.sum(1)
     recall = {name: float(matrix[c, c] / true[c]) if true[c] else None for c, name in enumerate(run.classes)}
-    return Evaluation(classification_metrics(scores, targets), recall, len(labels), unknown, dict(unreadable))
+    metrics = classification_metrics(scores, targets)
+    return Evaluation(metrics, recall, len(labels), unknown, dict(unreadable), tuple(dict.fromkeys(notes)))
 
 
 def metrics_text(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""Input images by file, folder, glob or npz: listed first, then read in batches with the preprocessing of a pool."""
+"""Input images by file, folder, glob, array or list of paths: read in batches with the preprocessing of a pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 from usb_rsmatch.data.images.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
 from usb_rsmatch.data.images.file_index import file_index
 from usb_rsmatch.data.pool.preprocessing import Pipeline
-from usb_rsmatch.data.sources.npz import read_npz
+from usb_rsmatch.data.sources.archives import is_archive
+from usb_rsmatch.data.sources.npz import read_npy, read_npz
 from usb_rsmatch.data.sources.source import DECODE_THREADS
 from usb_rsmatch.errors import UserError
 
@@ -128,10 +129,11 @@ class ImageList:
 
 
 def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
-    """The images of files, folders, globs and npz files, in the order given, each file once.
+    """The images of files, folders, globs, npz and npy files and lists of paths, in the order given, each file once.
 
-    Folders are searched recursively, in an order that does not depend on the disk. Raises UserError for a path that
-    does not exist, and if there is no image.
+    Folders are searched recursively, in an order that does not depend on the disk. A list is a text file (.txt) with a
+    path per line, absolute or relative to the list's folder. Raises UserError for a path that does not exist, for an
+    archive, and if there is no image.
     """
     names: list[str] = []
     items: list[Path | ArrayImage] = []
@@ -142,8 +144,11 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
             if key in seen:
                 continue
             seen.add(key)
-            if path.lower().endswith(".npz"):
-                packed = ImageList.of_array(read_npz(path)[0], path)
+            if is_archive(path):
+                raise UserError(f"{path}: is an archive; unpack it into a folder")
+            if path.lower().endswith((".npz", ".npy")):
+                array = read_npz(path)[0] if path.lower().endswith(".npz") else read_npy(path)
+                packed = ImageList.of_array(array, path)
                 names += packed.names
                 items += packed.items
             else:
@@ -155,8 +160,10 @@ def open_images(places: Sequence[str | os.PathLike[str]]) -> ImageList:
 
 
 def _expand(place: str) -> list[str]:
-    """The files of a path: the file itself, a folder's images, or a glob's files and folders."""
+    """The files of a path: the file itself, a folder's images, those of a list, or a glob's files and folders."""
     path = os.path.expanduser(place)
+    if path.lower().endswith(".txt") and os.path.isfile(path):
+        return _listed(path)
     if os.path.isdir(path):
         index = file_index(Path(path))
         return [os.path.join(path, *index.place(i).split("/")) for i in range(len(index))]
@@ -166,3 +173,17 @@ def _expand(place: str) -> list[str]:
     if not found:
         raise UserError(f"{place}: no such file or folder; check the path")
     return [file for match in found for file in (_expand(glob.escape(match)) if os.path.isdir(match) else [match])]
+
+
+def _listed(path: str) -> list[str]:
+    """The files that a text file names, one per line; UserError if one of them does not exist."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = [line.rstrip("\n") for line in file if line.strip()]
+    files = [os.path.join(os.path.dirname(path), os.path.expanduser(line)) for line in lines]
+    missing = [line for line, file in zip(lines, files, strict=True) if not os.path.isfile(file)]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of the {len(files)} files that it names do not exist, the first: {missing[0]}; "
+            "paths are absolute, or relative to the folder of the list"
+        )
+    return files

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import unicodedata
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.placeholder import placeholder_from_manifest, placeholder_pool
 from usb_rsmatch.data.pool.pool import HybridPool
@@ -60,11 +63,32 @@ class Run:
 
     @cached_property
     def test(self) -> ImageSet:
-        """The test set of the run's data set, read as the run reads it."""
+        """The test set of the run's data set, read as the run reads it.
+
+        Raises UserError for missing data, and for data with other classes than the run's.
+        """
         config = PoolConfig.read(self.config)
-        data = open_dataset(config.dataset, config.data_dir, config.num_classes, config.on_error == "skip")
+        skip_limit = config.skip_limit if config.on_error == "skip" else None
+        try:
+            data = open_dataset(config.dataset, config.data_dir, config.num_classes, skip_limit)
+        except UserError as error:
+            if os.path.exists(os.path.expanduser(config.data_dir)):
+                raise
+            raise UserError(f"{error}; if the run's data has moved, give its folder by --data_dir") from None
+        _refuse_other_classes(self.classes, data.classes, config.data_dir)
         all_rows = Selection(config.dataset, data.test, np.arange(len(data.test)))
         return read_selections([all_rows], self.pipeline)[0]
+
+    def test_notes(self) -> list[str]:
+        """A line if the test images, or their classes, are not those that the run was evaluated on."""
+        before = _manifest(self.folder).get("parts", {}).get("test", {})
+        now = {
+            "sha256": digests_sha256(self.test.hashed()),
+            "labels_sha256": array_sha256(self.test.labels),
+        }
+        if all(before.get(key, value) == value for key, value in now.items()):
+            return []
+        return ["the test images are not those of the run's manifest.json, or are decoded differently here"]
 
     @property
     def has_detector(self) -> bool:
@@ -114,10 +138,12 @@ def load_run(
     note: Note = lambda line: print(line, file=sys.stderr),
     trust_plugins: bool = False,
     plugins: Collection[str] = (),
+    data_dir: str | Path | None = None,
 ) -> Run:
     """The run of a folder or of one checkpoint file in it; UserError if it is missing or damaged.
 
-    A checkpoint of USB itself contains no configuration: then `config` is a file or the name of a shipped one. Keys of
+    A checkpoint of USB itself contains no configuration: then `config` is a file or the name of a shipped one.
+    `data_dir` replaces the run's own, for data that has moved. Keys of
     a run of another version are migrated; `note` is called with a line on each change. Modules that the run's own
     configuration names as plugins are only imported if `plugins` names them too, or with `trust_plugins`: a run folder
     from elsewhere would otherwise run its author's code. Raises UserError before any of them is imported.
@@ -128,6 +154,8 @@ def load_run(
         raise UserError(f"{path}: no such run folder; check the path")
     args = _configuration(folder, path, config, note, trust_plugins, plugins)
     args.device = choose_device(device)
+    if data_dir is not None:
+        args.data_dir = str(data_dir)
     if path.is_file():
         content: dict[str, Any] | None = checkpoint.read(path)
     else:
@@ -179,6 +207,18 @@ def _configuration(
     return args
 
 
+def _refuse_other_classes(ours: Sequence[str], theirs: Sequence[str], data_dir: str) -> None:
+    """Raise UserError if the data has other classes than the run, whose numbers would then mean something else."""
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in names] for names in (ours, theirs))
+    if ours != theirs:
+        lost = next((f"{name!r} is missing" for name in ours if name not in theirs), None)
+        new = next((f"{name!r} is new" for name in theirs if name not in ours), "their order differs")
+        raise UserError(
+            f"{data_dir}: its {len(theirs)} classes are not the run's {len(ours)}: {lost or new}; restore the data, or "
+            "evaluate a labelled source with --data"
+        )
+
+
 def _made_by(folder: Path) -> str:
     """The version of this package that the run's manifest names."""
     return str(_manifest(folder).get("versions", {}).get("usb_rsmatch", "of an unknown version"))
@@ -200,4 +240,3 @@ def _placeholder(folder: Path, args: Namespace) -> HybridPool:
     data = open_real(args.dataset, args.data_dir)
     size = int(args.img_size or data.spec.img_size)
     return placeholder_pool(replace(data.spec, img_size=size), data.classes, size, {})
-

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usb_rsmatch.csv_files import Cell, csv_rows, refuse_existing
+from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.input_images import ImageList
 from usb_rsmatch.progress import Progress
 
@@ -24,7 +25,8 @@ def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Pr
     """Write one row per image: file, class, confidence (probability of that class), synthetic, error.
 
     `synthetic` is the detector's probability, empty if the run has none; `error` is the reason why a file cannot
-    be read, and the other cells are then empty. Raises UserError if `out` exists or is not writable.
+    be read, and the other cells are then empty. Raises UserError, and writes nothing, if `out` exists or is not
+    writable, and if no image can be read.
     """
     refuse_existing(out)
     unreadable: dict[str, str] = {}
@@ -44,6 +46,9 @@ def predict(run: Any, images: ImageList, out: Path, batch_size: int = 256) -> Pr
             for _, cells in sorted(rows.items()):
                 write(cells)
             progress.update(len(rows))
+        if len(unreadable) == len(images):
+            name, reason = next(iter(unreadable.items()))
+            raise UserError(f"none of the {len(images)} images can be read; the first is {name} ({reason})")
     return PredictionSummary(len(images) - len(unreadable), unreadable)
 
 

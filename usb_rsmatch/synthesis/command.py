@@ -192,6 +192,8 @@ def measure_quality(output: Output, real: RealData, seed: int, device: str) -> N
     if (output.folder / "quality.json").is_file():
         return
     items = output.kept()[:REPORT_IMAGES]
+    if not items:
+        raise UserError(f"{output.folder}: the safety checker removed every image, so that there is nothing to measure")
     side = min(max(output.run["size"] or real.spec.img_size, FLOW_SIZES[0]), FLOW_SIZES[1])
     channels = real.spec.channels
     pictures = (Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in output.load(items))
