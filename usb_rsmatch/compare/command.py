@@ -14,6 +14,7 @@ from usb_rsmatch.compare.runner import Runner, finished, prepare
 from usb_rsmatch.compare.time_estimate import dry_run, measured
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.report import table_formats
+from usb_rsmatch.report.choice import choice
 from usb_rsmatch.report.command import report
 from usb_rsmatch.usb import config
 from usb_rsmatch.usb.shipped_configs import find_config
@@ -77,5 +78,7 @@ def compare(
         return code
     written = report(grid.folder, baseline=grid.baseline)
     print(table_formats.plain(written.table), file=out)
+    for line in choice(written.table):
+        print(line, file=out)
     print(f"report: {written.folder / 'index.html'}", file=out)
     return code

@@ -18,6 +18,7 @@ DECIDED_BY = {
     "iterations": {"num_train_iter"},
     "pool": {
         *("dataset", "data_dir", "num_labels", "ulb_num_labels", "include_lb_to_ulb", "validation_count"),
+        "validation_fold",
         *("synthetic", "synthetic_count", "synthetic_ratio", "real_count", "on_error", "algorithm"),
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from usb_rsmatch.report.choice import choice
 from usb_rsmatch.report.comparison import Cell, Table
 from usb_rsmatch.report.statistics import Estimate
 
@@ -119,8 +120,11 @@ def _detection(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None
 
 
 def explanations(table: Table) -> list[str]:
-    """Explanations of the figures."""
-    lines = ["Accuracy: final averaged (EMA) weights on the test set, mean ± sample deviation over seeds."]
+    """Which arm validation favours, where there is validation, and explanations of the figures."""
+    lines = [
+        *choice(table),
+        "Accuracy: final averaged (EMA) weights on the test set, mean ± sample deviation over seeds.",
+    ]
     if table.baseline is not None:
         lines.append(
             f"Against {table.baseline}: difference in points, paired over the seeds that both have, "

@@ -79,6 +79,33 @@ def test_validation_is_balanced_and_independent_of_the_labels() -> None:
     assert rows(first.labeled) == rows(pool().labeled)
 
 
+def test_the_folds_of_the_labelled_images_partition_them() -> None:
+    whole = pool(num_labels=80, real_count=300)
+    folds = [pool(num_labels=80, real_count=300, validation_fold=f"{i}/4") for i in range(1, 5)]
+    held: list[bytes] = []
+    for fold in folds:
+        assert fold.validation is not None
+        assert np.bincount(fold.validation.labels).tolist() == [2] * 10
+        assert Counter(rows(fold.labeled)) + Counter(rows(fold.validation)) == Counter(rows(whole.labeled))
+        assert not Counter(rows(fold.validation)) & Counter(rows(fold.unlabeled)) and len(fold) == 300
+        held += rows(fold.validation)
+    assert Counter(held) == Counter(rows(whole.labeled))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"validation_fold": "5/4"}, "is not I/N"),
+        ({"validation_fold": "1"}, "is not I/N"),
+        ({"validation_fold": "1/5"}, "has 4 labelled images, 5 are needed"),
+        ({"validation_fold": "1/4", "validation_count": 20}, "not both"),
+    ],
+)
+def test_folds_that_cannot_be(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pool(**keys)
+
+
 def test_images_are_resized_on_demand() -> None:
     p = pool(img_size=16)
     assert p.unlabeled.images.shape[1:] == (16, 16, 1) and p.spec.img_size == 8

@@ -181,7 +181,7 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         classes=data.classes,
         labeled=labeled,
         unlabeled=unlabeled,
-        validation=validation if config.validation_count else None,
+        validation=validation if config.validation_count or config.validation_fold else None,
         test=test,
         config=config.as_dict(),
         sources=(

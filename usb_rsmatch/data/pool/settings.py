@@ -49,6 +49,9 @@ class PoolConfig:
         "float", None, "share of synthetic images in the pool", "ours", low=0, high=1, optional=True
     )
     validation_count: int = setting("int", 0, "real training images cut off for choosing anything", "ours", low=0)
+    validation_fold: str | None = setting(
+        "str", None, "I/N: part I of N of the labelled images is held out for choosing anything", "ours", optional=True
+    )
     on_error: str = setting(
         "raise|skip", "raise", "an unreadable image stops the run, or is skipped and listed", "ours"
     )
@@ -100,6 +103,8 @@ class PoolConfig:
         return self.synthetic_count
 
     def _check(self) -> None:
+        if self.validation_count and self.validation_fold is not None:
+            raise UserError("give validation_count or validation_fold, not both")
         read_history(self.real_history)
         if self.synthetic_count is not None and self.synthetic_ratio is not None:
             raise UserError("give synthetic_count or synthetic_ratio, not both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +39,8 @@ def split_dataset(data: RealData, config: PoolConfig) -> Split:
     split = split_training(
         labels, len(data.classes), config.dataset, config.seed, labeled, unlabeled, config.validation_count
     )
+    if config.validation_fold is not None:
+        split = hold_out_fold(split, labels, *read_fold(config.validation_fold))
     if config.real_count is None:
         return split
     already = len(split.labeled) if config.include_lb_to_ulb else 0
@@ -47,6 +50,30 @@ def split_dataset(data: RealData, config: PoolConfig) -> Split:
             f"of the pool and the {already + len(split.rest)} real ones that there are"
         )
     return replace(split, rest=split.rest[: config.real_count - already])
+
+
+def read_fold(text: str) -> tuple[int, int]:
+    """Part and number of parts of `validation_fold: I/N`; UserError unless N is 2 or more and I from 1 to N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if parts < 2 or not 1 <= part <= parts:
+        raise UserError(f"validation_fold: {text!r} is not I/N, such as 1/4")
+    return part, parts
+
+
+def hold_out_fold(split: Split, labels: np.ndarray, part: int, parts: int) -> Split:
+    """The split with part `part` of `parts` of each class's labelled images as the validation images.
+
+    They are in no other part of the pool. `labels` int64 [N] are those of the training images. Raises UserError where a
+    class has fewer labelled images than parts.
+    """
+    held = np.zeros(len(split.labeled), dtype=np.bool_)
+    for c in np.unique(labels[split.labeled]):
+        members = np.flatnonzero(labels[split.labeled] == c)
+        if len(members) < parts:
+            raise UserError(f"validation_fold: class {c} has {len(members)} labelled images, {parts} are needed")
+        held[members[part - 1 :: parts]] = True
+    return replace(split, labeled=split.labeled[~held], validation=split.labeled[held])
 
 
 def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[int] | None]:
