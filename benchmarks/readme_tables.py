@@ -55,7 +55,13 @@ def allowed_values(key: Key) -> str:
         return f"{allowed_values(replace(key, parts=()))}, or some of {', '.join(f'`{part}`' for part in key.parts)}"
     if "|" in key.kind:
         return " or ".join(f"`{word}`" for word in key.kind.split("|"))
-    words = {"int": "whole number", "float": "number", "bool": "`true` or `false`", "str": "word"}
+    words = {
+        "int": "whole number",
+        "float": "number",
+        "bool": "`true` or `false`",
+        "str": "word",
+        "file": "file, or mapping",
+    }
     kind = words.get(key.kind, key.kind)
     if key.low is not None and key.high is not None:
         return f"{kind}, {key.low:.10g} to {key.high:.10g}"

@@ -88,6 +88,22 @@ def test_the_tutorial_from_top_to_bottom(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 0
 
 
+def test_the_page_on_labels_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its table, configuration and command, on four images of digits."""
+    page = ROOT / "docs" / "labels.md"
+    assert [path.name for path in write_files_of(page, tmp_path)] == ["labels.yaml"]
+    (tmp_path / "photos" / "images").mkdir(parents=True)
+    for number in range(1, 5):
+        pixels = np.round(load_digits().images[number] * 255 / 16).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "images" / f"img_{number:04d}.jpg")
+    (tmp_path / "photos" / "labels.csv").write_text(*blocks(page, "csv"), encoding="utf-8")
+    (command,) = blocks(page, "bash")
+    done = run_commands(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["labeled", "2", "1"] in rows and ["unlabeled", "3", "1", "1"] in rows, done.stdout
+
+
 @pytest.mark.slow
 def test_the_page_on_backbones_from_top_to_bottom(tmp_path: Path) -> None:
     """Its configuration, weights and commands, on a pool of real digits."""

@@ -18,7 +18,7 @@ class Key:
     """
 
     name: str
-    kind: str  # int | float | bool | str | list | mapping, or alternatives separated by "|"
+    kind: str  # int | float | bool | str | list | mapping | file (or a mapping), or alternatives separated by "|"
     default: Any
     help: str
     origin: str = "usb"
@@ -109,6 +109,8 @@ def convert(key: Key, value: Any, where: str) -> Any:
     if key.kind == "list":
         if not isinstance(value, list):
             raise refuse("a list")
+        return value
+    if key.kind == "file" and isinstance(value, dict):
         return value
     if key.kind == "mapping":
         if not isinstance(value, dict):

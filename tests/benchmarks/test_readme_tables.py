@@ -49,7 +49,7 @@ def test_shown_commands_parse_and_name_shipped_configurations(command: str) -> N
     args, rest = cli._parser().parse_known_args(shlex.split(command))
     assert args.takes_keys or not rest
     name = getattr(args, "c", None)
-    if name and name not in ("CONFIG", "GRID", "my_config.yaml", "tutorial.yaml", "backbones.yaml"):
+    if name and name not in ("CONFIG", "GRID", "my_config.yaml", "tutorial.yaml", "backbones.yaml", "labels.yaml"):
         assert find_config(name).exists()
     for word in rest:
         assert not word.startswith("--") or word[2:] in KEYS or word == "--KEY"

@@ -100,7 +100,7 @@ def _open(run: Any, data: str) -> Source:
             raise UserError(f"{data}: a labelled source is a folder of class folders or an npz file")
         return open_source(f"npz:{place}", request)
     if is_known_dataset(data):
-        real = open_real(data, run.config.data_dir)
+        real = open_real(data, run.config.data_dir, run.config.labels if data == run.config.dataset else None)
         names = request.classes.of_names(list(real.classes), data)
         real.test.labels = np.where(real.test.labels < 0, UNKNOWN, names[real.test.labels])
         real.test.notes += request.classes.notes

@@ -70,7 +70,7 @@ class Run:
         config = PoolConfig.read(self.config)
         skip_limit = config.skip_limit if config.on_error == "skip" else None
         try:
-            data = open_dataset(config.dataset, config.data_dir, config.num_classes, skip_limit)
+            data = open_dataset(config.dataset, config.data_dir, config.num_classes, skip_limit, config.labels)
         except UserError as error:
             if os.path.exists(os.path.expanduser(config.data_dir)):
                 raise
@@ -237,6 +237,6 @@ def _placeholder(folder: Path, args: Namespace) -> HybridPool:
     placeholder = placeholder_from_manifest(_manifest(folder))
     if placeholder is not None:
         return placeholder
-    data = open_real(args.dataset, args.data_dir)
+    data = open_real(args.dataset, args.data_dir, args.labels)
     size = int(args.img_size or data.spec.img_size)
     return placeholder_pool(replace(data.spec, img_size=size), data.classes, size, {})

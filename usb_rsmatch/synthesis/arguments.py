@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="real data set that defines classes, size and colour; the flow engine trains on it",
     )
     add("--data-dir", default="./data", metavar="DIR", help="folder of the real data set; default: ./data")
+    add("--labels", metavar="FILE", help="for --dataset folder: a table of its files, classes and splits")
     add(
         "--classes",
         nargs="+",

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> str:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if args.guidance is not None and not 0 <= args.guidance < math.inf:
         raise UserError(f"--guidance {args.guidance}: must be a number of at least 0")
-    real = open_real(args.dataset, args.data_dir) if args.dataset else None
+    real = open_real(args.dataset, args.data_dir, args.labels) if args.dataset else None
     if args.write_difficulty is not None:
         return make_score_file(args, real)
     if args.out is None:

@@ -154,6 +154,7 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
             config.data_dir,
             config.num_classes,
             config.skip_limit if config.on_error == "skip" else None,
+            config.labels,
         )
         data = replace(data, spec=_spec(config, data.spec))
         selected = select_images(config, data, split_dataset(data, config))

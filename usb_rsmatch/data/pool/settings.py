@@ -25,6 +25,13 @@ class PoolConfig:
     dataset: str = setting(
         "str", "cifar10", "photos, digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets"
     )
+    labels: str | Mapping[str, Any] | None = setting(
+        "file",
+        None,
+        "for dataset: folder, CSV or JSONL tables of file, class and split: FILE, or a mapping with train and test",
+        "ours",
+        optional=True,
+    )
     num_classes: int | None = setting(
         "int", None, "number of classes; default: as many as the data set has", optional=True, low=2
     )

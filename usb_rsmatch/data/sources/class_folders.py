@@ -41,7 +41,7 @@ def open_class_folders(data_dir: Path) -> RealData:
         unlabeled.notes += [note for note in (index.unread_note(),) if note]
         if not len(unlabeled):
             raise UserError(f"{found['unlabeled']}: contains no images; remove it or add some")
-    side, size_note = _native_size(train)
+    side, size_note = native_size(train)
     train.notes += notes + ([size_note] if size_note else [])
     spec = DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side)
     return RealData(spec, classes, train, test, unlabeled)
@@ -139,7 +139,7 @@ def _refuse_unread_classes(root: Path, index: FileIndex, names: tuple[str, ...])
             raise UserError(f"{root}: the class folder {name!r} has only {count} {suffix}, not read; convert or remove")
 
 
-def _native_size(source: FileSource) -> tuple[int, str | None]:
+def native_size(source: FileSource) -> tuple[int, str | None]:
     """The shorter side of the commonest size of the images, by their headers, and a note if that changes images."""
     rows = np.unique(np.linspace(0, len(source) - 1, min(len(source), SIZE_SAMPLE)).astype(np.int64))
     sizes = Counter(size for row in rows if (size := image_size(source.files[int(row)])) is not None)

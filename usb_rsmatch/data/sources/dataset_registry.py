@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from usb_rsmatch.data.sources.registry import imported
 from usb_rsmatch.data.sources.source import Source
@@ -97,18 +98,27 @@ def is_known_dataset(name: str) -> bool:
     return name in _DATASETS
 
 
-def open_real(name: str, data_dir: str | Path) -> RealData:
-    """The real data set `name` from `data_dir`.
+def open_real(name: str, data_dir: str | Path, labels: str | Mapping[str, Any] | None = None) -> RealData:
+    """The real data set `name` from `data_dir`; `labels` are tables of its images, see `label_table.py`.
 
-    Raises UserError for an unknown name and for problems with its files.
+    Raises UserError for an unknown name, for tables of a data set that has none, and for problems with its files.
     """
     if name not in _DATASETS:
         raise UserError(f"dataset: {name!r} is unknown; known: {', '.join(dataset_names())}")
-    return imported(_DATASETS[name])(Path(os.path.expanduser(data_dir)))
+    place = Path(os.path.expanduser(data_dir))
+    if labels is None:
+        return imported(_DATASETS[name])(place)
+    if name != "folder":
+        raise UserError(f"labels: is for dataset: folder, {name} has its own; remove one of them")
+    return imported(f"{_SOURCES}.listed_images:open_listed_images")(place, labels)
 
 
 def open_dataset(
-    name: str, data_dir: str | Path, num_classes: int | None = None, skip_limit: float | None = None
+    name: str,
+    data_dir: str | Path,
+    num_classes: int | None = None,
+    skip_limit: float | None = None,
+    labels: str | Mapping[str, Any] | None = None,
 ) -> RealData:
     """The data set, with a check of its number of classes.
 
@@ -116,7 +126,7 @@ def open_dataset(
 
     Raises UserError for missing or damaged files and another number of classes than `num_classes`.
     """
-    data = open_real(name, data_dir)
+    data = open_real(name, data_dir, labels)
     if num_classes not in (None, len(data.classes)):
         raise UserError(
             f"num_classes: {num_classes} is given, {name} has {len(data.classes)}; correct num_classes, or leave it out"

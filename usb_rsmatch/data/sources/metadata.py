@@ -53,11 +53,7 @@ def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
     path = next((root / name for name in METADATA_FILES if (root / name).is_file()), None)
     if path is None:
         return None
-    read = _csv_rows if path.suffix == ".csv" else _json_rows
-    try:
-        rows = [{str(key).strip().casefold(): value for key, value in row.items()} for row in read(path)]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fix or remove it") from None
+    rows = [{str(key).strip().casefold(): value for key, value in row.items()} for row in read_rows(path)]
     column = _first(LABEL_COLUMNS, rows)
     if column is None:
         found = ", ".join(rows[0]) if rows else "none"
@@ -86,6 +82,19 @@ def read_metadata(root: Path, places: Collection[str]) -> Metadata | None:
             "class may be empty) or remove them"
         )
     return Metadata(dict(sorted(entries.items())))
+
+
+def read_rows(path: Path) -> list[dict[Any, Any]]:
+    """The rows of a table with a header, CSV or (`.jsonl`) one JSON object a line; UserError if it is not valid.
+
+    In a CSV, columns are separated by commas, semicolons or tabs; further cells of a row have the key None.
+    """
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise UserError(f"{path}: is not a file; give a CSV or JSONL file")
+    try:
+        return _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fix or remove it") from None
 
 
 def refuse_other_class(
