@@ -35,6 +35,7 @@ from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json, write_text
 from usb_rsmatch.report.collection import Collection, Record, collect
 from usb_rsmatch.report.grid_record import NAME
+from usb_rsmatch.report.result_file import Result
 from usb_rsmatch.report.statistics import Estimate, estimate, paired_difference
 
 KEPT = "results/method"
@@ -194,8 +195,8 @@ def detection_table(runs: GridRuns) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(folder: str | Path) -> dict[str, Any]:
-    """Return the contents of results/method.json, from the results in a folder.
+def kept_grids(folder: str | Path) -> tuple[dict[str, GridRuns], list[Result]]:
+    """Return the comparisons in a folder by name, and all their results.
 
     Raises UserError if there are no results, if they are of different versions, threads or devices, or as `collect`
     does.
@@ -212,21 +213,31 @@ def summarise(folder: str | Path) -> dict[str, Any]:
     for name in ("versions", "threads", "device"):
         if odd := next((r for r in everything if getattr(r, name) != getattr(first, name)), None):
             raise UserError(f"{odd.path} and {first.path} differ in {name}: keep only results of one machine")
-    rows = {name: accuracy_table(grids[name], *BASELINES[name]) for name in BASELINES if name in grids}
-    if detection := grids.get("detection"):
-        rows["detection"] = detection_table(detection)
+    return grids, everything
+
+
+def conditions(grids: Mapping[str, GridRuns], everything: Sequence[Result]) -> dict[str, Any]:
+    """Return what a result file says of how its results were made."""
+    first = everything[0]
     return {
-        **figures(grids),
         "seeds": sorted({result.seed for result in everything}),
         "pools": sorted({f"{result.dataset}: {result.describe_pool()}" for result in everything}),
         "grids": {name: _extent(runs.collection) for name, runs in grids.items()},
-        "tables": rows,
         "versions": first.versions,
         "threads": int(first.threads) if first.threads.isdigit() else first.threads,
         "device": first.device,
         "train_hours": round(sum(result.train_seconds for result in everything) / 3600, 2),
         "date": max(result.finished for result in everything)[:10],
     }
+
+
+def summarise(folder: str | Path) -> dict[str, Any]:
+    """Return the contents of results/method.json, from the results in a folder. UserError as `kept_grids`."""
+    grids, everything = kept_grids(folder)
+    rows = {name: accuracy_table(grids[name], *BASELINES[name]) for name in BASELINES if name in grids}
+    if detection := grids.get("detection"):
+        rows["detection"] = detection_table(detection)
+    return {**figures(grids), **conditions(grids, everything), "tables": rows}
 
 
 def _extent(collection: Collection) -> dict[str, Any]:

@@ -44,6 +44,7 @@ FIGURES = {
     "control_auroc": "AUROC of the negative control: real images, half of them JPEG 75, then all JPEG 90",
     "control_auroc_coarser": "the same: half of them JPEG 90, then all JPEG 75",
 }
+AXIS_HEADS = {"synthetic_ratio": "synthetic share", "synthetic": "generated images"}
 # Figures in percentage points of accuracy; the others are between 0 and 1.
 POINTS = (
     "ceiling_real",
@@ -75,12 +76,13 @@ def markdown_table(rows: Iterable[Sequence[str]], heads: Sequence[str]) -> str:
 
 def accuracy_markdown(rows: Sequence[Mapping[str, Any]], against: str) -> str:
     """Return the rows of `method.accuracy_table` as a Markdown table."""
+    axes = [key for key in rows[0] if key not in ("arm", "accuracy", "difference", "auroc")] if rows else []
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         mean = row["accuracy"]
         spread = "" if mean["std"] is None else f" ± {mean['std']:.1f}"
         auroc = "–" if row["auroc"] is None else f"{row['auroc']:.2f}"
-        place = [f"{row['synthetic_ratio']:.0%}"] if "synthetic_ratio" in row else []
+        place = [f"{row[axis]:.0%}" if axis == "synthetic_ratio" else str(row[axis]) for axis in axes]
         return [
             row["arm"],
             *place,
@@ -90,8 +92,14 @@ def accuracy_markdown(rows: Sequence[Mapping[str, Any]], against: str) -> str:
             str(mean["n"]),
         ]
 
-    place = ["synthetic share"] if rows and "synthetic_ratio" in rows[0] else []
-    heads = ["arm", *place, "accuracy (%)", f"minus {against}, 95 % interval", "AUROC", "seeds"]
+    heads = [
+        "arm",
+        *(AXIS_HEADS.get(axis, axis) for axis in axes),
+        "accuracy (%)",
+        f"minus {against}, 95 % interval",
+        "AUROC",
+        "seeds",
+    ]
     return markdown_table(map(cells, rows), heads)
 
 

@@ -15,39 +15,8 @@ from usb_rsmatch.compare.grid import plan, read_grid
 from usb_rsmatch.usb.config import DEAD, all_keys, import_semilearn, read_yaml, resolve
 from usb_rsmatch.usb.shipped_configs import find_config
 
-
-def detection(auroc: float) -> dict[str, Any]:
-    figures = {"auroc": auroc, "ap": auroc, "fpr95": 1 - auroc}
-    return {**figures, "by_generator": {"flow": figures}}
-
-
 GRIDS = ("ways", "variants", "cutoff", "contamination", "detection", "control", "harm", "fashion", "benchmark")
 Runs = Mapping[tuple[str, str | float | None], tuple[float, ...]]
-
-
-@pytest.fixture
-def compared(write_result: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Make a comparison's folder: `compared(name of grid, {(arm, value of axis): values by seed}, axis)`.
-
-    The values are accuracies, or AUROCs with `auroc`.
-    """
-
-    def make(name: str, runs: Runs, axis: str | None = None, auroc: bool = False) -> Path:
-        places = []
-        for (arm, place), values in runs.items():
-            for seed, value in enumerate(values):
-                folder = f"{name}/{len(places)}"
-                changes: dict[str, Any] = {"detection": detection(value)} if auroc else {"accuracy__last": value}
-                sha = f"{len(places):064x}"
-                write_result(folder, seed=seed, config_sha256=sha, **changes)
-                axes = {"seed": seed} if axis is None else {"seed": seed, axis: place}
-                places.append({"folder": folder.split("/")[1], "arm": arm, "axes": axes, "config_sha256": sha})
-        varied = ["seed", "algorithm", "synthetic_count", *([axis] if axis else [])]
-        record = {"name": name, "baseline": None, "varied": varied, "runs": places}
-        (tmp_path / "results" / name / "grid.json").write_text(json.dumps(record))
-        return tmp_path / "results" / name
-
-    return make
 
 
 def summary(tmp_path: Path, *folders: Path) -> dict[str, Any]:

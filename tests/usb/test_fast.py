@@ -8,12 +8,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from semilearn import get_net_builder
 from semilearn.algorithms.flexmatch.utils import FlexMatchThresholdingHook
 from semilearn.core.utils import EMA, get_optimizer
 
+from usb_rsmatch.device import has_bfloat16
 from usb_rsmatch.errors import Interrupted, UserError
 from usb_rsmatch.usb import fast, training
 from usb_rsmatch.usb.config import resolve
@@ -279,3 +281,17 @@ def test_compiled_network_reaches_a_similar_accuracy(tiny: dict[str, Any]) -> No
         {**tiny, "rs_fast": True, "rs_loader": "batched", "rs_compile": True, "save_name": "compiled"}, note=silent
     )
     assert compiled["accuracy"]["last"] == pytest.approx(plain["accuracy"]["last"], abs=0.1)
+
+
+# evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_in_bfloat16_is_close_and_changes_no_weight(tiny: dict[str, Any]) -> None:
+    if not has_bfloat16(torch.device("cpu")):
+        pytest.skip("this processor has no bfloat16 products")
+    plain, fewer_bits = (build(tiny, algorithm="fixmatch", rs_eval_bf16=value) for value in (False, True))
+    before = {name: value.clone() for name, value in fewer_bits.model.state_dict().items()}
+    exact, close = (a.evaluate(return_logits=True)["eval/logits"] for a in (plain, fewer_bits))
+    error = np.linalg.norm(close - exact) / np.linalg.norm(exact)
+    assert 0 < error < 0.02 and (close.argmax(1) == exact.argmax(1)).mean() > 0.97
+    assert all(torch.equal(before[name], value) for name, value in fewer_bits.model.state_dict().items())

@@ -22,6 +22,7 @@ from usb_rsmatch import distributed
 from usb_rsmatch.data.views.hybrid_dataset import HybridDataset
 from usb_rsmatch.data.views.loaders import build_loaders
 from usb_rsmatch.data.views.settings import LoaderSettings
+from usb_rsmatch.device import has_bfloat16
 from usb_rsmatch.usb import checkpoint, distributed_training
 from usb_rsmatch.usb.compat import cuda_calls_stay_on_cpu
 from usb_rsmatch.usb.crmatch_rotation import RotatedBatches, without_usb_rotation_loader
@@ -108,7 +109,8 @@ class CoreMixin:
 
     def evaluate(self, eval_dest: str = "eval", out_key: str = "logits", return_logits: bool = False) -> dict[str, Any]:
         """USB's metrics of the EMA weights on one loader, under USB's names."""
-        with self.averaged_weights(), torch.no_grad():
+        bf16 = getattr(self.args, "rs_eval_bf16", False) and has_bfloat16(self.device)
+        with self.averaged_weights(), torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             batches = [
                 (self.get_logits(data, out_key).float(), self.get_targets(data))
                 for data in self.loader_dict[eval_dest]  # type: ignore[attr-defined]

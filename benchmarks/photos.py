@@ -1,0 +1,126 @@
+"""Figures on photographs: what generated images cost and gain, with an oracle and with RSMatch's own detector.
+
+The runs are those of the grids in config/photos, on photographs that come with the package:
+
+usb-rsmatch compare --c photos/main
+python -m benchmarks.photos --keep saved_models/main --out results/photos.json
+
+`--keep` copies the finished results of a comparison to results/photos, from which all figures are computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method import (
+    GridRuns,
+    accuracy_table,
+    best_mean,
+    conditions,
+    copy_results,
+    figure_entry,
+    kept_grids,
+)
+from benchmarks.method_tables import accuracy_markdown, format_figure
+from usb_rsmatch.data.sources.photos import ARCHIVE
+from usb_rsmatch.errors import UserError
+from usb_rsmatch.io import write_json
+from usb_rsmatch.report.statistics import Estimate, paired_difference
+
+KEPT = "results/photos"
+REAL, POOL, MORE = "FixMatch, real part only", "FixMatch, whole pool", "FixMatch, as many further real images"
+MINED, ORACLE = "RSMatch, whole pool", "RSMatch, oracle"
+FIGURES = {
+    "ceiling_real": "FixMatch with further real images instead of the generated ones, minus the whole pool",
+    "oracle_gain": "RSMatch with an oracle, minus the better of FixMatch on the whole pool and on its real part",
+    "gain_over_best_baseline": "RSMatch, minus the better of FixMatch on the whole pool and on its real part",
+    "gap_to_oracle": "RSMatch with an oracle, minus RSMatch",
+    "clean_pool_gap": "RSMatch minus FixMatch where nothing is generated",
+    "harm_gap_to_real": "RSMatch minus FixMatch on the real part, where the generated images do harm",
+}
+AXES = {"main": None, "generators": "synthetic", "clean": None, "harm": None}
+
+
+def figures(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
+    """Return each figure as {mean, low, high, n}: points of accuracy, paired by seed; None if it was not measured."""
+    found: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
+    if main := grids.get("main"):
+        found |= of_pool(main)
+    if clean := grids.get("clean"):
+        found["clean_pool_gap"] = paired_difference(clean.accuracy("RSMatch"), clean.accuracy("FixMatch"))
+    if harm := grids.get("harm"):
+        found["harm_gap_to_real"] = paired_difference(harm.accuracy(MINED), harm.accuracy(REAL))
+    return {name: figure_entry(value) for name, value in found.items()}
+
+
+def of_pool(runs: GridRuns, **at: Any) -> dict[str, Estimate | None]:
+    """Return the figures of one pool: of a grid's runs at these values of its axes."""
+    real, pool, mined, oracle = (runs.accuracy(arm, **at) for arm in (REAL, POOL, MINED, ORACLE))
+    better = best_mean(real, pool) if real and pool else {}
+    return {
+        "ceiling_real": paired_difference(runs.accuracy(MORE, **at), pool),
+        "oracle_gain": paired_difference(oracle, better),
+        "gain_over_best_baseline": paired_difference(mined, better),
+        "gap_to_oracle": paired_difference(oracle, mined),
+    }
+
+
+def by_generator(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
+    """Return the figures of each pool of the grid `generators`."""
+    runs = grids.get("generators")
+    places = runs.axis_values("synthetic") if runs else []
+    return {
+        place: {name: figure_entry(value) for name, value in of_pool(runs, synthetic=place).items()}
+        for place in places
+        if runs is not None
+    }
+
+
+def summarise(folder: str | Path) -> dict[str, Any]:
+    """Return the contents of results/photos.json from the results in a folder. UserError as `kept_grids`."""
+    grids, everything = kept_grids(folder)
+    tables = {
+        name: accuracy_table(grids[name], POOL if name != "clean" else "FixMatch", axis)
+        for name, axis in AXES.items()
+        if name in grids
+    }
+    return {
+        **figures(grids),
+        "by_generator": by_generator(grids),
+        **conditions(grids, everything),
+        "images_sha256": hashlib.sha256(ARCHIVE.read_bytes()).hexdigest(),
+        "tables": tables,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__)
+    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
+    parser.add_argument("--keep", nargs="+", default=[], metavar="FOLDER", help="finished comparisons to copy")
+    parser.add_argument("--kept", default=KEPT, metavar="FOLDER", help="folder of the copied results")
+    args = parser.parse_args(argv)
+    try:
+        for comparison in args.keep:
+            print(f"{copy_results(comparison, args.kept)} new results of {comparison}")
+        summary = summarise(args.kept)
+        words = ["python", "-m", "benchmarks.photos", "--out", args.out]
+        words += ["--kept", args.kept] if args.kept != KEPT else []
+        write_json(args.out, summary | {"command": shlex.join(words)})
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for name, rows in summary["tables"].items():
+        print(f"\n{name}\n\n{accuracy_markdown(rows, POOL if name != 'clean' else 'FixMatch')}")
+    for name in FIGURES:
+        print(f"{name:26s} {format_figure(summary[name])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
