@@ -121,6 +121,7 @@ RSMATCH = Method(
         "rs_lambda_det": 1.0,
         "rs_loader": "pil",
         "rs_fast": False,
+        "rs_eval_bf16": False,
         "rs_compile": False,
         "rs_on_nan": "stop",
     },
