@@ -98,7 +98,6 @@ def test_contributing_matches_the_package() -> None:
         ("synthesis/arguments.py", "--engine"),
         ("synthesis/command.py", "Engine"),
         ("report/command.py", "_plots"),
-        ("report/command.py", "PLOTS"),
         ("report/html_page.py", "CAPTIONS"),
     ):
         assert f"`{place}`" in adding and f"`{name}`" in adding, (place, name)

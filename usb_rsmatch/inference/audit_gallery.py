@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from html import escape
 
 import numpy as np
@@ -33,7 +34,7 @@ p { max-width: 46rem; margin: 0 0 .9rem; }
 .soft, figcaption { color: var(--soft); }
 .soft { font-size: .88rem; }
 .warn { border-left: 3px solid var(--bar); padding-left: .8rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: 1.1rem .8rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: 1.1rem .8rem; }
 figure { margin: 0; min-width: 0; }
 figure img {
   display: block; width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
@@ -43,6 +44,8 @@ meter { width: 100%; height: .5rem; margin-top: .35rem; }
 meter::-webkit-meter-optimum-value { background: var(--bar); }
 meter::-moz-meter-bar { background: var(--bar); }
 figcaption { font-size: .74rem; line-height: 1.35; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.nowrap { white-space: nowrap; }
+@media (max-width: 40rem) { main { padding: 2rem 1rem 3rem; } }
 figcaption b { color: var(--ink); font-weight: 620; }
 """
 
@@ -63,10 +66,12 @@ def gallery(audit: Audit) -> str:
         f'<h2>{escape(title)}</h2>\n<div class="grid">\n{"".join(_figures(audit, rows))}</div>'
         for title, rows in sections
     )
-    share = audit.share
+    share, folder = audit.share, _common_folder(audit.images.names)
+    reference = escape(_encodable(audit.reference))
+    place = f" from {escape(_encodable(folder))}" if folder else ""
     head = (
         f"{100 * share.estimate:.1f} % look synthetic "
-        f'<span class="soft">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
+        f'<span class="soft nowrap">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
     )
     warnings = "".join(f'<p class="warn">Warning: {escape(_encodable(line))}</p>' for line in audit.warnings)
     failed = "".join(f"<li>{escape(_encodable(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
@@ -82,7 +87,7 @@ def gallery(audit: Audit) -> str:
 <body>
 <main>
 <h1>{head}</h1>
-<p class="soft">{len(order)} images, by {escape(_encodable(audit.reference))}; analysed at {audit.pipeline.size} px.</p>
+<p class="soft">{len(order)} images{place}, by {reference}; analysed at {audit.pipeline.size} px.</p>
 {warnings}
 <p>{escape(ASSUMPTIONS)}</p>
 {body}
@@ -94,16 +99,27 @@ def gallery(audit: Audit) -> str:
 """
 
 
+def _common_folder(names: Sequence[str]) -> str:
+    """The folder that contains all images, empty if they have none in common."""
+    try:
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    except ValueError:  # no names, or relative and absolute paths
+        return ""
+    return "" if folder == os.sep else folder
+
+
 def _figures(audit: Audit, rows: np.ndarray) -> Iterator[str]:
-    chosen = audit.images.take(rows)
+    chosen, folder = audit.images.take(rows), _common_folder(audit.images.names)
     for batch in chosen.batches(audit.pipeline, 64):
         for place, pixels in zip(batch.rows, batch.images, strict=True):
             row = rows[place]
-            p, name = audit.probability[row], escape(_encodable(audit.images.names[row]), quote=True)
+            p, path = audit.probability[row], audit.images.names[row]
+            name = escape(_encodable(path), quote=True)
+            short = escape(_encodable(os.path.relpath(path, folder) if folder else path))
             yield (
                 f'<figure><img src="{_data_url(pixels)}" alt="{name}" loading="lazy">'
-                f'<meter min="0" max="1" value="{p:.3f}"></meter>'
-                f"<figcaption><b>{p:.2f}</b> · score {audit.score[row]:.1f}<br>{name}</figcaption></figure>\n"
+                f'<meter min="0" max="1" value="{p:.3f}" aria-hidden="true"></meter>'
+                f"<figcaption><b>{p:.2f}</b> · score {audit.score[row]:.1f}<br>{short}</figcaption></figure>\n"
             )
 
 

@@ -12,7 +12,7 @@ from usb_rsmatch.report import table_formats
 from usb_rsmatch.report.accuracy_plots import accuracy_plot, learning_curves
 from usb_rsmatch.report.collection import Record, collect
 from usb_rsmatch.report.comparison import Table, make_table
-from usb_rsmatch.report.html_page import page
+from usb_rsmatch.report.html_page import CAPTIONS, page
 from usb_rsmatch.report.plot_style import DARK, LIGHT
 from usb_rsmatch.report.plotted_runs import PlottedRuns, gather
 from usb_rsmatch.report.run_plots import confusion_plot, detector_plot, features_plot
@@ -80,19 +80,12 @@ def markdown_report(table: Table, plots: list[str], plotted: PlottedRuns | None 
         parts.append(table_formats.markdown(sheet))
     lines = explanations(table) + (plotted.explain() if plotted else [])
     parts.append("\n".join(f"- {escape(line)}" for line in lines))
-    parts += [f"![{PLOTS[name]}]({name}.png)" for name in plots]
+    parts += [f"![{CAPTIONS[name][1]}]({name}.png)" for name in plots]
     parts += ["## Every run", table_formats.markdown(runs_sheet(table))]
     parts.append(f"{escape(BEST_NOTE)} Made with {escape(software(table))}.")
     return "\n\n".join(parts) + "\n"
 
 
-PLOTS = {
-    "accuracy": "Test accuracy of every arm",
-    "curves": "Accuracy and detection while training",
-    "detector": "ROC and scores of every detector by generator",
-    "confusion": "Confusion matrices",
-    "features": "t-SNE of features by class and by provenance",
-}
 BEST_NOTE = "Best is the highest accuracy of any evaluation: it is chosen on the test set, as USB quotes it."
 
 

@@ -9,27 +9,38 @@ from usb_rsmatch.report.comparison import Table
 from usb_rsmatch.report.image_gallery import data_uri, gallery
 from usb_rsmatch.report.image_gallery import style as gallery_style
 from usb_rsmatch.report.plotted_runs import MOST_SEEDS, PlottedRuns
+from usb_rsmatch.report.table_sorting import POLICY, SCRIPT
+from usb_rsmatch.report.table_sorting import STYLE as SORTING_STYLE
 from usb_rsmatch.report.text_table import Sheet, details, explanations, headline, overview
 
+# By plot: title, text in place of the image, caption.
 CAPTIONS = {
     "accuracy": (
         "Test accuracy",
+        "Test accuracy of every arm",
         "Dots are seeds, diamonds means, bars and bands their 95 % intervals; dashed: a pool of its own.",
     ),
-    "curves": ("While training", "Thick lines are means over seeds; thin lines, with few arms, the seeds."),
+    "curves": (
+        "While training",
+        "Accuracy and detection while training",
+        "Thick lines are means over seeds; thin lines, with few arms, the seeds.",
+    ),
     "detector": (
-        "Detection of synthetic images",
+        "Detectors by generator",
+        "ROC and scores of every detector by generator",
         "Curves: the ROC of each detector against one generator, the mean over seeds. Steps: how each detector scores "
         "real images and that generator's, first seed.",
     ),
     "confusion": (
         "Confusion matrices",
+        "Confusion matrix of every arm",
         "Percent of the test images of a true class (row) that are predicted as each class (column), over the seeds "
         f"(the first {MOST_SEEDS} of more). "
         "The colour grows with the square root, so that small confusions show.",
     ),
     "features": (
         "Features",
+        "t-SNE of features by class and by provenance",
         "t-SNE of the averaged network's features of images of the pool, first seed: by class (above; the names "
         "stand at their medians) and by provenance (below). Distances between groups mean little.",
     ),
@@ -116,14 +127,15 @@ def page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {POLICY}">
 <title>{escape(table.name)}</title>
-<style>{STYLE}{gallery_style(plotted) if plotted and tiles else ""}</style>
+<style>{STYLE}{SORTING_STYLE}{gallery_style(plotted) if plotted and tiles else ""}</style>
 </head>
 <body>
 <main>
 {body}
 </main>
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
@@ -138,7 +150,9 @@ def _table(sheet: Sheet) -> str:
         names = " ".join([*(["n"] if not sheet.is_words(column) else []), *(["best"] if best else [])])
         return f' class="{names}"' if names else ""
 
-    head = "".join(f"<th{attribute(column)}>{escape(name)}</th>" for column, name in enumerate(sheet.columns))
+    head = "".join(
+        f'<th scope="col"{attribute(column)}>{escape(name)}</th>' for column, name in enumerate(sheet.columns)
+    )
     rows = []
     for row in sheet.rows:
         entries = []
@@ -151,11 +165,11 @@ def _table(sheet: Sheet) -> str:
     return f'<div class="wide"><table{dense}>{content}</table></div>'
 
 
-def _figure(images: Sequence[bytes], title: str, caption: str) -> str:
+def _figure(images: Sequence[bytes], title: str, alternative: str, caption: str) -> str:
     light, dark = map(data_uri, images)
     return (
         f"<h2>{escape(title)}</h2><figure><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(title)}">'
+        f'<img src="{light}" alt="{escape(alternative)}">'
         f"</picture><figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -34,7 +34,7 @@ STYLE = """
   vertical-align: middle; background: var(--of); }
 h3 { font-size: .95rem; font-weight: 620; margin: 1.8rem 0 .5rem; }
 h4 { font-size: .84rem; font-weight: 550; color: var(--soft); margin: 1.1rem 0 .45rem; }
-.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .2rem 1.5rem; }
+.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: .2rem 1.5rem; }
 .classes h5 { font-size: .78rem; font-weight: 550; color: var(--soft); margin: .5rem 0 .3rem; }
 .classes .tiles { grid-template-columns: repeat(auto-fill, 2.75rem); }
 .classes .tile, .classes .tile img { width: 2.75rem; }
