@@ -21,7 +21,7 @@ def test_every_field_is_read(write_result: Write) -> None:
     result = read_result(path)
     assert (result.seed, result.last, result.best, result.best_iteration) == (3, 0.5, 0.95, 600)
     assert result.auroc == 0.97 and result.detection_by_generator == {"sd 1.4": FIGURES}
-    assert result.pool == (600, (("flow", 600),)) and result.share_synthetic == 0.5
+    assert result.pool == (600, (("flow", 600),), 0) and result.share_synthetic == 0.5
     assert result.describe_pool() == "600 real + 600 synthetic (flow)"
     assert result.versions["torch"] == "2.14.1" and result.validation is None
 
@@ -40,7 +40,7 @@ def test_memory_that_the_system_does_not_tell_is_none(write_result: Write) -> No
 
 def test_a_data_set_without_a_pool_is_read(write_result: Write) -> None:
     result = read_result(write_result("run", pool=None))
-    assert result.pool == (0, ()) and result.describe_pool() == "USB's own" and result.share_synthetic == 0
+    assert result.pool == (0, (), 0) and result.describe_pool() == "USB's own" and result.share_synthetic == 0
 
 
 def test_a_file_cut_off_anywhere_is_refused(write_result: Write) -> None:

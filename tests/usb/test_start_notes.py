@@ -68,6 +68,7 @@ def test_unlabelled_images_have_a_folder_of_their_own(folders: Path) -> None:
         Image.new("RGB", (12, 12), (i, 7, 9)).save(folders / "unlabeled" / f"{i}.png")
     built = pool(folders)
     assert (built.unlabeled.labels < 0).sum() == 3 and len(built.unlabeled) == 27
+    assert built.provenance == {"real": 24, "synthetic": 0, "unknown": 3, "by_generator": {}}
 
 
 def test_images_outside_of_the_class_folders_are_refused(folders: Path) -> None:

@@ -92,11 +92,13 @@ def test_training_changes_the_weights_and_the_seed_matters(tiny: dict[str, Any])
 def test_provenance_does_not_affect_training(
     changes: dict[str, Any], tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shuffling the unlabelled images' provenance flags and true labels does not change RSMatch's weights at all."""
+    """Shuffling the unlabelled images' provenance flags and true labels, or making a third of the flags unknown, does
+    not change RSMatch's weights at all."""
     import dataclasses
 
     import numpy as np
 
+    from usb_rsmatch.data.pool.provenance import Provenance
     from usb_rsmatch.usb import training
 
     tiny |= {"algorithm": "rsmatch", "rs_warmup": 0.0, **changes}
@@ -107,10 +109,12 @@ def test_provenance_does_not_affect_training(
         complete_args(args)
         rng, pool = np.random.default_rng(0), args.pool.unlabeled
         order = rng.permutation(len(pool))
+        unknown = (rng.random(len(pool)) < 1 / 3) & ~pool.is_labeled
         mixed = dataclasses.replace(
             pool,
-            is_synthetic=pool.is_synthetic[order],
-            generator=pool.generator[order],
+            provenance=np.where(unknown, Provenance.UNKNOWN, pool.provenance[order]).astype(np.int8),
+            generator=np.where(unknown, len(pool.generators), pool.generator[order]).astype(np.int16),
+            generators=(*pool.generators, "unknown"),
             labels=np.where(pool.is_labeled, pool.labels, pool.labels[order]),
         )
         args.pool = dataclasses.replace(args.pool, unlabeled=mixed)

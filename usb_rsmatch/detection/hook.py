@@ -16,6 +16,7 @@ from semilearn.core.hooks import Hook
 from torch import Tensor
 
 from usb_rsmatch.counter_rng import FAKE_DRAW, QUEUE_DRAW, QUEUE_VIEW, generator, uniforms
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.detection.detector import TRAINED, in_eight_positions, reads_features, teaches_backbone, widened
 from usb_rsmatch.detection.measure import Measured, measured_indices, publish_report, score_images
 from usb_rsmatch.detection.mining import ClasswiseRanking
@@ -68,10 +69,15 @@ class SyntheticDetectionHook(Hook):
         length = 0 if self._dataset is None else len(self._dataset)
         self._known: Tensor | None = None
         if self._dataset is not None:  # for metrics and for reference detectors
-            self._is_synthetic = torch.from_numpy(np.asarray(dataset.set.is_synthetic))
+            self._provenance = torch.from_numpy(np.asarray(dataset.set.provenance, dtype=np.int64))
             self._labels = torch.from_numpy(np.asarray(dataset.set.labels, dtype=np.int64))
+        if self._kind in ("oracle", "supervised") and (unknown := int(dataset.set.is_unknown.sum())):
+            raise UserError(
+                f"rs_detector: {self._kind} needs the provenance of every image, {unknown} of the pool are of unknown "
+                "provenance; take csqueue or pu"
+            )
         if self._kind == "oracle":
-            self._known = self._is_synthetic.float()
+            self._known = (self._provenance == Provenance.SYNTHETIC).float()
         elif self._kind == "random":
             self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
         elif self._kind == "scores":
@@ -91,7 +97,7 @@ class SyntheticDetectionHook(Hook):
             self.queue.to(device)
             self.ranking.to(device)
             self._known = None if self._known is None else self._known.to(device)
-            self._is_synthetic, self._labels = self._is_synthetic.to(device), self._labels.to(device)
+            self._provenance, self._labels = self._provenance.to(device), self._labels.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -147,7 +153,7 @@ class SyntheticDetectionHook(Hook):
             idx_ulb, mask = all_gather_batch(idx_ulb), all_gather_batch(mask.detach())
             pseudo_label = all_gather_batch(_classes(pseudo_label))
             self._follow(idx_ulb.device)
-            self.tally.add(self._is_synthetic[idx_ulb], self._labels[idx_ulb], pseudo_label, mask)
+            self.tally.add(self._provenance[idx_ulb], self._labels[idx_ulb], pseudo_label, mask)
 
     def detection_loss(
         self,
@@ -227,7 +233,7 @@ class SyntheticDetectionHook(Hook):
         """The loss of the same detector with true provenance, the reference for mining; both classes have equal
         weight.
         """
-        synthetic = self._is_synthetic[idx_ulb].to(logits.dtype)
+        synthetic = (self._provenance[idx_ulb] == Provenance.SYNTHETIC).to(logits.dtype)
         share = all_gather_batch(synthetic).mean().clamp(1e-6, 1 - 1e-6)  # of the whole batch, over all processes
         weight = synthetic / share + (1 - synthetic) / (1 - share)
         return F.binary_cross_entropy_with_logits(logits, synthetic, weight)

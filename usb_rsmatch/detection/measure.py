@@ -52,14 +52,20 @@ class Measured:
 
 
 def publish_report(algorithm: Any, pool: Any, measured: Measured) -> None:
-    """Store the detection metrics in `algorithm.detection_report`, and those that are numbers in its log."""
+    """Store the detection metrics in `algorithm.detection_report`, and those that are numbers in its log.
+
+    Images of unknown provenance are in no figure that compares with provenance; a share over them has no true value.
+    """
     indices, scores = measured.indices, measured.scores
-    report = detection_report(scores, pool.is_synthetic[indices], pool.generator[indices], pool.generators)
+    of_known = ~pool.is_unknown[indices]
+    known = indices[of_known]
+    report = detection_report(scores[of_known], pool.is_synthetic[known], pool.generator[known], pool.generators)
     log = {f"detection/{name}": report[name] for name in ("auroc", "ap", "fpr95")}
     for generator_name, figures in report["by_generator"].items():
         log |= {f"detection/{generator_name}/{name}": value for name, value in figures.items()}
     if measured.share is not None:
-        report["share"] = {"estimate": measured.share, "true": contamination(pool.is_synthetic[indices])}
+        true = contamination(pool.is_synthetic[indices]) if len(known) == len(indices) else None
+        report["share"] = {"estimate": measured.share, "true": true}
         log |= {f"detection/share_{name}": value for name, value in report["share"].items()}
     if measured.queued is not None and (queue := queue_report(measured.queued.cpu().numpy(), pool)):
         report["queue"] = queue
@@ -72,17 +78,22 @@ def publish_report(algorithm: Any, pool: Any, measured: Measured) -> None:
     algorithm.log_dict.update({name: value for name, value in log.items() if value is not None})
 
 
-def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float] | None:
+def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float | None] | None:
     """Purity and balance of a queue, from pool indices int64 (-1: empty); None for an empty queue.
 
-    `purity` is the share of synthetic images, `balance` the entropy of the images' true classes divided by that of a
-    uniform distribution, 0 to 1 (without unknown classes). Our choice.
+    `purity` is the share of synthetic images among those of known provenance, `balance` the entropy of the images' true
+    classes divided by that of a uniform distribution, 0 to 1 (without unknown classes). Each is None where no image of
+    the queue has a known provenance, or class. Our choice.
     """
     queued = queued[queued >= 0]
     if not len(queued):
         return None
+    known = queued[~pool.is_unknown[queued]]
+    purity = float(pool.is_synthetic[known].mean()) if len(known) else None
     counts = np.bincount(pool.labels[queued][pool.labels[queued] >= 0], minlength=1)
-    p = counts[counts > 0] / max(counts.sum(), 1)
+    if not counts.sum():
+        return {"purity": purity, "balance": None}
+    p = counts[counts > 0] / counts.sum()
     classes = max(2, len(np.unique(pool.labels[pool.labels >= 0])))
     balance = abs((p * np.log(p)).sum()) / np.log(classes)
-    return {"purity": float(pool.is_synthetic[queued].mean()), "balance": float(balance)}
+    return {"purity": purity, "balance": float(balance)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from usb_rsmatch.csv_files import refuse_existing
 from usb_rsmatch.data.pool.pool import HybridPool
-from usb_rsmatch.data.pool.shortcuts import shortcut_cues, shortcut_warnings
+from usb_rsmatch.data.pool.shortcuts import shortcut_cues, shortcut_warnings, unknown_cues, unknown_warnings
 from usb_rsmatch.data.pool.summary import contact_sheet, pool_table
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
@@ -35,9 +35,12 @@ def pool_report(
         contact_sheet(pool, out.with_suffix(".png"))
         lines.append(f"manifest: {out}\ncontact sheet: {out.with_suffix('.png')}")
     if shortcuts:
-        cues = shortcut_cues(pool)
-        if not cues:
+        cues, unknown = shortcut_cues(pool), unknown_cues(pool)
+        if not cues and not unknown:
             lines.append("shortcuts: nothing to compare, the pool has images of one provenance only")
-        lines += [f"{name:24s} {'-' if value is None else f'{value:.3f}'}" for name, value in cues.items()]
-        lines += [f"warning: {line}" for line in shortcut_warnings(cues)]
+        for title, found in (("real against synthetic", cues), ("known to be real against unknown", unknown)):
+            lines += [f"shortcuts, {title}:"] if found else []
+            lines += [f"{name:24s} {'-' if value is None else f'{value:.3f}'}" for name, value in found.items()]
+        real = len(pool.labeled) + int((pool.unlabeled.is_real & ~pool.unlabeled.is_labeled).sum())
+        lines += [f"warning: {line}" for line in shortcut_warnings(cues) + unknown_warnings(unknown, real)]
     return "\n".join(lines)

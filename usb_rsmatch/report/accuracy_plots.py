@@ -18,8 +18,10 @@ POOL_AXES = ("synthetic_ratio", "synthetic_count", "real_count")
 
 
 def accuracy_plot(table: Table, theme: Theme = LIGHT) -> bytes:
-    """A PNG: curves over the synthetic share if the pool is an axis, otherwise one dot per seed."""
+    """A PNG: curves over the synthetic share if the pool is an axis (and the share known), else one dot per seed."""
     varied = [axis for axis in POOL_AXES if len(_values(table, axis)) > 1]
+    if varied != ["real_count"] and any(record.result.share_synthetic is None for record in table.records):
+        varied = []
     return _by_pool(table, varied, theme) if varied else _by_arm(table, theme)
 
 
@@ -114,7 +116,7 @@ def _by_pool(table: Table, varied: list[str], theme: Theme) -> bytes:
 
     def place(cell: Cell) -> float:
         result = cell.records[0].result
-        return result.real if real_only else 100 * result.share_synthetic
+        return result.real if real_only else 100 * (result.share_synthetic or 0.0)
 
     def panel(title: str, indices: list[int]) -> Draw:
         def draw(axes: Axes) -> None:

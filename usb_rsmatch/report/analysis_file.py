@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ class Pictures:
 class Analysis:
     """The contents of one run's file. What a run does not have, such as a detector or a queue, is None.
 
-    `confusion` int64 [K, K], true class by predicted; `scores` float32 [n] and `scores_generator` int16 [n] (0 is
-    real, else an index into `generators`); `features` float16 [m, F] with class (-1 unknown) and generator of each.
+    `confusion` int64 [K, K], true class by predicted; `scores` float32 [n] and `scores_generator` int16 [n] (an index
+    into `generators`, of which the first is "real", and "unknown" stands for unknown provenance); `features` float16
+    [m, F] with class (-1 unknown) and generator of each.
     """
 
     path: Path
@@ -48,6 +50,15 @@ class Analysis:
     queued: Pictures | None
     queue_class: np.ndarray | None
     queue_generator: np.ndarray | None
+
+    def unknown(self, generator: np.ndarray) -> np.ndarray:
+        """Which of the images with these generators int16 [n] are of unknown provenance: bool [n]."""
+        name = Provenance.UNKNOWN.word
+        return generator == (self.generators.index(name) if name in self.generators else -1)
+
+    def synthetic(self, generator: np.ndarray) -> np.ndarray:
+        """Which of the images with these generators int16 [n] are known to be synthetic: bool [n]."""
+        return (generator > 0) & ~self.unknown(generator)
 
 
 def read_analysis(folder: Path) -> Analysis | None:

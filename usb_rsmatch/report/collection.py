@@ -19,7 +19,7 @@ DECIDED_BY = {
     "pool": {
         *("dataset", "data_dir", "num_labels", "ulb_num_labels", "include_lb_to_ulb", "validation_count"),
         "validation_fold",
-        *("synthetic", "synthetic_count", "synthetic_ratio", "real_count", "on_error", "algorithm"),
+        *("synthetic", "unlabeled", "synthetic_count", "synthetic_ratio", "real_count", "on_error", "algorithm"),
     },
 }
 

@@ -45,7 +45,7 @@ CAPTIONS = {
         "stand at their medians) and by provenance (below). Distances between groups mean little.",
     ),
 }
-GALLERY_NOTE = "The bar under an image is its true provenance, the figure its score; first seed."
+GALLERY_NOTE = "The bar under an image is its true provenance (or unknown), the figure its score; first seed."
 
 STYLE = """
 :root {

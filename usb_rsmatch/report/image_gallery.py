@@ -54,7 +54,7 @@ def style(plotted: PlottedRuns) -> str:
 def gallery(plotted: PlottedRuns) -> str:
     """HTML of the gallery, arms with a queue first; empty if no arm scored its pool."""
     parts = []
-    first = {arm: runs[0] for arm, runs in plotted.detecting.items()}
+    first = {arm: runs[0] for arm, runs in plotted.scoring.items()}
     queued = sorted(first, key=lambda arm: first[arm].queued is None)[:MOST_GALLERIES]  # those with a queue first
     for arm in (arm for arm in first if arm in queued):
         run = first[arm]
@@ -77,12 +77,15 @@ def _block(title: str, pictures: Pictures | None, plotted: PlottedRuns, run: Ana
 
 
 def _queue(plotted: PlottedRuns, run: Analysis) -> str:
-    """The queue's newest images under their pseudo-classes, and how many of all entries are truly synthetic."""
+    """The queue's newest images under their pseudo-classes, and how many of the entries are truly synthetic."""
     if run.queued is None or run.queue_generator is None or not len(run.queue_generator):
         return ""
     assert run.queued.classes is not None
-    share = float((run.queue_generator > 0).mean())
-    title = f"In the queue: {len(run.queue_generator)} entries, {100 * share:.0f} % of them truly synthetic"
+    known = run.queue_generator[~run.unknown(run.queue_generator)]
+    title = f"In the queue: {len(run.queue_generator)} entries"
+    if len(known):
+        of = "them" if len(known) == len(run.queue_generator) else f"the {len(known)} of known provenance"
+        title += f", {100 * float(run.synthetic(known).mean()):.0f} % of {of} truly synthetic"
     groups = []
     for label in sorted(set(run.queued.classes.tolist())):
         name = run.classes[label] if 0 <= label < len(run.classes) else str(label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,24 +30,33 @@ class PlottedRuns:
 
     @property
     def provenance(self) -> list[str]:
-        """`real` and every generator of any run: a name's place gives its colour in all pictures."""
+        """`real`, every generator of any run, and `unknown`: a name's place gives its colour in all pictures."""
         return list(dict.fromkeys(name for runs in self.runs.values() for run in runs for name in run.generators))
 
     @property
     def generators(self) -> list[str]:
-        """Every generator with scored images in any run."""
+        """Every generator with scored images in any run with a detector."""
         names: dict[str, None] = {}
         for run in self.detecting.values():
             for analysis in run:
                 assert analysis.scores_generator is not None
-                present = set(analysis.scores_generator.tolist()) - {0}
+                numbers = analysis.scores_generator
+                present = set(numbers[analysis.synthetic(numbers)].tolist())
                 names |= dict.fromkeys(name for index, name in enumerate(analysis.generators) if index in present)
         return list(names)
 
     @property
     def detecting(self) -> dict[str, list[Analysis]]:
-        """The arms with a detector that scored both real and synthetic images."""
-        found = {arm: [run for run in runs if _scores_both(run)] for arm, runs in self.runs.items()}
+        """The arms with a detector that scored both images known to be real and images known to be synthetic."""
+        return self._arms(_scores_both)
+
+    @property
+    def scoring(self) -> dict[str, list[Analysis]]:
+        """Those arms, and the arms with a detector that scored images of unknown provenance."""
+        return self._arms(lambda run: _scores_both(run) or _scores_unknown(run))
+
+    def _arms(self, shown: Callable[[Analysis], bool]) -> dict[str, list[Analysis]]:
+        found = {arm: [run for run in runs if shown(run)] for arm, runs in self.runs.items()}
         return {arm: runs for arm, runs in found.items() if runs}
 
     def explain(self) -> list[str]:
@@ -90,8 +99,9 @@ def gather(table: Table) -> PlottedRuns | None:
 
 
 def _worth(cells: Mapping[str, Cell]) -> tuple[int, int, int]:
-    """How much a setting's plots can show: numbers of arms, detectors, synthetic images."""
-    synthetic = max((record.result.synthetic for cell in cells.values() for record in cell.records), default=0)
+    """How much a setting's plots can show: numbers of arms, detectors, images not known to be real."""
+    results = [record.result for cell in cells.values() for record in cell.records]
+    synthetic = max((result.synthetic + result.unknown for result in results), default=0)
     return len(cells), sum(cell.auroc is not None for cell in cells.values()), synthetic
 
 
@@ -112,4 +122,8 @@ def _scores_both(run: Analysis) -> bool:
 
     if run.scores is None or run.scores_generator is None or not np.isfinite(run.scores).all():
         return False
-    return bool((run.scores_generator == 0).any() and (run.scores_generator > 0).any())
+    return bool((run.scores_generator == 0).any() and run.synthetic(run.scores_generator).any())
+
+
+def _scores_unknown(run: Analysis) -> bool:
+    return run.scores_generator is not None and bool(run.unknown(run.scores_generator).any())

@@ -27,6 +27,7 @@ class Result:
     iterations: int
     real: int
     synthetic: int
+    unknown: int  # images of unknown provenance
     by_generator: dict[str, int]
     last: float  # final EMA weights on the test set: what tables quote
     best: float  # chosen on the test set, as USB quotes it
@@ -46,13 +47,14 @@ class Result:
 
     @property
     def pool(self) -> tuple[Any, ...]:
-        """The counts that two comparable pools of one data set share: real images, and images of each generator."""
-        return self.real, tuple(sorted(self.by_generator.items()))
+        """The counts that two comparable pools of one data set share: real images, images of each generator, and images
+        of unknown provenance."""
+        return self.real, tuple(sorted(self.by_generator.items())), self.unknown
 
     @property
-    def share_synthetic(self) -> float:
-        """Share of the unlabelled pool that is synthetic, 0 to 1."""
-        return self.synthetic / max(self.real + self.synthetic, 1)
+    def share_synthetic(self) -> float | None:
+        """Share of the unlabelled pool that is synthetic, 0 to 1; None for a pool with images of unknown provenance."""
+        return None if self.unknown else self.synthetic / max(self.real + self.synthetic, 1)
 
     @property
     def auroc(self) -> float | None:
@@ -60,12 +62,12 @@ class Result:
         return self.detection["auroc"] if self.detection else None
 
     def describe_pool(self) -> str:
-        """The pool in words: `600 real + 2,700 synthetic (flow)`."""
-        if not self.real + self.synthetic:
+        """The pool in words: `600 real + 2,700 synthetic (flow) + 50 of unknown provenance`."""
+        if not self.real + self.synthetic + self.unknown:
             return "USB's own"
-        if not self.synthetic:
-            return f"{self.real:,} real"
-        return f"{self.real:,} real + {self.synthetic:,} synthetic ({', '.join(sorted(self.by_generator))})"
+        made = f" + {self.synthetic:,} synthetic ({', '.join(sorted(self.by_generator))})" if self.synthetic else ""
+        unknown = f" + {self.unknown:,} of unknown provenance" if self.unknown else ""
+        return f"{self.real:,} real{made}{unknown}"
 
 
 def read_result(path: str | Path) -> Result:
@@ -98,6 +100,7 @@ def read_result(path: str | Path) -> Result:
         iterations=fields.whole("iterations", low=1),
         real=pool.whole("real"),
         synthetic=pool.whole("synthetic"),
+        unknown=pool.whole("unknown") if "unknown" in pool.content else 0,  # older files lack it
         by_generator={name: count for name, count in counts.items() if count},
         last=accuracy.number("last", high=1),
         best=accuracy.number("best", high=1),

@@ -98,7 +98,7 @@ def _latex(sheet: Sheet, name: str) -> str:
 def figures_csv(table: Table) -> str:
     """A row for each arm in each setting, plain numbers, empty if there is none."""
     axes = list(dict.fromkeys(axis for setting in table.settings for axis in setting.axes))
-    header = ["arm", *axes, "dataset", "labels", "iterations", "real", "synthetic", "seeds"]
+    header = ["arm", *axes, "dataset", "labels", "iterations", "real", "synthetic", "unknown", "seeds"]
     generators = list(dict.fromkeys(name for record in table.records for name in record.result.detection_by_generator))
     detection: list[tuple[str, str | None]] = [("auroc", None), ("ap", None), ("fpr95", None)]
     detection += [("auroc", name) for name in generators]
@@ -114,7 +114,7 @@ def figures_csv(table: Table) -> str:
             results = [record.result for record in cell.records]
             facts = [
                 "; ".join(dict.fromkeys(str(getattr(result, name)) for result in results))
-                for name in ("dataset", "num_labels", "iterations", "real", "synthetic")
+                for name in ("dataset", "num_labels", "iterations", "real", "synthetic", "unknown")
             ]
             row: list[Any] = [arm, *(setting.axes.get(axis) for axis in axes), *facts, cell.accuracy.n]
             detected = [cell.detection(figure, generator) for figure, generator in detection]

@@ -18,7 +18,7 @@ from usb_rsmatch.io import atomic_write
 
 NAME = "analysis.npz"
 FORMAT = 1
-FEATURES = 600  # images whose features are stored, half of them synthetic if possible
+FEATURES = 600  # images whose features are stored, half of them not known to be real if possible
 FEATURE_BATCH = 256
 EXTREMES = 28  # images with the lowest and with the highest scores
 QUEUED = 60  # images of the queue, distributed over its classes
@@ -50,10 +50,10 @@ def confusion(algorithm: Any) -> np.ndarray:
 def features(algorithm: Any, pool: Any) -> dict[str, np.ndarray]:
     """The averaged network's features float16 [m, F] of images of the pool, with class and generator of each."""
     unlabeled = np.flatnonzero(~pool.is_labeled)
-    synthetic, real = unlabeled[pool.is_synthetic[unlabeled]], unlabeled[~pool.is_synthetic[unlabeled]]
-    half = min(FEATURES // 2, len(synthetic))
+    real, others = unlabeled[pool.is_real[unlabeled]], unlabeled[~pool.is_real[unlabeled]]
+    half = min(FEATURES // 2, len(others))
     draw = generator(algorithm.args.seed, "analysis")
-    chosen = np.concatenate([draw.permutation(real)[: FEATURES - half], draw.permutation(synthetic)[:half]])
+    chosen = np.concatenate([draw.permutation(real)[: FEATURES - half], draw.permutation(others)[:half]])
     parts = []
     with algorithm.averaged_weights():
         for start in range(0, len(chosen), FEATURE_BATCH):

@@ -6,7 +6,13 @@ from typing import Any
 
 from usb_rsmatch.data.pool.notes import empty_classes
 from usb_rsmatch.data.pool.pool import HybridPool
-from usb_rsmatch.data.pool.shortcuts import QUICK_SAMPLE, shortcut_cues, shortcut_warnings
+from usb_rsmatch.data.pool.shortcuts import (
+    QUICK_SAMPLE,
+    shortcut_cues,
+    shortcut_warnings,
+    unknown_cues,
+    unknown_warnings,
+)
 from usb_rsmatch.errors import UserError
 
 # USB's imbalanced algorithms that divide by the number of labelled images of each class, or sample by it.
@@ -22,11 +28,14 @@ def start_notes(pool: HybridPool) -> list[str]:
 
 
 def find_shortcuts(algorithm: Any) -> list[str]:
-    """One line for each trivial cue that reveals provenance, if the algorithm trains a detector; else none."""
+    """One line for each trivial cue that reveals provenance, or in which images of unknown provenance differ from real
+    ones, if the algorithm trains a detector; else none.
+    """
     pool = getattr(algorithm.args, "pool", None)
     if pool is None or not hasattr(algorithm, "detector_cost"):
         return []
-    return shortcut_warnings(shortcut_cues(pool, QUICK_SAMPLE))
+    known = shortcut_warnings(shortcut_cues(pool, QUICK_SAMPLE))
+    return known + unknown_warnings(unknown_cues(pool, QUICK_SAMPLE), len(pool.labeled))
 
 
 def refuse_unlearnable(args: Any, pool: HybridPool) -> None:

@@ -43,7 +43,7 @@ def test_the_parts_of_a_real_pool() -> None:
     assert (len(p), len(p.test), p.validation) == (1438, 359, None)
     assert rows(p.unlabeled)[:40] == rows(p.labeled)
     assert np.flatnonzero(p.unlabeled.is_labeled).tolist() == list(range(40))
-    assert p.provenance == {"real": 1438, "synthetic": 0, "by_generator": {}}
+    assert p.provenance == {"real": 1438, "synthetic": 0, "unknown": 0, "by_generator": {}}
     assert p.unlabeled.images.shape == (1438, 8, 8, 1) and p.unlabeled.images.dtype == np.uint8
     assert p.names[0].startswith("digits, image ")
 
@@ -151,7 +151,7 @@ def test_proportional_labels(tmp_path: Path) -> None:
 
 def test_everything_by_default(sources: list[dict[str, Any]]) -> None:
     p = pool(synthetic=sources)
-    assert p.provenance == {"real": 1438, "synthetic": 150, "by_generator": {"sd14": 60, "edm": 90}}
+    assert p.provenance == {"real": 1438, "synthetic": 150, "unknown": 0, "by_generator": {"sd14": 60, "edm": 90}}
     assert p.unlabeled.generators == ("real", "sd14", "edm")
     assert not p.unlabeled.is_synthetic[:1438].any() and p.unlabeled.is_synthetic[1438:].all()
     assert (p.unlabeled.generator[:1438] == 0).all() and not p.unlabeled.is_labeled[40:].any()
@@ -358,12 +358,12 @@ def test_image_sets_say_what_is_wrong_with_them() -> None:
         ImageSet(
             good.images.astype(float),
             good.labels,
-            good.is_synthetic,
+            good.provenance,
             good.generator,
             ("real",),
             good.is_labeled,
         )
     with pytest.raises(ValueError, match="labels must be int64"):
-        ImageSet(good.images, good.labels[:3], good.is_synthetic, good.generator, ("real",), good.is_labeled)
+        ImageSet(good.images, good.labels[:3], good.provenance, good.generator, ("real",), good.is_labeled)
     with pytest.raises(ValueError, match="must start with"):
-        ImageSet(good.images, good.labels, good.is_synthetic, good.generator, ("sd",), good.is_labeled)
+        ImageSet(good.images, good.labels, good.provenance, good.generator, ("sd",), good.is_labeled)

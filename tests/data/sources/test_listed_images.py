@@ -81,7 +81,7 @@ def test_files_with_and_without_suffix_and_folder(mine: Path, written: str, colu
     assert data.classes == tuple(f"digit {c}" for c in range(10)) and data.spec.img_size == 8
     assert images_with_classes(data) == expected(TRAIN, "digit {}")
     assert images_with_classes(data, "test") == expected(TEST, "digit {}")
-    assert data.unlabeled is None and data.train.notes == []
+    assert data.collected is None and data.train.notes == []
 
 
 def test_one_hot_columns_as_in_isic(mine: Path) -> None:
@@ -122,8 +122,8 @@ def test_class_numbers_as_pandas_writes_them_beside_empty_cells(mine: Path) -> N
     """Numbers 0.0 to 9.0 are the classes 0 to 9; an empty cell, in a table of numbers also -1, is no class."""
     rows = [(name_of(i), {0: "", 1: -1.0}.get(i, float(DIGITS.target[i])), part_of(i)) for i in range(N)]
     data = open_real("folder", mine, write(mine / "labels.csv", ("image", "label", "split"), rows, ";"))
-    assert data.classes == tuple("0123456789") and data.unlabeled is not None
-    assert images_with_classes(data) == expected(range(2, 100)) and data.unlabeled.labels.tolist() == [-1, -1]
+    assert data.classes == tuple("0123456789") and data.collected is not None
+    assert images_with_classes(data) == expected(range(2, 100)) and data.collected.labels.tolist() == [-1, -1]
     many = [(name_of(i), i % 12, part_of(i)) for i in range(N)]
     data = open_real("folder", mine, write(mine / "many.csv", ("image", "label", "split"), many))
     assert data.classes == tuple(map(str, range(12)))  # by value, not as text
@@ -154,11 +154,11 @@ def test_three_tables_of_which_one_has_no_classes(mine: Path) -> None:
         "test": write(mine / "test.csv", ("image", "label"), rows[100:]),
     }
     data = open_real("folder", mine, tables)
-    assert images_with_classes(data) == expected(range(60)) and data.unlabeled is not None
-    assert data.unlabeled.labels.tolist() == [-1] * 40, "the classes of that table are not read"
+    assert images_with_classes(data) == expected(range(60)) and data.collected is not None
+    assert data.collected.labels.tolist() == [-1] * 40, "the classes of that table are not read"
     write(mine / "more.csv", ("image",), [row[:1] for row in rows[60:100]])
     again = open_real("folder", mine, tables)
-    assert again.unlabeled is not None and len(again.unlabeled) == 40
+    assert again.collected is not None and len(again.collected) == 40
 
 
 def test_the_order_of_rows_does_not_matter(mine: Path) -> None:

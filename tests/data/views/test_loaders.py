@@ -35,7 +35,7 @@ def image_set(n: int, seed: int, channels: int = 3, size: int = 16) -> ImageSet:
     return ImageSet(
         images=rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8),
         labels=rng.integers(0, 4, n),
-        is_synthetic=synthetic,
+        provenance=synthetic.astype(np.int8),
         generator=synthetic.astype(np.int16) * (1 + np.arange(n, dtype=np.int16) % 2),
         generators=("real", "a", "b"),
         is_labeled=np.zeros(n, bool),
@@ -83,7 +83,7 @@ def usb_keys(name: str, is_ulb: bool, train: bool = True) -> set[str]:
 def test_batches_have_usbs_keys_for_every_algorithm(name: str, rs_loader: str) -> None:
     made = loaders(toy_pool(), algorithm=name, rs_loader=rs_loader)
     labeled, unlabeled, evaluation = (next(iter(made[key])) for key in ("train_lb", "train_ulb", "eval"))
-    extra = {"is_synthetic", "generator"}
+    extra = {"is_synthetic", "provenance", "generator"}
     assert labeled.keys() == usb_keys(name, is_ulb=False)
     assert unlabeled.keys() == usb_keys(name, is_ulb=True) | extra
     assert evaluation.keys() == usb_keys(name, is_ulb=False, train=False)

@@ -10,8 +10,9 @@ import numpy as np
 from usb_rsmatch.data.images.hashes import image_digests
 from usb_rsmatch.data.images.lazy_images import Images, join, take
 from usb_rsmatch.data.pool.image_names import ImageNames
+from usb_rsmatch.data.pool.provenance import Provenance
 
-REAL = "real"
+REAL = Provenance.REAL.word
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,17 @@ class ImageSet:
     """N images of one size; row i of every column describes image i.
 
     `images` is uint8 [N, H, W, C] with C 1 or 3: an array, or a lazy one that reads images when they are needed.
-    `labels` is int64 [N] with -1 for unknown, `is_synthetic` bool [N], `generator` int16 [N] into `generators` (0 is
-    "real"). `is_labeled` bool [N] marks images that are also in the labelled set; detection metrics leave them out.
-    `digests` uint64 [N, 2] are equal for equal images (computed from the pixels where not given), `names` identify the
-    images in messages.
+    `labels` is int64 [N] with -1 for unknown, `provenance` int8 [N] of `Provenance`, `generator` int16 [N] into
+    `generators` (0 is "real"; images of unknown provenance have the entry "unknown"). `is_labeled` bool [N] marks
+    images that are also in the labelled set; detection metrics leave them out. `digests` uint64 [N, 2] are equal for
+    equal images (computed from the pixels where not given), `names` identify the images in messages.
 
     Raises ValueError where shapes or dtypes differ from these.
     """
 
     images: Images
     labels: np.ndarray
-    is_synthetic: np.ndarray
+    provenance: np.ndarray
     generator: np.ndarray
     generators: tuple[str, ...]
     is_labeled: np.ndarray
@@ -39,7 +40,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8 or self.images.shape[-1] not in (1, 3):
             raise ValueError(f"images must be uint8 [N, H, W, 1 or 3], got {self.images.dtype} {self.images.shape}")
-        wanted = {"labels": np.int64, "is_synthetic": np.bool_, "generator": np.int16, "is_labeled": np.bool_}
+        wanted = {"labels": np.int64, "provenance": np.int8, "generator": np.int16, "is_labeled": np.bool_}
         for name, dtype in wanted.items():
             column = getattr(self, name)
             if column.shape != self.images.shape[:1] or column.dtype != dtype:
@@ -50,13 +51,28 @@ class ImageSet:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
+    @property
+    def is_real(self) -> np.ndarray:
+        """bool [N]: known to be real."""
+        return self.provenance == Provenance.REAL
+
+    @property
+    def is_synthetic(self) -> np.ndarray:
+        """bool [N]: known to be synthetic."""
+        return self.provenance == Provenance.SYNTHETIC
+
+    @property
+    def is_unknown(self) -> np.ndarray:
+        """bool [N]: of unknown provenance, in no metric that needs it."""
+        return self.provenance == Provenance.UNKNOWN
+
     def take(self, indices: np.ndarray) -> ImageSet:
         """The rows at `indices` (int64 or bool), in their order."""
         return replace(
             self,
             images=take(self.images, indices),
             labels=self.labels[indices],
-            is_synthetic=self.is_synthetic[indices],
+            provenance=self.provenance[indices],
             generator=self.generator[indices],
             is_labeled=self.is_labeled[indices],
             digests=None if self.digests is None else self.digests[indices],
@@ -91,7 +107,7 @@ def real_images(
     return ImageSet(
         images=images,
         labels=np.asarray(labels, dtype=np.int64),
-        is_synthetic=np.zeros(n, dtype=np.bool_),
+        provenance=np.full(n, Provenance.REAL, dtype=np.int8),
         generator=np.zeros(n, dtype=np.int16),
         generators=(REAL,),
         is_labeled=np.broadcast_to(np.asarray(is_labeled, dtype=np.bool_), (n,)).copy(),
@@ -112,7 +128,7 @@ def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     return ImageSet(
         images=join([part.images for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        is_synthetic=np.concatenate([part.is_synthetic for part in parts]),
+        provenance=np.concatenate([part.provenance for part in parts]),
         generator=np.concatenate([own[part.generator] for own, part in zip(numbers, parts, strict=True)]),
         generators=generators,
         is_labeled=np.concatenate([part.is_labeled for part in parts]),

@@ -18,15 +18,21 @@ def empty_classes(classes: Sequence[str], labeled: ImageSet) -> list[str]:
     return [name for name, count in zip(classes, counts, strict=True) if count == 0]
 
 
+def repeated_note(what: str, part: str, images: ImageSet, rows: np.ndarray) -> list[str]:
+    """A line on the images at `rows` int64 [n] of a set that are also in the part `part`; none for no such image."""
+    if not len(rows):
+        return []
+    first = f", the first: {images.names[int(rows[0])]}" if images.names else ""
+    called = "labelled" if part == "labeled" else part
+    return [f"{what} that are also in the {called} set: {len(rows)}{first}; remove them there"]
+
+
 def pool_notes(classes: Sequence[str], labeled: ImageSet, trained: ImageSet, repeated: np.ndarray) -> list[str]:
     """One line for each problem of the real training images `trained`, with their hidden classes.
 
     `repeated` int64 [n] are those that are also in the test set.
     """
-    notes = []
-    if len(repeated):
-        first = f", the first: {trained.names[int(repeated[0])]}" if trained.names else ""
-        notes.append(f"real training images that are also in the test set: {len(repeated)}{first}; remove them there")
+    notes = repeated_note("real training images", "test", trained, repeated)
     pairs = in_two_classes(trained)
     if len(pairs):
         names = [trained.names[int(i)] if trained.names else f"image {i}" for i in pairs[0]]

@@ -1,4 +1,4 @@
-"""Real and synthetic images as one pool: labelled, unlabelled, validation and test sets, with a manifest."""
+"""Real, synthetic and collected images as one pool: labelled, unlabelled, validation and test sets, with a manifest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import yaml
 
 from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
-from usb_rsmatch.data.pool.image_set import REAL, ImageSet, concatenate
-from usb_rsmatch.data.pool.notes import pool_notes
+from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
+from usb_rsmatch.data.pool.notes import pool_notes, repeated_note
 from usb_rsmatch.data.pool.preprocessing import Pipeline
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.data.pool.reading import read_selections
 from usb_rsmatch.data.pool.selection import PoolSelection, Selection, select_images
 from usb_rsmatch.data.pool.settings import PoolConfig
@@ -36,10 +37,12 @@ SHOWN_DUPLICATES = 20  # the manifest names only the first ones
 class HybridPool:
     """What a semi-supervised run trains and tests on.
 
-    `unlabeled` holds the labelled images first (if they are included), then further real ones, then synthetic ones.
-    `config` are the keys that it was built from, `sources` reports what was taken from each source, `duplicates` counts
-    the real training images that are also in the test set, `duplicate_names` names the first of them, `hashes` are
-    the SHA-256 of the parts, and `notes` are lines on what a user should know before training.
+    `unlabeled` holds the labelled images first (if they are included), then further real ones, then synthetic ones,
+    then those of unknown provenance. `config` are the keys that it was built from, `sources` reports what was taken
+    from each source, `duplicates` counts the real training images that are also in the test set, `duplicate_names`
+    names the first of them, `unknown_duplicates` counts the images of unknown provenance that are also in the labelled,
+    validation or test set, `hashes` are the SHA-256 of the parts, and `notes` are lines on what a user should know
+    before training.
     """
 
     spec: DataSpec
@@ -52,6 +55,7 @@ class HybridPool:
     sources: tuple[Mapping[str, Any], ...] = ()
     duplicates: int = 0
     duplicate_names: tuple[str, ...] = ()
+    unknown_duplicates: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -92,11 +96,10 @@ class HybridPool:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Unlabelled images by provenance: {"real": n, "synthetic": m, "by_generator": {name: count}}."""
-        synthetic = int(self.unlabeled.is_synthetic.sum())
+        """Unlabelled images by provenance: {"real", "synthetic", "unknown": count, "by_generator": {name: count}}."""
+        counts = np.bincount(self.unlabeled.provenance, minlength=len(Provenance))
         return {
-            "real": len(self.unlabeled) - synthetic,
-            "synthetic": synthetic,
+            **{kind.word: int(counts[kind]) for kind in Provenance},
             "by_generator": self.unlabeled.by_generator(),
         }
 
@@ -122,12 +125,17 @@ class HybridPool:
             "pool": self.provenance,
             "sources": [dict(source) for source in self.sources],
             "notes": list(self.notes),
-            "duplicates": {"real_train_in_test": self.duplicates, "first": list(self.duplicate_names)},
+            "duplicates": {
+                "real_train_in_test": self.duplicates,
+                "first": list(self.duplicate_names),
+                **{f"unknown_in_{name}": count for name, count in self.unknown_duplicates.items()},
+            },
             "parts": {
                 name: {
                     "count": len(part),
                     "by_class": part.by_class(self.classes),
                     "by_generator": part.by_generator(),
+                    **({"unknown": int(part.is_unknown.sum())} if part.is_unknown.any() else {}),
                     "sha256": self.hashes.get(name) or digests_sha256(part.hashed()),
                     "labels_sha256": array_sha256(part.labels),
                 }
@@ -166,16 +174,24 @@ def build_pool(config: PoolConfig, pack: bool = False) -> HybridPool:
 
 def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets: Sequence[ImageSet]) -> HybridPool:
     """Concatenate the parts, search for test images among the training images, and hash every part."""
-    labeled, further, validation, test, *synthetic = sets
-    real = concatenate([labeled, further]) if config.include_lb_to_ulb else further
-    unlabeled = real
+    labeled, further, validation, test, *others = sets
+    real = concatenate([labeled, further]) if config.labeled_in_pool else further
+    synthetic, unknown = others[: len(selected.synthetic.parts)], others[len(selected.synthetic.parts) :]
+    pools, found, unknown_duplicates = [real], [], {}
     if synthetic:
-        drawn = concatenate(synthetic).take(selected.order)
-        refuse_in_test(drawn, test)
-        unlabeled = concatenate([real, drawn])
-    trained = real if config.include_lb_to_ulb else concatenate([labeled, real])
+        pools.append(concatenate(synthetic).take(selected.synthetic.order))
+        refuse_in_test(pools[-1], test)
+    if unknown:
+        pools.append(concatenate(unknown).take(selected.unknown.order))
+        for name, part in (("labeled", labeled), ("validation", validation), ("test", test)):
+            rows = np.flatnonzero(found_in(pools[-1], part))
+            unknown_duplicates[name] = len(rows)
+            found += repeated_note("images of unknown provenance", name, pools[-1], rows)
+    unlabeled = concatenate(pools)
+    trained = real if config.labeled_in_pool else concatenate([labeled, real])
     repeated = np.flatnonzero(found_in(trained, test))
     opened = [part for part in (data.train, data.test, data.unlabeled) if part is not None]
+    drawn = [*selected.synthetic.parts, *selected.unknown.parts]
     skipped = {name: reason for part in opened for name, reason in part.skipped.items()}
     pool = HybridPool(
         spec=data.spec,
@@ -189,15 +205,15 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
             _report(selected.labeled, real, data.classes, skipped),
             *(
                 _report(part, images, data.classes, part.source.skipped)
-                for part, images in zip(selected.synthetic, synthetic, strict=True)
+                for part, images in zip(drawn, others, strict=True)
             ),
         ),
         duplicates=len(repeated),
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
+        unknown_duplicates=unknown_duplicates,
     )
-    read = [note for source in (*opened, *(part.source for part in selected.synthetic)) for note in source.notes]
-    found = pool_notes(data.classes, labeled, trained, repeated)
-    notes = tuple(dict.fromkeys([*read, *found]))
+    read = [note for source in (*opened, *(part.source for part in drawn)) for note in source.notes]
+    notes = tuple(dict.fromkeys([*read, *pool_notes(data.classes, labeled, trained, repeated), *found]))
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory
     return replace(pool, hashes=hashes, notes=notes, **bare)
@@ -223,7 +239,8 @@ def _report(part: Selection, images: ImageSet, classes: Sequence[str], skipped: 
     """What the manifest says of one source."""
     return {
         "source": part.origin,
-        "provenance": "synthetic" if part.synthetic else REAL,
+        "provenance": part.provenance.word,
+        **({"name": part.name} if part.name else {}),
         "available": len(part.source),
         "taken": len(images),
         "by_class": images.by_class(classes),

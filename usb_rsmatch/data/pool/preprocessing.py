@@ -46,7 +46,7 @@ class Pipeline:
         return cls(config.img_size or spec.img_size, spec.channels, config.reencode, config.clear_below, history)
 
     def for_synthetic(self) -> Pipeline:
-        """The same pipeline for generated images, which have their history already."""
+        """The same pipeline for generated images and those of unknown provenance, which have their history already."""
         return replace(self, history=())
 
     @property

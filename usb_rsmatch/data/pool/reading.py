@@ -1,4 +1,4 @@
-"""Reads the selected images of real and synthetic sources through the pool's preprocessing."""
+"""Reads the selected images of all sources through the pool's preprocessing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from usb_rsmatch.data.pool.image_names import ImageNames
 from usb_rsmatch.data.pool.image_set import REAL, ImageSet
 from usb_rsmatch.data.pool.pack import packed
 from usb_rsmatch.data.pool.preprocessing import Pipeline
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.data.pool.selection import Selection
 
 
@@ -24,15 +25,16 @@ def read_selections(selections: Sequence[Selection], pipeline: Pipeline, pack: b
     sets = []
     for part in selections:
         source, n = opened[id(part.source)], len(part.rows)
-        images, digests = (pipeline.for_synthetic() if part.synthetic else pipeline).take(source, part.rows)
-        number = source.generator[part.rows] + 1 if part.synthetic else np.zeros(n)
+        real = part.provenance is Provenance.REAL
+        images, digests = (pipeline if real else pipeline.for_synthetic()).take(source, part.rows)
+        number = np.zeros(n) if real else source.generator[part.rows] + 1
         sets.append(
             ImageSet(
                 images=images,
                 labels=source.labels[part.rows],
-                is_synthetic=np.full(n, part.synthetic),
+                provenance=np.full(n, part.provenance, dtype=np.int8),
                 generator=number.astype(np.int16),
-                generators=(REAL, *source.generators) if part.synthetic else (REAL,),
+                generators=(REAL,) if real else (REAL, *source.generators),
                 is_labeled=np.full(n, part.labeled),
                 digests=digests,
                 names=ImageNames.of(source, part.rows),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from usb_rsmatch.data.images.history import read_history
-from usb_rsmatch.data.pool.image_set import REAL
+from usb_rsmatch.data.pool.provenance import RESERVED
 from usb_rsmatch.data.sources.class_names import read_mapping
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, short_repr
@@ -48,12 +48,22 @@ class PoolConfig:
     synthetic: Sequence[Mapping[str, Any]] = setting(
         "list", [], "synthetic sources: mappings with `source`, and `generator`, `count`", "ours"
     )
-    real_count: int | None = setting(
-        "int", None, "real images in the pool, labelled ones included", "ours", low=0, optional=True
+    unlabeled: Sequence[Mapping[str, Any]] = setting(
+        "list", [], "sources of unknown provenance: mappings with `source`, and `name`, `count`", "ours"
     )
-    synthetic_count: int | None = setting("int", None, "synthetic images in the pool", "ours", low=0, optional=True)
+    real_count: int | None = setting(
+        "int",
+        None,
+        "images in the pool known to be real, labelled ones included; 0 leaves the labelled ones out too",
+        "ours",
+        low=0,
+        optional=True,
+    )
+    synthetic_count: int | None = setting(
+        "int", None, "images in the pool known to be synthetic", "ours", low=0, optional=True
+    )
     synthetic_ratio: float | None = setting(
-        "float", None, "share of synthetic images in the pool", "ours", low=0, high=1, optional=True
+        "float", None, "share of synthetic images among those of known provenance", "ours", low=0, high=1, optional=True
     )
     validation_count: int = setting("int", 0, "real training images cut off for choosing anything", "ours", low=0)
     validation_fold: str | None = setting(
@@ -95,13 +105,19 @@ class PoolConfig:
         Raises UserError for an invalid value, and for keys that exclude each other.
         """
         values = read_values(POOL_KEYS, args, "pool")
-        config = cls(**{**values, "synthetic": [_entry(entry) for entry in values.get("synthetic", [])]})
+        entries = {key: [_entry(key, entry) for entry in values.get(key, [])] for key in ("synthetic", "unlabeled")}
+        config = cls(**{**values, **entries})
         config._check()
         return config
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML."""
         return asdict(self)
+
+    @property
+    def labeled_in_pool(self) -> bool:
+        """Whether the labelled images are in the unlabelled pool too."""
+        return self.include_lb_to_ulb and self.real_count != 0
 
     def synthetic_wanted(self, real: int) -> int | None:
         """The number of synthetic images for `real` unlabelled real ones; None for all that there are."""
@@ -118,6 +134,8 @@ class PoolConfig:
         for name in ("synthetic_count", "synthetic_ratio"):
             if getattr(self, name) and not self.synthetic:
                 raise UserError(f"{name} is given, but there is no `synthetic:` source to draw from")
+        if self.synthetic_ratio and self.real_count == 0:
+            raise UserError("synthetic_ratio needs real images; with real_count: 0 take synthetic_count")
         if self.synthetic_ratio == 1:
             raise UserError("synthetic_ratio must be under 1; for synthetic images alone take real_count: 0")
         for name in ("mean", "std"):
@@ -132,26 +150,37 @@ class PoolConfig:
 
 
 POOL_KEYS = keys_of(PoolConfig)
-_NAMES = tuple(Key(name, "str", None, "of synthetic images", optional=True) for name in ("source", "generator"))
+_TEXTS = tuple(Key(name, "str", None, "of an entry", optional=True) for name in ("source", "generator", "name"))
 _COUNT = Key("count", "int", None, "images of a source", low=1)
 
 
-def _entry(entry: Any) -> dict[str, Any]:
-    """A checked entry of `synthetic:`: a `source`, optionally a `generator`, a `count` and keys of the source."""
+def _entry(kind: str, entry: Any) -> dict[str, Any]:
+    """A checked entry of `synthetic:` or `unlabeled:`: a `source`, optionally a `count` and keys of the source.
+
+    An entry of `synthetic:` may also have a `generator` and a `mapping`, one of `unlabeled:` a `name`.
+    """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("source"), str):
         example = "`source`, such as folder:./images"
-        raise UserError(f"synthetic: an entry needs a {example}; got {short_repr(entry)}")
+        raise UserError(f"{kind}: an entry needs a {example}; got {short_repr(entry)}")
     entry = dict(entry)
-    where, count = f"synthetic, {entry['source']}", entry.get("count")
+    where, count = f"{kind}, {entry['source']}", entry.get("count")
+    if kind == "unlabeled":
+        if "generator" in entry:
+            raise UserError(f"{where}: has no generator, its images are of unknown provenance; give it a `name`")
+        if "mapping" in entry:
+            raise UserError(f"{where}: has no mapping, classes of images of unknown provenance are not read")
+        if isinstance(count, Mapping):
+            raise UserError(f"{where}: count takes a number, as the images of each generator are not known")
     if isinstance(count, Mapping):
         entry["count"] = {str(name): convert(_COUNT, n, f"{where}, {name}") for name, n in count.items()}
     elif count is not None:
         entry["count"] = convert(_COUNT, count, where)
-    for key in _NAMES:
+    for key in _TEXTS:
         if isinstance(entry.get(key.name), str):
             convert(key, entry[key.name], where)
     if isinstance(entry.get("mapping"), str):
         entry["mapping"] = read_mapping(entry["mapping"])  # its content, so that the manifest is complete
-    if str(entry.get("generator", "")).casefold() == REAL:
-        raise UserError(f"{where} cannot name its generator {REAL!r}, which means no generator")
+    generator = str(entry.get("generator", "")).casefold()
+    if generator in RESERVED:
+        raise UserError(f"{where} cannot name its generator {generator!r}, which means no generator")
     return entry

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from usb_rsmatch.data.images.decode import quiet_bombs
+from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
 from usb_rsmatch.data.pool.pool import HybridPool
 
 WARN_OVER = 0.6  # AUROC of a trivial cue above which a detector may learn the cue instead of the synthesis
@@ -27,12 +28,28 @@ def shortcut_cues(pool: HybridPool, sample: int = SAMPLE) -> dict[str, float | N
     has no images.
     """
     images = pool.unlabeled
-    real = _spread(np.flatnonzero(~images.is_synthetic & ~images.is_labeled), sample)
-    synthetic = _spread(np.flatnonzero(images.is_synthetic), sample)
-    if not len(real) or not len(synthetic):
+    real = _spread(np.flatnonzero(images.is_real & ~images.is_labeled), sample)
+    return _cues(images, real, _spread(np.flatnonzero(images.is_synthetic), sample))
+
+
+def unknown_cues(pool: HybridPool, sample: int = SAMPLE) -> dict[str, float | None]:
+    """The same cues between the images known to be real, the labelled ones included, and those of unknown provenance.
+
+    A high value means that the two differ in their history: a detector may learn that difference instead of synthesis.
+    """
+    images = pool.unlabeled
+    sides = (images.is_real & ~images.is_labeled, images.is_unknown)
+    real, unknown = (images.take(_spread(np.flatnonzero(side), sample)) for side in sides)
+    both = concatenate([pool.labeled.take(_spread(np.arange(len(pool.labeled)), sample)), real, unknown])
+    return _cues(both, np.flatnonzero(both.is_real), np.flatnonzero(both.is_unknown))
+
+
+def _cues(images: ImageSet, first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
+    """The cues between the images at two lists of rows; empty if a side has none."""
+    if not len(first) or not len(second):
         return {}
-    names = [[pool.names[i] for i in side] if pool.names else [] for side in (real, synthetic)]
-    return {**pixel_cues(images.images[real], images.images[synthetic]), **file_cues(*names)}
+    names = [[images.names[i] for i in side] if images.names else [] for side in (first, second)]
+    return {**pixel_cues(images.images[first], images.images[second]), **file_cues(*names)}
 
 
 def pixel_cues(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -61,6 +78,19 @@ def shortcut_warnings(cues: dict[str, float | None]) -> list[str]:
         f"{name} alone tells real from synthetic with AUROC {value:.2f} (over {WARN_OVER})"
         for name, value in cues.items()
         if value is not None and value > WARN_OVER
+    ]
+
+
+def unknown_warnings(cues: dict[str, float | None], real: int) -> list[str]:
+    """One warning for each cue in which images of unknown provenance differ from the `real` ones (their number).
+
+    With few real images a cue differs by chance: two standard errors of AUROC, (12 n)^-1/2 each, are allowed for it.
+    """
+    limit = WARN_OVER + 2 / np.sqrt(12 * max(real, 1))
+    return [
+        f"{name} alone tells images known to be real from those of unknown provenance with AUROC {value:.2f}"
+        for name, value in cues.items()
+        if value is not None and value > limit
     ]
 
 

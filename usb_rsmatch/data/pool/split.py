@@ -43,7 +43,7 @@ def split_dataset(data: RealData, config: PoolConfig) -> Split:
         split = hold_out_fold(split, labels, *read_fold(config.validation_fold))
     if config.real_count is None:
         return split
-    already = len(split.labeled) if config.include_lb_to_ulb else 0
+    already = len(split.labeled) if config.labeled_in_pool else 0
     if not already <= config.real_count <= already + len(split.rest):
         raise UserError(
             f"real_count: {config.real_count} must lie between the {already} labelled images that are part "

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from usb_rsmatch.data.pool.image_set import REAL, ImageSet
+from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.pool import HybridPool
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.io import atomic_write
 
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_TILE = 20, 8, 48
 
 
 def pool_table(pool: HybridPool) -> str:
-    """The pool as a plain text table: a line for each part, and for each generator in the unlabelled one."""
+    """The pool as a plain text table: a line for each part, provenance and generator."""
     rows = [("part", "images", "a class", "unknown class")]
     parts = {
         "labeled": pool.labeled,
@@ -30,10 +31,12 @@ def pool_table(pool: HybridPool) -> str:
         if part is None:
             continue
         rows.append(_row(name, part, pool.classes))
-        if part.is_synthetic.any():
-            rows.append(_row(f"  {REAL}", part.take(~part.is_synthetic), pool.classes))
-            for number, generator in enumerate(part.generators[1:], start=1):
+        if not part.is_real.all():
+            for number, generator in enumerate(part.generators):
                 rows.append(_row(f"  {generator}", part.take(part.generator == number), pool.classes))
+            if part.is_unknown.any():
+                collected = [source for source in pool.sources if source["provenance"] == Provenance.UNKNOWN.word]
+                rows += [(f"    {source['name']}", str(source["taken"]), "", "") for source in collected]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
@@ -47,21 +50,25 @@ def pool_table(pool: HybridPool) -> str:
 
 
 def contact_sheet(pool: HybridPool, path: str | PathLike[str]) -> None:
-    """Save a PNG with a row for each class (at most `SHEET_CLASSES`): real images left, synthetic ones right.
+    """Save a PNG with a row for each class (at most `SHEET_CLASSES`): real images left, synthetic ones in the middle,
+    those of unknown provenance right; without the columns that the pool has no images of, except for the first two.
 
     Images of unknown class are in the last row.
     """
     images = pool.unlabeled
     shown = [*range(min(len(pool.classes), SHEET_CLASSES)), -1]
-    sides = [~images.is_synthetic, images.is_synthetic]
+    titles = [kind.word for kind in Provenance][: 3 if images.is_unknown.any() else 2]
+    sides = [images.provenance == kind for kind in range(len(titles))]
     picks = [[np.flatnonzero((images.labels == c) & side)[:SHEET_COLUMNS] for side in sides] for c in shown]
     rows = [(c, pick) for c, pick in zip(shown, picks, strict=True) if any(map(len, pick))]
     tile, gap, margin = SHEET_TILE + 2, SHEET_TILE // 2, 110
     side_width = SHEET_COLUMNS * tile
-    sheet = Image.new("RGB", (margin + 2 * side_width + gap, 20 + len(rows) * tile), "white")
+    sheet = Image.new(
+        "RGB", (margin + len(sides) * side_width + (len(sides) - 1) * gap, 20 + len(rows) * tile), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     draw.font = _font()
-    for side, title in enumerate(("real", "synthetic")):
+    for side, title in enumerate(titles):
         draw.text((margin + side * (side_width + gap), 4), title, fill="black")
     for line, (c, pick) in enumerate(rows):
         top = 20 + line * tile

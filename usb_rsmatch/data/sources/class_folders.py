@@ -27,24 +27,24 @@ SIZE_SAMPLE = 1000  # images whose size is read
 def open_class_folders(data_dir: Path) -> RealData:
     """Your own images: `train/<class>/*` and `test/<class>/*` (or `val`) in `data_dir`, in any Pillow format.
 
-    Instead of class folders, a part may have Hugging Face's metadata. `unlabeled/**` contains further real images
-    without classes. The native size is the shorter side of the commonest size of training images.
+    Instead of class folders, a part may have Hugging Face's metadata. `unlabeled/**` contains collected images
+    of unknown class and provenance. The native size is the shorter side of the commonest size of training images.
     """
     found, notes = _parts(folder(data_dir))
     train, classes = _read_part(found.get("train", data_dir / "train"), None)
     test, _ = _read_part(found.get("test", data_dir / "val"), classes)
-    unlabeled = None
+    collected = None
     if "unlabeled" in found:
         index = file_index(found["unlabeled"])
         rows = Rows(index, Layout(("**/{file}",)))
-        unlabeled = FileSource(str(found["unlabeled"]), rows.files(), np.full(len(rows), UNKNOWN))
-        unlabeled.notes += [note for note in (index.unread_note(),) if note]
-        if not len(unlabeled):
+        collected = FileSource(str(found["unlabeled"]), rows.files(), np.full(len(rows), UNKNOWN))
+        collected.notes += [note for note in (index.unread_note(),) if note]
+        if not len(collected):
             raise UserError(f"{found['unlabeled']}: contains no images; remove it or add some")
     side, size_note = native_size(train)
     train.notes += notes + ([size_note] if size_note else [])
     spec = DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side)
-    return RealData(spec, classes, train, test, unlabeled)
+    return RealData(spec, classes, train, test, collected=collected)
 
 
 def class_folders(

@@ -180,6 +180,19 @@ class ClassIndex:
         return self._exact.get(_composed(name), near.pop() if len(near) == 1 else UNKNOWN)
 
 
+class NoClasses(ClassIndex):
+    """The classes of a data set for a source whose own class names and labels are not read: every label is unknown."""
+
+    def number(self, name: str) -> int:
+        return UNKNOWN
+
+    def of_names(self, names: Sequence[str | None], origin: str, numeric: bool = False) -> np.ndarray:
+        return np.full(len(names), UNKNOWN, dtype=np.int64)
+
+    def of_numbers(self, labels: np.ndarray, origin: str) -> np.ndarray:
+        return np.full(len(labels), UNKNOWN, dtype=np.int64)
+
+
 def label_range_problem(labels: np.ndarray, origin: str) -> str | None:
     """What is unusual in the integer labels [N] of a data set whose classes are numbered from 0; None if nothing is.
 

@@ -40,7 +40,9 @@ class RealData:
     """A real data set before it is split.
 
     `unlabeled` contains further training images without labels (as in STL-10), `aliases` are other names of the
-    classes. With `proportional` the same share of each class is labelled, with `all_labeled` all of `train`.
+    classes. `collected` contains images of unknown provenance, such as the user's `unlabeled/` folder: they belong to
+    no class and to none of the real images. With `proportional` the same share of each class is labelled, with
+    `all_labeled` all of `train`.
     """
 
     spec: DataSpec
@@ -51,6 +53,7 @@ class RealData:
     proportional: bool = False
     all_labeled: bool = False
     aliases: Mapping[str, int] = field(default_factory=dict)
+    collected: Source | None = None
 
 
 RealOpener = Callable[[Path], RealData]
@@ -138,4 +141,5 @@ def open_dataset(
         train=data.train.without_unreadable(skip_limit),
         test=data.test.without_unreadable(skip_limit),
         unlabeled=None if data.unlabeled is None else data.unlabeled.without_unreadable(skip_limit),
+        collected=None if data.collected is None else data.collected.without_unreadable(skip_limit),
     )

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,14 @@ def open_cnndetection(argument: str, request: SourceRequest) -> Source:
 def open_layout(layout: Layout, argument: str, request: SourceRequest) -> Source:
     """The synthetic images under the folder `argument`, by Hugging Face's metadata if there is any.
 
+    With `any_provenance` the names of provenance folders mean nothing, and all images are read.
+
     Options: `split`, instead of the layout's; `difficulty`, see `asked_difficulty.py`. Raises UserError if nothing
     matches.
     """
     request.reject_options(argument, "split", "difficulty")
+    if request.any_provenance:
+        layout = replace(layout, patterns=tuple(text.replace("{provenance}", "*") for text in layout.patterns))
     asked = DifficultyRange.of_options(request.options, argument)
     if is_archive(argument):
         if asked:

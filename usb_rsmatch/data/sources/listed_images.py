@@ -63,7 +63,8 @@ def open_listed_images(data_dir: Path, labels: str | Mapping[str, Any]) -> RealD
         )
 
     unlabelled = [row for row in rows if row.part == "unlabeled" or (row.part == "train" and row.label is None)]
-    sources = source(train), source(test or val), source(unlabelled, labelled=False) if unlabelled else None
+    sources = source(train), source(test or val)
+    collected = source(unlabelled, labelled=False) if unlabelled else None  # nobody says that they are real
     side, size_note = native_size(sources[0])
     without = np.setdiff1d(np.arange(len(index)), list(found.values()))
     if len(without):
@@ -73,7 +74,8 @@ def open_listed_images(data_dir: Path, labels: str | Mapping[str, Any]) -> RealD
         )
     notes += known.notes + [note for note in (index.unread_note(), size_note) if note]
     sources[0].notes += notes
-    return RealData(DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side), classes, *sources)
+    spec = DataSpec("folder", IMAGENET_MEAN, IMAGENET_STD, flip=True, img_size=side)
+    return RealData(spec, classes, *sources, collected=collected)
 
 
 def _find_images(rows: Sequence[LabelRow], index: FileIndex) -> tuple[dict[LabelRow, int], dict[str, list[str]]]:

@@ -19,9 +19,10 @@ class SourceRequest:
     """The request to a source, in addition to the text after its prefix.
 
     `generator` is the name for images whose path does not name a generator; `count` is the number of images that the
-    pool wants, None for all; `options` are further keys of the entry in `synthetic:`; `layouts` the user's own layouts;
+    pool wants, None for all; `options` are further keys of the entry; `layouts` the user's own layouts;
     `real` returns the real training images, uint8 [N, H, W, C] at the pool's size, and their labels [N]; `spare`
-    returns those of them that are in no part of the pool.
+    returns those of them that are in no part of the pool. With `any_provenance` a layout's folders of real images are
+    read as well as those of synthetic ones.
     """
 
     classes: ClassIndex
@@ -31,6 +32,7 @@ class SourceRequest:
     layouts: Mapping[str, Any] = field(default_factory=dict)
     real: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     spare: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    any_provenance: bool = False
 
     def reject_options(self, origin: str, *known: str) -> None:
         """Raise UserError for an option that the source does not know."""

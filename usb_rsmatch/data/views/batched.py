@@ -10,6 +10,7 @@ from torch import Tensor
 
 from usb_rsmatch.counter_rng import LABELED_STRONG_VIEW, LABELED_VIEW, QUARTER_TURN, UNLABELED, Order, uniforms
 from usb_rsmatch.data.pool.image_set import ImageSet
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.data.views import augment
 
@@ -43,7 +44,7 @@ class BatchedImages:
         size = images.images.shape[1]
         self.view_spec = augment.ViewSpec(padding=int(size * (1 - crop_ratio)), flip=spec.flip)
         self.labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
-        self.is_synthetic = torch.from_numpy(np.asarray(images.is_synthetic))
+        self.provenance = torch.from_numpy(np.asarray(images.provenance, dtype=np.int64))
         self.generator = torch.from_numpy(np.asarray(images.generator))
         # A pool in memory is kept channels first on the device; a lazy pool is read batch by batch.
         held = isinstance(images.images, np.ndarray) and not isinstance(images.images, np.memmap)
@@ -83,9 +84,14 @@ class BatchedImages:
         return batch
 
     def unlabeled_batch(self, name: str, positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
-        """USB's unlabelled batch for the algorithm `name`, with `is_synthetic` and `generator`."""
+        """USB's unlabelled batch for the algorithm `name`, with `is_synthetic`, `provenance` and `generator`."""
         index, at = torch.from_numpy(indices), torch.from_numpy(positions)
-        batch = {"idx_ulb": index, "is_synthetic": self.is_synthetic[index], "generator": self.generator[index].long()}
+        batch = {
+            "idx_ulb": index,
+            "provenance": self.provenance[index],
+            "is_synthetic": self.provenance[index] == Provenance.SYNTHETIC,
+            "generator": self.generator[index].long(),
+        }
         views = UNLABELED_VIEWS.get(name, DEFAULT)
         if not views:
             return batch

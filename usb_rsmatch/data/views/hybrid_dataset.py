@@ -16,6 +16,7 @@ from torchvision import transforms
 from usb_rsmatch.counter_rng import LABELED_VIEW, UNLABELED, seeded_globals
 from usb_rsmatch.data.pool.image_set import ImageSet
 from usb_rsmatch.data.pool.pool import HybridPool
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.data.sources.dataset_registry import DataSpec
 from usb_rsmatch.data.views.batched import WEAK, BatchedImages
 from usb_rsmatch.data.views.settings import LoaderSettings
@@ -46,8 +47,8 @@ class HybridDataset(BasicDataset):
 
     The key of an item is `(position, index)`, with random numbers that are a pure function of the position, or `index`
     alone, with random numbers from the global generators as in USB. Grey images are converted to RGB, because USB's
-    RandAugment does not support mode L. The batch also contains `is_synthetic` and `generator`; `process_batch` passes
-    them only to a `train_step` that names them, and none does.
+    RandAugment does not support mode L. The batch also contains `is_synthetic` (known to be so), `provenance` and
+    `generator`; `process_batch` passes them only to a `train_step` that names them, and none does.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class HybridDataset(BasicDataset):
         if self.kind == "ulb":
             if self.alg == "sequencematch" and "x_ulb_m" not in item:  # the wheel has no medium view
                 item["x_ulb_m"] = self.views.medium(self._rgb(index))
-            item["is_synthetic"] = bool(self.set.is_synthetic[index])
+            item["provenance"] = int(self.set.provenance[index])
+            item["is_synthetic"] = item["provenance"] == Provenance.SYNTHETIC
             item["generator"] = int(self.set.generator[index])
         return item
 

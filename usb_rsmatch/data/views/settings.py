@@ -11,8 +11,9 @@ from usb_rsmatch.keys import is_rsmatch_variant
 
 
 def describes_pool(args: Any) -> bool:
-    """Whether the configuration describes a pool of this package: `synthetic:` images, or a data set that it reads."""
-    return bool(getattr(args, "synthetic", None)) or is_known_dataset(getattr(args, "dataset", ""))
+    """Whether the configuration describes a pool of this package: sources of images, or a data set that it reads."""
+    asked = getattr(args, "synthetic", None) or getattr(args, "unlabeled", None)
+    return bool(asked) or is_known_dataset(getattr(args, "dataset", ""))
 
 
 @dataclass(frozen=True)
