@@ -52,7 +52,8 @@ def test_no_photograph_is_in_two_parts_and_a_pool_of_them_is_built() -> None:
     assert len(set(contents)) == len(contents) == 11_600
     sources = [{"source": f"photos:{name}", "count": 100} for name in GENERATORS]
     pool = HybridPool.from_config({"dataset": "photos", "num_labels": 8, "real_count": 300, "synthetic": sources})
-    assert pool.provenance == {"real": 300, "synthetic": 200, "by_generator": dict.fromkeys(GENERATORS, 100)}
+    made = dict.fromkeys(GENERATORS, 100)
+    assert pool.provenance == {"real": 300, "synthetic": 200, "unknown": 0, "by_generator": made}
 
 
 def test_an_unknown_generator_is_refused() -> None:
