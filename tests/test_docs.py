@@ -117,6 +117,15 @@ def test_the_page_on_backbones_from_top_to_bottom(tmp_path: Path) -> None:
     assert (tmp_path / "saved_models" / "vit" / "result.json").exists() and (tmp_path / "vit.safetensors").exists()
 
 
+def test_the_command_that_uploads_a_folder_exists(tmp_path: Path) -> None:
+    """`hf` of huggingface_hub, without a network; it takes the repository and the folder in the README's order."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    assert "`hf upload OWNER/NAME FOLDER`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    done = run_commands("hf upload --help", tmp_path, NO_COLOR="1")
+    usage = " ".join(done.stdout.split())
+    assert done.returncode == 0 and usage.index("REPO_ID") < usage.index("LOCAL_PATH"), done.stderr
+
+
 def notebook_cells() -> list[str]:
     content = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert content["nbformat"] == 4

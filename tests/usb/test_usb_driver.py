@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ args, _ = resolve({"dataset": "digits", "num_labels": 20, "net": "small_wrn_10_1
                    "save_dir": tempfile.mkdtemp(), "save_name": "run", **keys})
 args.device = "cpu"
 algorithm = build(args)
+if sys.argv[2] == "dp":
+    algorithm.model = nn.DataParallel(algorithm.model)
+    algorithm.model.device_ids = [0, 1]  # as on two GPUs; without a GPU torch leaves it empty
 if sys.argv[2] == "ddp":
     dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", world_size=1, rank=0)
     # torch refuses SyncBatchNorm on a CPU; with one process it is BatchNorm
@@ -60,12 +64,13 @@ print(json.dumps({"losses": losses, "kinds": kinds, "weights": heads}))
 """
 
 
-def trained(keys: dict[str, object], how: str) -> dict[str, object]:
-    import json
+def script(keys: dict[str, object], how: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", SCRIPT, json.dumps(keys), how]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(keys), how], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
+
+def trained(keys: dict[str, object], how: str) -> dict[str, object]:
+    done = script(keys, how)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -78,3 +83,19 @@ def test_the_wrapped_model_trains_as_the_plain_one(algorithm: str) -> None:
     assert ddp["weights"] == pytest.approx(plain["weights"], rel=1e-3, abs=1e-4)
     if algorithm == "rsmatch":
         assert ddp["kinds"] == ["DistributedSplitBatchNorm2d"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "how", "message"),
+    [
+        ({}, "dp", "rsmatch does not run under DataParallel: take one gpu, or multiprocessing_distributed"),
+        (
+            {"rs_detector_input": "feature_gradient"},
+            "ddp",
+            "rs_detector_input: this one does not run under DistributedDataParallel; take feature",
+        ),
+    ],
+)
+def test_what_a_wrapper_would_change_in_silence_is_refused(keys: dict[str, object], how: str, message: str) -> None:
+    done = script({"algorithm": "rsmatch", **keys}, how)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(f"usb_rsmatch.errors.UserError: {message}")
