@@ -87,7 +87,6 @@ summary { cursor: pointer; font-weight: 620; }
 .dense th, .dense td { padding-right: .9rem; }
 details table { font-size: .78rem; margin-top: 1rem; }
 details td { white-space: nowrap; }
-details td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 20rem; }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 @media (max-width: 40rem) {
   main { padding: 2rem 1rem 3rem; }

@@ -10,8 +10,8 @@ th button { all: unset; cursor: pointer; color: inherit; }
 th button:hover { color: var(--ink); }
 th button:focus-visible { outline: 2px solid var(--best); outline-offset: 2px; }
 th[aria-sort] button { color: var(--ink); }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
+th[aria-sort=ascending] button::after { content: "\\a0\\2191"; }
+th[aria-sort=descending] button::after { content: "\\a0\\2193"; }
 """
 
 SCRIPT = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,19 +86,17 @@ def _find_images(rows: Sequence[LabelRow], index: FileIndex) -> tuple[dict[Label
     """
     places = [index.place(i) for i in range(len(index))]
     exact = {place: i for i, place in enumerate(places)}
-    paths = [f"{index.root.absolute()}/{place}" for place in places]
-    ends = PathEnds(paths)
-    stems: PathEnds | None = None
+    root = index.root.absolute()
+    names = cache(lambda: PathEnds([f"{root}/{place}" for place in places]))
+    stems = cache(lambda: PathEnds([f"{root}/{PurePosixPath(place).with_suffix('')}" for place in places]))
     found: dict[LabelRow, int] = {}
     seen: dict[int, LabelRow] = {}
     problems: dict[str, list[str]] = {}
     for row in rows:
-        file = row.file.replace("\\", "/") if row.file not in exact else row.file
-        number = exact.get(str(PurePosixPath(file)))
-        number = ends.find(file, row.where) if number is None else number
-        if number is None:
-            stems = stems or PathEnds([str(PurePosixPath(path).with_suffix("")) for path in paths])
-            number = stems.find(file, row.where)
+        file = row.file if row.file in exact else row.file.replace("\\", "/").removeprefix("./")
+        number = exact.get(file)
+        for ends in (names, stems):
+            number = ends().find(file, row.where) if number is None else number
         if number is None:
             problems.setdefault("that name a missing image", []).append(_shown(row, row.file))
         elif number in seen:
