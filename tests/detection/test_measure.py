@@ -29,3 +29,5 @@ def test_purity_and_balance_of_a_queue() -> None:
 def test_images_of_unknown_provenance_are_not_in_a_purity() -> None:
     assert queue_report(np.array([6]), POOL) == {"purity": None, "balance": None}
     assert queue_report(np.array([0, 2, 6, 6]), POOL) == {"purity": 0.5, "balance": pytest.approx(0.5)}
+    only_real = SimpleNamespace(labels=POOL.labels, is_synthetic=np.zeros(7, bool), is_unknown=POOL.is_unknown)
+    assert queue_report(np.array([0, 2, 6, 6]), only_real) == {"purity": None, "balance": pytest.approx(0.5)}

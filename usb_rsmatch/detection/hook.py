@@ -57,12 +57,12 @@ class SyntheticDetectionHook(Hook):
 
     def __init__(self, algorithm: Any) -> None:
         settings, steps = algorithm.settings, algorithm.num_train_iter
-        self._kind, self._adaptive = settings.detector_kind, settings.adaptive
+        self.kind, self._adaptive = settings.detector_kind, settings.adaptive
         self.threshold = 0.5 if self._adaptive else float(settings.rs_threshold)
         self._warmup_steps, self._seed = int(settings.rs_warmup * steps), algorithm.args.seed
         self._cold_steps = min(int(COLD_SHARE * steps), self._warmup_steps // 2)
         self._components: PrincipalComponents | None = None
-        dataset: Any = None if self._kind == "none" else algorithm.dataset_dict["train_ulb"]
+        dataset: Any = None if self.kind == "none" else algorithm.dataset_dict["train_ulb"]
         if dataset is not None and not hasattr(dataset, "set"):
             raise UserError(f"rs_detector: {settings.rs_detector} needs a pool of ours; for USB's own data take none")
         self._dataset = dataset
@@ -71,16 +71,16 @@ class SyntheticDetectionHook(Hook):
         if self._dataset is not None:  # for metrics and for reference detectors
             self._provenance = torch.from_numpy(np.asarray(dataset.set.provenance, dtype=np.int64))
             self._labels = torch.from_numpy(np.asarray(dataset.set.labels, dtype=np.int64))
-        if self._kind in ("oracle", "supervised") and (unknown := int(dataset.set.is_unknown.sum())):
+        if self.kind in ("oracle", "supervised") and (unknown := int(dataset.set.is_unknown.sum())):
             raise UserError(
-                f"rs_detector: {self._kind} needs the provenance of every image, {unknown} of the pool are of unknown "
+                f"rs_detector: {self.kind} needs the provenance of every image, {unknown} of the pool are of unknown "
                 "provenance; take csqueue or pu"
             )
-        if self._kind == "oracle":
+        if self.kind == "oracle":
             self._known = (self._provenance == Provenance.SYNTHETIC).float()
-        elif self._kind == "random":
+        elif self.kind == "random":
             self._known = torch.from_numpy(generator(self._seed, "random detector").random(length, dtype=np.float32))
-        elif self._kind == "scores":
+        elif self.kind == "scores":
             self._known = torch.from_numpy(read_scores(settings.score_file, dataset.set.names))
         classwise = settings.rs_queue == "classwise"
         self.queue = ClasswiseSyntheticQueue(algorithm.num_classes, settings.rs_queue_length, classwise)
@@ -121,7 +121,7 @@ class SyntheticDetectionHook(Hook):
 
     def acts(self, algorithm: Any) -> bool:
         """Whether images are identified at this step: never without a detector, and not before `rs_warmup`."""
-        return self._kind != "none" and algorithm.it >= self._warmup_steps
+        return self.kind != "none" and algorithm.it >= self._warmup_steps
 
     # called by name within the step -----------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class SyntheticDetectionHook(Hook):
 
         Before `rs_warmup` of the steps are done, no image counts as synthetic.
         """
-        if self._kind == "none":
+        if self.kind == "none":
             return torch.zeros(len(idx_ulb), device=x_ulb_w.device)
         self._follow(x_ulb_w.device)
         active = float(self.acts(algorithm))
@@ -169,13 +169,13 @@ class SyntheticDetectionHook(Hook):
         Returns None where no detector is trained. The pseudo-labels int64 [uB] or float [uB, K] of the pool choose the
         queue.
         """
-        if self._kind not in TRAINED:
+        if self.kind not in TRAINED:
             return None
         real, pool = self._inputs(algorithm, idx_ulb, x_lb, x_ulb_w, feat)
-        if self._kind == "pu":
+        if self.kind == "pu":
             on_real, on_pool = self._logits(algorithm, real, pool)
             return nnpu_loss(on_real, on_pool, self.real_share)
-        if self._kind == "supervised":
+        if self.kind == "supervised":
             return self._supervised_loss(self._logits(algorithm, pool)[0], idx_ulb)
         self._mine(idx_ulb, pseudo_label)
         synthetic, counted = self._examples(algorithm, x_lb)
@@ -289,11 +289,11 @@ class SyntheticDetectionHook(Hook):
 
     def measure(self, algorithm: Any) -> None:
         """Score the pool and publish the metrics; update the estimated share, which `pu` and `adaptive` use."""
-        if self._kind == "none":
+        if self.kind == "none":
             return
         indices = measured_indices(self._dataset.set, self._seed)
         scores = self.pool_scores(algorithm, indices)
-        share = self._estimate_share(algorithm, scores) if self._kind in TRAINED and len(indices) else None
+        share = self._estimate_share(algorithm, scores) if self.kind in TRAINED and len(indices) else None
         measured = Measured(indices, scores, share, self.queue.indices, self.tally.report())
         publish_report(algorithm, self._dataset.set, measured)
 

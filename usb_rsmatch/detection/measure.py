@@ -83,13 +83,15 @@ def queue_report(queued: np.ndarray, pool: Any) -> dict[str, float | None] | Non
 
     `purity` is the share of synthetic images among those of known provenance, `balance` the entropy of the images' true
     classes divided by that of a uniform distribution, 0 to 1 (without unknown classes). Each is None where no image of
-    the queue has a known provenance, or class. Our choice.
+    the queue has a known provenance, or class; purity also where the pool has images of unknown provenance and none
+    that is known to be synthetic. Our choice.
     """
     queued = queued[queued >= 0]
     if not len(queued):
         return None
     known = queued[~pool.is_unknown[queued]]
-    purity = float(pool.is_synthetic[known].mean()) if len(known) else None
+    both = pool.is_synthetic.any() or not pool.is_unknown.any()
+    purity = float(pool.is_synthetic[known].mean()) if both and len(known) else None
     counts = np.bincount(pool.labels[queued][pool.labels[queued] >= 0], minlength=1)
     if not counts.sum():
         return {"purity": purity, "balance": None}

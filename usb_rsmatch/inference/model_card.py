@@ -69,7 +69,8 @@ def model_card(description: Mapping[str, Any], file: str) -> str:
         "",
         f"- Labelled: {config['num_labels']} real images of {config['dataset']}.",
         f"- Unlabelled: {pool.get('real', 'unknown')} real and {pool.get('synthetic', 'unknown')} synthetic images"
-        + (f" ({made})." if made else "."),
+        + (f" ({made})" if made else "")
+        + (f", and {pool['unknown']} of unknown provenance." if pool.get("unknown") else "."),
         f"- Test: the data set's own test images, {description['input']['shape'][2]} px.",
         "",
         "## Training",

@@ -8,6 +8,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
+from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.report.analysis_file import Analysis, Pictures
 from usb_rsmatch.report.plot_style import DARK, LIGHT, Theme
 from usb_rsmatch.report.plotted_runs import PlottedRuns
@@ -83,7 +84,7 @@ def _queue(plotted: PlottedRuns, run: Analysis) -> str:
     assert run.queued.classes is not None
     known = run.queue_generator[~run.unknown(run.queue_generator)]
     title = f"In the queue: {len(run.queue_generator)} entries"
-    if len(known):
+    if len(known) and (len(run.generators) > 2 or Provenance.UNKNOWN.word not in run.generators):
         of = "them" if len(known) == len(run.queue_generator) else f"the {len(known)} of known provenance"
         title += f", {100 * float(run.synthetic(known).mean()):.0f} % of {of} truly synthetic"
     groups = []

@@ -16,6 +16,21 @@ Figures = dict[str, float | None]  # auroc, ap, fpr95; None if all images are re
 
 
 @dataclass(frozen=True)
+class UnknownShare:
+    """The estimated share of synthetic images, 0 to 1, among `images` of unknown provenance, with its 95 % interval.
+
+    `real_images` of the `real_part` of the data set served as real ones. All three shares are None if not estimated.
+    """
+
+    images: int
+    estimate: float | None
+    low: float | None
+    high: float | None
+    real_images: int
+    real_part: str
+
+
+@dataclass(frozen=True)
 class Result:
     """One run's `result.json`. Accuracies and detection figures are 0 to 1, times seconds, memory MiB."""
 
@@ -35,6 +50,7 @@ class Result:
     validation: float | None
     detection: Figures | None
     detection_by_generator: dict[str, Figures]
+    unknown_share: UnknownShare | None  # None without such images, or without a trained detector
     train_seconds: float
     images_per_second: float
     peak_memory_mib: float | None  # None if the system does not report it
@@ -110,6 +126,7 @@ def read_result(path: str | Path) -> Result:
         detection_by_generator=(
             {name: by_generator.section(name).figures() for name in by_generator.content} if by_generator else {}
         ),
+        unknown_share=detection.unknown_share() if detection and "unknown" in detection.content else None,
         train_seconds=time.number("train_seconds"),
         images_per_second=time.number("images_per_second"),
         peak_memory_mib=fields.optional("peak_memory_mib"),
@@ -122,6 +139,8 @@ def read_result(path: str | Path) -> Result:
     )
     fields.agree("usb_rsmatch" in result.versions, "versions does not contain usb_rsmatch")
     fields.agree(sum(counts.values()) == result.synthetic, "pool.synthetic is not the sum of pool.by_generator")
+    share = result.unknown_share
+    fields.agree(share is None or share.images == result.unknown, "detection.unknown.images is not pool.unknown")
     fields.agree(result.best >= result.last - 1e-9, "accuracy.best is under accuracy.last")
     fields.agree(result.best_iteration <= result.iterations, "accuracy.best_iteration is past the last iteration")
     fields.agree(bool(re.fullmatch(r"[0-9a-f]{64}", result.config_sha256)), "config_sha256 is not a SHA-256")
@@ -184,3 +203,12 @@ class _Fields:
 
     def figures(self) -> Figures:
         return {name: self.optional(name, high=1) for name in ("auroc", "ap", "fpr95")}
+
+    def unknown_share(self) -> UnknownShare:
+        part = self.section("unknown")
+        shares = [part.optional(name, high=1) for name in ("low", "estimate", "high")]
+        known = [value for value in shares if value is not None]
+        part.agree(len(known) in (0, 3) and known == sorted(known), f"{part.place}estimate is not within its interval")
+        low, estimate, high = shares
+        real = part.whole("real_images"), part.text("real_part")
+        return UnknownShare(part.whole("images"), estimate, low, high, *real)

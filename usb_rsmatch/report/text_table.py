@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from usb_rsmatch.detection.share_text import ASSUMPTIONS
 from usb_rsmatch.report.choice import choice
 from usb_rsmatch.report.comparison import Cell, Table
 from usb_rsmatch.report.statistics import Estimate
@@ -70,8 +71,8 @@ def _summary(table: Table, start: int, stop: int) -> Sheet:
 
 
 def _details(table: Table, title: str, cells: dict[str, Cell]) -> list[Sheet]:
-    detection = _detection(table, title, cells)
-    return [_detail(table, title, cells), *([detection] if detection else [])]
+    further = (_detection(table, title, cells), _unknown_shares(table, title, cells))
+    return [_detail(table, title, cells), *(sheet for sheet in further if sheet)]
 
 
 def _detail(table: Table, title: str, cells: dict[str, Cell]) -> Sheet:
@@ -119,6 +120,30 @@ def _detection(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None
     return Sheet(f"{title}: detection of synthetic images" if title else "Detection of synthetic images", columns, rows)
 
 
+def _unknown_shares(table: Table, title: str, cells: dict[str, Cell]) -> Sheet | None:
+    """The estimated share of synthetic images among those of unknown provenance by each detector; None without any."""
+    rows = []
+    for arm in (arm for arm in table.arms if arm in cells):
+        shares = [share for record in cells[arm].records if (share := record.result.unknown_share)]
+        if not shares:
+            continue
+        found = [(s.estimate, s.low, s.high) for s in shares]
+        known = [(e, a, b) for e, a, b in found if e is not None and a is not None and b is not None]
+        entries = ["not estimated", NONE]
+        if known:
+            mean = sum(e for e, _, _ in known) / len(known)
+            low, high = min(a for _, a, _ in known), max(b for _, _, b in known)
+            entries = [f"{100 * mean:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+        real = "; ".join(dict.fromkeys(f"{s.real_images:,} {s.real_part} images" for s in shares))
+        images = "; ".join(dict.fromkeys(f"{s.images:,}" for s in shares))
+        rows.append([Text(text) for text in (arm, *entries, images, real, f"{len(known)} of {len(shares)}")])
+    if not rows:
+        return None
+    name = "Images of unknown provenance: estimated synthetic share"
+    columns = ["", "Share (%)", "95 % interval", "Images", "Real side", "Runs with an estimate"]
+    return Sheet(f"{title}: {name[0].lower()}{name[1:]}" if title else name, columns, rows)
+
+
 def explanations(table: Table) -> list[str]:
     """Which arm validation favours, where there is validation, and explanations of the figures."""
     lines = [
@@ -136,6 +161,13 @@ def explanations(table: Table) -> list[str]:
             "which training does not use; AUROC is 0.5 by chance. FPR95: share of the real images that are called "
             "synthetic where 95 % of the synthetic ones are found."
         )
+    if any(record.result.unknown for record in table.records):
+        lines.append(
+            "Images of unknown provenance are trained on, and are in no figure that needs provenance: AUROC, AP, "
+            "FPR95, purity, shares of the pool."
+        )
+    if any(record.result.unknown_share for record in table.records):
+        lines.append(f"{ASSUMPTIONS} Of several runs: the mean share, and from the lowest to the highest interval end.")
     if table.ranks:
         lines.append("Rank: 1 is the most accurate; averaged over each seed of each setting that all arms have.")
     if len(table.settings) > MOST_PANELS:

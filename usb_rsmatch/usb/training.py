@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from usb_rsmatch import distributed
+from usb_rsmatch.detection.share_text import share_text
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import parse_json, write_json, write_text
@@ -31,6 +32,7 @@ from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
 from usb_rsmatch.usb.start_notes import find_shortcuts, start_notes
 from usb_rsmatch.usb.stop_between_steps import StopBetweenSteps
 from usb_rsmatch.usb.trackers import require_trackers, trackers
+from usb_rsmatch.usb.unlabeled_table import write_unlabeled
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -138,9 +140,12 @@ def _train(
 
 
 def finish(algorithm: Any, folder: Path) -> dict[str, Any]:
-    """Write the analysis and the result of a finished training; returns the result."""
+    """Write the analysis, the table of images of unknown provenance and the result of a finished training; returns the
+    result.
+    """
     if algorithm.args.analysis:
         write_analysis(algorithm, folder)
+    write_unlabeled(algorithm, folder)
     result = make_result(algorithm, folder)
     write_json(folder / "result.json", result)
     return result
@@ -338,7 +343,9 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def result_line(result: Mapping[str, Any]) -> str:
-    """Accuracy, AUROC if measured, and training time of a result, in one line."""
+    """Accuracy, AUROC if measured, share if estimated, and training time of a result, in one line."""
     detection = result.get("detection")
     auroc = f", AUROC {detection['auroc']:.3f}" if detection and detection.get("auroc") is not None else ""
-    return f"accuracy {100 * result['accuracy']['last']:.2f} %{auroc}, {result['time']['train_seconds']:.0f} s"
+    unknown = (detection or {}).get("unknown")
+    share = f", synthetic share of unknown provenance: {share_text(unknown)}" if unknown else ""
+    return f"accuracy {100 * result['accuracy']['last']:.2f} %{auroc}{share}, {result['time']['train_seconds']:.0f} s"

@@ -1,0 +1,47 @@
+"""The share of synthetic images among those of unknown provenance, estimated from a run's own detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from usb_rsmatch.counter_rng import generator
+from usb_rsmatch.detection.measure import MEASURED, score_images
+from usb_rsmatch.detection.share_estimation import Scored, contamination_share
+
+FEWEST = 40  # real images, and images of unknown provenance, with fewer of which no share is stated (ours)
+
+
+def unknown_share(algorithm: Any, scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """The estimate from the scores float [n] of all images of unknown provenance, as plain values for JSON.
+
+    {"images", "estimate", "low", "high", "real_images", "real_part"}: shares are 0 to 1, and None, with a "reason",
+    where there are too few images. Labelled images cannot be the real side, because the detector was trained on them.
+    """
+    part = next(name for name in ("validation", "eval") if _size(algorithm, name) >= FEWEST or name == "eval")
+    real = algorithm.dataset_dict[part]
+    report: dict[str, Any] = {
+        "images": len(scores),
+        "real_images": min(len(real), MEASURED),
+        "real_part": "test" if part == "eval" else part,
+    }
+    if min(len(scores), len(real)) < FEWEST:
+        reason = f"fewer than {FEWEST} images of unknown provenance, or {report['real_part']} images"
+        return {**report, "estimate": None, "low": None, "high": None, "reason": reason}
+    chosen = _sample(len(real), seed, "real side of the share")
+    of_real = score_images(algorithm, real, chosen, algorithm.synthetic_probability)
+    rows = _sample(len(scores), seed, "unknown side of the share")
+    share = contamination_share([Scored(of_real, scores[rows], rows)], seed)
+    return {**report, "estimate": share.estimate, "low": share.low, "high": share.high}
+
+
+def _size(algorithm: Any, part: str) -> int:
+    return len(algorithm.dataset_dict.get(part) or ())
+
+
+def _sample(size: int, seed: int, name: str) -> np.ndarray:
+    """All rows int64, or `MEASURED` of them, chosen by the seed."""
+    if size <= MEASURED:
+        return np.arange(size)
+    return np.sort(generator(seed, name).choice(size, MEASURED, replace=False))
