@@ -307,6 +307,10 @@ def test_from_a_table_to_an_evaluated_run(
     assert code == 0 and f"top-1-acc      {result['accuracy']['last']:.4f}" in text, text
     code, text = run(capsys, "predict", "mine/images0", "--run", "saved_models/run", "--out", "p.csv")
     assert code == 0 and len((tmp_path / "p.csv").read_text().splitlines()) == 61, text
+    flow = "synthesize --engine flow --dataset folder --data-dir mine --labels labels.csv --train-steps 2 --steps 2"
+    code, text = run(capsys, *flow.split(), "--count", "20", "--width", "8", "--cache", "cache", "--out", "made")
+    assert code == 0 and len(list((tmp_path / "made").rglob("*.png"))) >= 20, text
+    assert {path.name for path in (tmp_path / "made").iterdir() if path.is_dir()} >= set("0123456789")
     write(mine / "labels.csv", HEAD[:2], [row[:2] for row in rows])
     code, text = run(capsys, "pool", "--c", "c.yaml")
     assert code == 2 and "no row is a test image" in text and text.count("\n") == 1

@@ -87,8 +87,8 @@ class _Table:
         columns = tuple(dict.fromkeys(key for row in content for key in row))
 
         def column(given: str | None, usual: Sequence[str], what: str, key: str) -> str:
-            found = next((name for word in usual for name in columns if name.casefold() == word), None)
-            found = given if given in columns else None if given is not None else found
+            known = [name for word in usual for name in columns if name.casefold() == word]
+            found = next(iter(known if given is None else [name for name in columns if name == given]), None)
             if found is None:
                 wanted = f"column {given!r}" if given is not None else f"column of {what} ({', '.join(usual)})"
                 has = ", ".join(columns[:20]) or "none"

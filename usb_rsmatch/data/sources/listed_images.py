@@ -24,7 +24,8 @@ def open_listed_images(data_dir: Path, labels: str | Mapping[str, Any]) -> RealD
     """Your own images below `data_dir`, with the tables that `labels` names.
 
     A row's file is a path relative to `data_dir`, or a unique end of a path, with or without its suffix. Training
-    images without a class are unlabelled. The test set is the rows of the split test, or of val if there are none.
+    images without a class are unlabelled and of unknown provenance. The test set is the rows of the split test, or of
+    val if there are none.
 
     Raises UserError, one line with counts, for rows whose image is missing or repeated, and for test rows without a
     class of the training rows; also if there are no training or no test images.
