@@ -86,7 +86,7 @@ def test_description_and_model_card(finished: dict[str, Path], tmp_path: Path, c
     assert description["config"]["num_labels"] == 20 and description["data"]["pool"]["by_generator"] == {"blend": 200}
     card = Path(f"{out}.md").read_text()
     assert f"{100 * result['accuracy']['last']:.2f} %" in card and f"{result['detection']['auroc']:.3f}" in card
-    assert "## Limits" in card and "200 by blend" in card and "centre square" in card
+    assert "## Limits" in card and "200 by blend" in card and "cropped to their centre" in card
     assert main(words) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 

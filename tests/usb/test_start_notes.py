@@ -60,6 +60,7 @@ def test_the_commonest_size_counts_and_others_are_named(folders: Path) -> None:
     built = pool(folders)
     assert built.unlabeled.images.shape[1:] == (12, 12, 3)
     assert any("96 % of the images are 12 x 12 px, the smallest 5 x 6" in note for note in built.notes)
+    assert any("4 % of the images are not square, such as 5 x 6 px; they are cropped" in note for note in built.notes)
 
 
 def test_unlabelled_images_have_a_folder_of_their_own(folders: Path) -> None:

@@ -120,9 +120,10 @@ class ImageList:
         item = self.items[row]
         try:
             if isinstance(item, ArrayImage):
-                pixels = fit_array(item.read(), pipeline.size, pipeline.channels)
+                pixels = fit_array(item.read(), pipeline.size, pipeline.channels, pipeline.fit)
             else:
-                pixels = fit(read_image(item, self.names[row]), pipeline.size, pipeline.channels)[None]
+                image = read_image(item, self.names[row])
+                pixels = fit(image, pipeline.size, pipeline.channels, pipeline.fit)[None]
             return pipeline.alter(pixels)[0]
         except UnreadableImage as error:
             return error.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from usb_rsmatch.data.images.decode import FITS
 from usb_rsmatch.io import parse_json
 from usb_rsmatch.version import __version__
 
@@ -25,9 +26,11 @@ def describe_export(run: Any, network: Any, format: str) -> dict[str, Any]:
             "before": {  # to be done by the caller
                 "decode": "first frame, upright by EXIF, 8 bits, transparency on white",
                 "colour": "grey by ITU-R 601 luma" if spec.channels == 1 else "RGB, grey repeated",
-                "crop": "centre square",
+                "fit": f"images that are not square are {FITS[run.pipeline.fit]}",
                 "resize": f"{size} x {size}, antialiased bilinear; an image of that size is not resized",
+                "history": [dict(step) for step in run.config.real_history],
                 "jpeg": run.pipeline.jpeg,
+                "clear_below": run.pipeline.clear_below,
             },
             "inside": {"scale": 1 / 255, "mean": list(spec.mean), "std": list(spec.std)},
         },
@@ -61,8 +64,10 @@ def model_card(description: Mapping[str, Any], file: str) -> str:
         "",
         "## Preprocessing",
         "",
-        f"Before: {before['decode']}; {before['colour']}; {before['crop']}; {before['resize']}"
+        f"Before: {before['decode']}; {before['colour']}; {before['fit']}; {before['resize']}"
+        + "".join(f"; {name} {value}" for step in before["history"] for name, value in step.items())
         + (f"; JPEG of quality {before['jpeg']} and back" if before["jpeg"] else "")
+        + (f"; levels under {before['clear_below']} set to 0" if before["clear_below"] else "")
         + ". Scaling and normalisation are inside the network.",
         "",
         "## Data",

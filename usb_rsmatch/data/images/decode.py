@@ -17,6 +17,8 @@ from usb_rsmatch.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: a quarter of a GiB as RGB
 MIN_SIDE = 4  # pixels: smaller images contain no texture to learn from
+# How images that are not square become square, in words.
+FITS = {"crop": "cropped to their centre", "pad": "padded with black", "squash": "squashed"}
 
 # Vector formats need external programs, and the stubs are containers that Pillow cannot decode by itself.
 _NOT_PIXELS = frozenset({"EPS", "WMF", "EMF", "HDF5", "GRIB", "BUFR", "MPEG", "FPX", "MIC", "PDF"})
@@ -100,28 +102,45 @@ def _regular(file: str | PathLike[str]) -> Path:
     return path
 
 
-def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """An "L" or "RGB" image as uint8 [size, size, channels]: its centre square, antialiased bilinear.
+def fit(image: Image.Image, size: int, channels: int, how: str = "crop") -> np.ndarray:
+    """An "L" or "RGB" image as uint8 [size, size, channels], resized antialiased bilinear.
 
-    An image of that size is not changed. Colour becomes grey by ITU-R 601 luma, grey becomes colour by repetition.
+    An image that is not square is cropped to its centre square, padded with black, or squashed, by `how` (one of
+    `FITS`). An image of that size is not changed. Colour becomes grey by ITU-R 601 luma, grey becomes colour by
+    repetition.
     """
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        image = square.resize((size, size), Image.Resampling.BILINEAR)
+        if how == "pad":
+            image = _padded(image, size)
+        else:
+            image = (_centre_square(image) if how == "crop" else image).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
-def fit_array(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+def _centre_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """The whole image, resized so that its longer side is `size`, in the middle of a black square."""
+    width, height = (max(1, round(size * side / max(image.size))) for side in image.size)
+    square = Image.new(image.mode, (size, size))
+    corner = round((size - width) / 2), round((size - height) / 2)
+    square.paste(image.resize((width, height), Image.Resampling.BILINEAR), corner)
+    return square
+
+
+def fit_array(images: np.ndarray, size: int, channels: int, how: str = "crop") -> np.ndarray:
     """uint8 [N, H, W, C] to uint8 [N, size, size, channels] along the path of `fit`."""
     n, height, width, depth = images.shape
     if (height, width, depth) == (size, size, channels):
         return images
     fitted = np.empty((n, size, size, channels), dtype=np.uint8)
     for row, pixels in zip(fitted, images, strict=True):
-        row[...] = fit(Image.fromarray(pixels[..., 0] if depth == 1 else pixels), size, channels)
+        row[...] = fit(Image.fromarray(pixels[..., 0] if depth == 1 else pixels), size, channels, how)
     return fitted
 
 

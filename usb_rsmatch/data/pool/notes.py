@@ -1,15 +1,18 @@
-"""What a user should know of a pool before training: repeated images, and classes without a labelled image."""
+"""What a user should know of a pool before training: repeated or reshaped images, classes without a labelled image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from usb_rsmatch.data.images.decode import FITS
 from usb_rsmatch.data.pool.duplicates import in_two_classes
 from usb_rsmatch.data.pool.image_set import ImageSet
+from usb_rsmatch.data.sources.source import Source
 
 SHOWN_CLASSES = 5
+SIZE_SAMPLE = 64  # images of a source whose size is read
 
 
 def empty_classes(classes: Sequence[str], labeled: ImageSet) -> list[str]:
@@ -25,6 +28,19 @@ def repeated_note(what: str, part: str, images: ImageSet, rows: np.ndarray) -> l
     first = f", the first: {images.names[int(rows[0])]}" if images.names else ""
     called = "labelled" if part == "labeled" else part
     return [f"{what} that are also in the {called} set: {len(rows)}{first}; remove them there"]
+
+
+def shape_notes(sources: Iterable[Source], fit: str) -> list[str]:
+    """One line for each source with images that are not square, which are changed by `fit`."""
+    notes = []
+    for source in sources:
+        sizes = source.some_sizes(SIZE_SAMPLE)
+        wide = [size for size in sizes if size[0] != size[1]]
+        if wide:
+            share = f"{100 * len(wide) / len(sizes):.0f} % of the images are not square"
+            shown = f"such as {wide[0][0]} x {wide[0][1]} px"
+            notes.append(f"{source.origin}: {share}, {shown}; they are {FITS[fit]} (key fit)")
+    return notes
 
 
 def pool_notes(classes: Sequence[str], labeled: ImageSet, trained: ImageSet, repeated: np.ndarray) -> list[str]:

@@ -47,7 +47,8 @@ def packed(source: Any, pipeline: Pipeline, make: bool = False) -> Any:
     described = source.described()
     if described is None:
         return source
-    path = folder / f"{described[0]}-{pipeline.size}x{pipeline.channels}.npy"
+    fit = "" if pipeline.fit == "crop" else f"-{pipeline.fit}"
+    path = folder / f"{described[0]}-{pipeline.size}x{pipeline.channels}{fit}.npy"
     if make and _open(source, path) is None:
         require_disk_space(len(source) * int(np.prod(pipeline.image_shape)), folder, f"a pack of {source.origin}")
         with file_lock(path.with_suffix(".lock")):
@@ -73,7 +74,7 @@ def _make(source: FileSource, pipeline: Pipeline, path: Path) -> None:
         with tqdm(total=len(source), desc=f"packing {source.origin}", unit=" images", disable=None, leave=False) as bar:
             for start in range(0, len(source), CHUNK):
                 rows = np.arange(start, min(start + CHUNK, len(source)))
-                images = source.load(rows, pipeline.size, pipeline.channels)
+                images = source.load(rows, pipeline.size, pipeline.channels, pipeline.fit)
                 file.write(images.data)
                 digests.append(image_digests(images))
                 bar.update(len(rows))

@@ -17,7 +17,7 @@ import yaml
 from usb_rsmatch.data.images.hashes import array_sha256, digests_sha256
 from usb_rsmatch.data.pool.duplicates import found_in, refuse_in_test
 from usb_rsmatch.data.pool.image_set import ImageSet, concatenate
-from usb_rsmatch.data.pool.notes import pool_notes, repeated_note
+from usb_rsmatch.data.pool.notes import pool_notes, repeated_note, shape_notes
 from usb_rsmatch.data.pool.preprocessing import Pipeline
 from usb_rsmatch.data.pool.provenance import Provenance
 from usb_rsmatch.data.pool.reading import read_selections
@@ -212,7 +212,8 @@ def _assemble(config: PoolConfig, data: RealData, selected: PoolSelection, sets:
         duplicate_names=tuple(trained.names[i] for i in repeated[:SHOWN_DUPLICATES]) if trained.names else (),
         unknown_duplicates=unknown_duplicates,
     )
-    read = [note for source in (*opened, *(part.source for part in drawn)) for note in source.notes]
+    sources = [*opened, *(part.source for part in drawn)]
+    read = [note for source in sources for note in source.notes] + shape_notes(sources, config.fit)
     notes = tuple(dict.fromkeys([*read, *pool_notes(data.classes, labeled, trained, repeated), *found]))
     hashes = {name: digests_sha256(part.hashed()) for name, part in pool.parts().items()}
     bare: dict[str, Any] = {name: replace(part, digests=None) for name, part in pool.parts().items()}  # to save memory

@@ -26,11 +26,11 @@ SHOW_PROGRESS_FROM = 2**30  # bytes
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Every image of a pool is decoded, cropped to its centre square, resized and, on demand, re-encoded.
+    """Every image of a pool is decoded, made square, resized and, on demand, re-encoded.
 
     `size` is the side in pixels, `channels` 1 or 3, `jpeg` a quality from 1 to 100 or None for no
     re-encoding; then grey levels under `clear_below` become 0. `history` are the steps that real images go through
-    first, because the generated ones did (see `images/history.py`).
+    first, because the generated ones did (see `images/history.py`). `fit` is how an image becomes square (`FITS`).
     """
 
     size: int
@@ -38,12 +38,13 @@ class Pipeline:
     jpeg: int | None = None
     clear_below: int = 0
     history: History = ()
+    fit: str = "crop"
 
     @classmethod
     def of(cls, config: PoolConfig, spec: DataSpec) -> Pipeline:
         """The pipeline of a pool's real images: `img_size` or else the data set's own size, and all changes."""
-        history = read_history(config.real_history)
-        return cls(config.img_size or spec.img_size, spec.channels, config.reencode, config.clear_below, history)
+        size, history = config.img_size or spec.img_size, read_history(config.real_history)
+        return cls(size, spec.channels, config.reencode, config.clear_below, history, config.fit)
 
     def for_synthetic(self) -> Pipeline:
         """The same pipeline for generated images and those of unknown provenance, which have their history already."""
@@ -63,7 +64,8 @@ class Pipeline:
 
         Raises UserError naming an image that cannot be read.
         """
-        return self.alter(source.load(indices, self.size, self.channels))
+        fit = () if self.fit == "crop" else (self.fit,)  # a plugin's source need not know the argument
+        return self.alter(source.load(indices, self.size, self.channels, *fit))
 
     def alter(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, channels] after the history, the re-encoding and the clearing of this pipeline."""
@@ -101,7 +103,7 @@ class Pipeline:
 
     def _kept_digests(self, source: Source, images: StoredImages) -> np.ndarray:
         """The digests of all preprocessed images of a stored source, computed once and kept in the user's cache."""
-        text = f"{images.fingerprint()}\0{self.size}\0{self.channels}\0{self.jpeg}\0{self.clear_below}\0{self.history}"
+        text = f"{images.fingerprint()}\0{self}"
         path = cache_folder() / "digests" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.npy"
         with contextlib.suppress(OSError, ValueError):
             kept = np.load(path, allow_pickle=False)

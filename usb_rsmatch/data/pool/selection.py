@@ -168,8 +168,8 @@ def _common_request(config: PoolConfig, entry: Mapping[str, Any], data: RealData
     return {
         "options": {key: value for key, value in entry.items() if key not in _ENTRY_KEYS},
         "layouts": config.layouts,
-        "real": partial(_images_but, data, split.validation, size),
-        "spare": partial(_images_but, data, split.used, size),
+        "real": partial(_images_but, data, split.validation, size, config.fit),
+        "spare": partial(_images_but, data, split.used, size, config.fit),
     }
 
 
@@ -185,10 +185,10 @@ def _same_place(first: str, second: str) -> bool:
     return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
 
 
-def _images_but(data: RealData, left_out: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _images_but(data: RealData, left_out: np.ndarray, size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
     """Training images uint8 [N, H, W, C] that have a class, less those at `left_out`, and their labels int64 [N]."""
     rows = np.setdiff1d(np.flatnonzero(data.train.labels >= 0), left_out)
-    return data.train.load(rows, size, data.spec.channels), data.train.labels[rows]
+    return data.train.load(rows, size, data.spec.channels, fit), data.train.labels[rows]
 
 
 def _default_name(text: str) -> str:

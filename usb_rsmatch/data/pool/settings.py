@@ -96,6 +96,9 @@ class PoolConfig:
     real_history: Sequence[Mapping[str, Any]] = setting(
         "list", [], "steps that real images go through as the generated ones did: {resize: PIXELS}, {jpeg: Q}", "ours"
     )
+    fit: str = setting(
+        "crop|pad|squash", "crop", "how an image becomes square: cut to its centre, padded with black, squashed", "ours"
+    )
     layouts: Mapping[str, Any] = setting("mapping", {}, "further folder layouts, by prefix", "ours")
 
     @classmethod

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from usb_rsmatch.data.images.decode import image_size
 from usb_rsmatch.data.images.file_index import FileIndex, file_index
 from usb_rsmatch.data.sources.class_names import UNKNOWN, ClassIndex
 from usb_rsmatch.data.sources.dataset_registry import IMAGENET_MEAN, IMAGENET_STD, DataSpec, RealData
@@ -141,19 +140,17 @@ def _refuse_unread_classes(root: Path, index: FileIndex, names: tuple[str, ...])
 
 def native_size(source: FileSource) -> tuple[int, str | None]:
     """The shorter side of the commonest size of the images, by their headers, and a note if that changes images."""
-    rows = np.unique(np.linspace(0, len(source) - 1, min(len(source), SIZE_SAMPLE)).astype(np.int64))
-    sizes = Counter(size for row in rows if (size := image_size(source.files[int(row)])) is not None)
+    sizes = Counter(source.some_sizes(SIZE_SAMPLE))
     if not sizes:
         raise UserError(f"{source.origin}: none of its {len(source)} images can be read; restore them")
     (width, height), count = sizes.most_common(1)[0]
     side = min(width, height)
-    share = f"{100 * count / sum(sizes.values()):.0f} % of the images are {width} x {height} px"
-    if len(sizes) > 1:
-        least = min(sizes, key=lambda size: (min(size), size))
-        share += f", the smallest {least[0]} x {least[1]}"
-    if len(sizes) == 1 and width == height:
+    if len(sizes) == 1:
         return side, None
-    return side, f"{source.origin}: {share}; each becomes its centre square, resized to {side} px unless img_size says"
+    least = min(sizes, key=lambda size: (min(size), size))
+    share = f"{100 * count / sum(sizes.values()):.0f} % of the images are {width} x {height} px"
+    more = f"the smallest {least[0]} x {least[1]}; all are resized to {side} px unless img_size says otherwise"
+    return side, f"{source.origin}: {share}, {more}"
 
 
 def _composed(name: str) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from usb_rsmatch.cache import cache_folder
-from usb_rsmatch.data.images.decode import UnreadableImage, fit, fit_array, quiet_bombs, read_image
+from usb_rsmatch.data.images.decode import UnreadableImage, fit_array, image_size, quiet_bombs, read_image
+from usb_rsmatch.data.images.decode import fit as fitted
 from usb_rsmatch.data.images.file_index import KEEP_FROM, FileList, describe, size_of
 from usb_rsmatch.data.images.image_file import StoredImages
 from usb_rsmatch.errors import UserError
@@ -61,11 +62,15 @@ class Source(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
-        """The images at `indices` as uint8 [n, size, size, channels].
+    def load(self, indices: np.ndarray, size: int, channels: int, fit: str = "crop") -> np.ndarray:
+        """The images at `indices` as uint8 [n, size, size, channels]; `fit` is how others become square (`FITS`).
 
         Raises UserError naming an image that cannot be read.
         """
+
+    def some_sizes(self, most: int) -> list[tuple[int, int]]:
+        """Width and height in pixels of at most `most` evenly spaced images, without those that cannot be read."""
+        return []
 
     def name(self, index: int) -> str:
         """The name of an image in messages."""
@@ -104,8 +109,11 @@ class ArraySource(Source):
         if isinstance(images, StoredImages):
             self.resident_limit = STORED_LIMIT
 
-    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
-        return fit_array(self.images[indices], size, channels)
+    def load(self, indices: np.ndarray, size: int, channels: int, fit: str = "crop") -> np.ndarray:
+        return fit_array(self.images[indices], size, channels, fit)
+
+    def some_sizes(self, most: int) -> list[tuple[int, int]]:
+        return [(self.images.shape[2], self.images.shape[1])] if len(self) else []
 
     def digests(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray | None:
         if self.images.shape[1:] != (size, size, channels):
@@ -126,17 +134,21 @@ class FileSource(Source):
         super().__init__(origin, labels, *columns, **options)
         self.files = files
 
-    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+    def load(self, indices: np.ndarray, size: int, channels: int, fit: str = "crop") -> np.ndarray:
         images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
 
         def place(row: int) -> None:
             index = int(indices[row])
             file = self.files[index]
             called = self.name(index) if isinstance(file, bytes) else None
-            images[row] = fit(read_image(file, called), size, channels)
+            images[row] = fitted(read_image(file, called), size, channels, fit)
 
         _each(place, len(indices), f"reading {self.origin}")
         return images
+
+    def some_sizes(self, most: int) -> list[tuple[int, int]]:
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64))
+        return [size for row in rows if (size := image_size(self.files[int(row)])) is not None]
 
     def take(self, indices: np.ndarray) -> FileSource:
         """The source of the images at `indices` int64 [n] alone."""
@@ -204,11 +216,11 @@ class JoinedSource(Source):
         self.first, self.second = first, second
         self.resident_limit = min(first.resident_limit, second.resident_limit)
 
-    def load(self, indices: np.ndarray, size: int, channels: int) -> np.ndarray:
+    def load(self, indices: np.ndarray, size: int, channels: int, fit: str = "crop") -> np.ndarray:
         images = np.empty((len(indices), size, size, channels), dtype=np.uint8)
         early = indices < len(self.first)
-        images[early] = self.first.load(indices[early], size, channels)
-        images[~early] = self.second.load(indices[~early] - len(self.first), size, channels)
+        images[early] = self.first.load(indices[early], size, channels, fit)
+        images[~early] = self.second.load(indices[~early] - len(self.first), size, channels, fit)
         return images
 
     def file_sizes(self, indices: np.ndarray) -> np.ndarray:
