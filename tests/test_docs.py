@@ -81,8 +81,13 @@ def test_the_tutorial_from_top_to_bottom(tmp_path: Path) -> None:
     (python,) = [body for body in blocks(page, "python") if not body.startswith("# ")]
     done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = (tmp_path / "audit.csv").read_text().splitlines()
-    assert len(rows) == 801 and len((tmp_path / "predictions.csv").read_text().splitlines()) == 801
+    run = tmp_path / "saved_models" / "tutorial"
+    for table in (tmp_path / "audit.csv", tmp_path / "predictions.csv", run / "unlabeled.csv"):
+        assert len(table.read_text().splitlines()) == 1001
+    result = json.loads((run / "result.json").read_text())
+    assert result["pool"]["unknown"] == result["detection"]["unknown"]["images"] == 1000
+    page = (tmp_path / "saved_models" / "report" / "index.html").read_text()
+    assert f"{100 * result['detection']['unknown']['estimate']:.1f}" in page and "Lowest scores" in page
     assert 0 < json.loads((tmp_path / "eval.json").read_text())["metrics"]["top-1-acc"] <= 1
     for name in ("audit.html", "audit.detector.pt", "by_run.csv", "model.pt2", "model.pt2.json", "model.pt2.md"):
         assert (tmp_path / name).stat().st_size > 0
