@@ -16,6 +16,7 @@ BASELINES = {
     "harm": (POOL, None),
     "fashion": (POOL, None),
     "benchmark": ("FixMatch", None),
+    "open_set": ("FixMatch", None),
 }
 TITLES = {
     "ways": "Ways to use synthetic images, with true provenance from an oracle (`method/ways`)",
@@ -25,7 +26,8 @@ TITLES = {
     "detection": "Detection without labels, small pixel values cleared except 'as they are' (`method/detection`)",
     "harm": "A harmful pool: the flow's images after one sampler step (`method/harm`)",
     "fashion": "Fashion-MNIST at 8 px (`method/fashion`)",
-    "benchmark": "USB's algorithms, open-set baselines, and RSMatch on four base rules (`method/benchmark`)",
+    "benchmark": "USB's algorithms, UASD, and RSMatch on four base rules (`method/benchmark`)",
+    "open_set": "Open-set baselines on the same pool (`method/open_set`)",
 }
 FIGURES = {
     "ceiling_real": "FixMatch with further real images instead of the synthetic ones, minus the whole pool",
@@ -134,8 +136,8 @@ def measured(summary: Mapping[str, Any]) -> str:
     ]
     parts = [markdown_table(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
     grid_tables = tables(summary)
-    if "benchmark" in grid_tables:
-        grid_tables["benchmark"] = "The table is in the [README](../README.md#the-rs-ssl-benchmark)."
+    for name in grid_tables.keys() & {"benchmark", "open_set"}:
+        grid_tables[name] = "The table is in the [README](../README.md#the-rs-ssl-benchmark)."
     for name, table in grid_tables.items():
         remarks = summary["grids"][name]["remarks"]
         parts += [f"### {TITLES[name]}", table, *(f"{remark}." for remark in remarks)]
@@ -145,6 +147,7 @@ def measured(summary: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(summary: Mapping[str, Any]) -> str:
-    """Return the README's benchmark table: all algorithms on one pool, and the gain of RSMatch over its base rules."""
-    gain = format_figure(summary.get("gain_over_base_rule"))
-    return f"{tables(summary)['benchmark']}\n\nRSMatch minus its base rule, mean of four rules: {gain} points."
+    """Return the README's tables of one pool: USB's algorithms and RSMatch, its gain over its base rules, open-set."""
+    gain, found = format_figure(summary.get("gain_over_base_rule")), tables(summary)
+    parts = [found["benchmark"], f"RSMatch minus its base rule, mean of four rules: {gain} points."]
+    return "\n\n".join([*parts, *([found["open_set"]] if "open_set" in found else [])])

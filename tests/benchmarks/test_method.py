@@ -15,7 +15,18 @@ from usb_rsmatch.compare.grid import plan, read_grid
 from usb_rsmatch.usb.config import DEAD, all_keys, import_semilearn, read_yaml, resolve
 from usb_rsmatch.usb.shipped_configs import find_config
 
-GRIDS = ("ways", "variants", "cutoff", "contamination", "detection", "control", "harm", "fashion", "benchmark")
+GRIDS = (
+    "ways",
+    "variants",
+    "cutoff",
+    "contamination",
+    "detection",
+    "control",
+    "harm",
+    "fashion",
+    "benchmark",
+    "open_set",
+)
 Runs = Mapping[tuple[str, str | float | None], tuple[float, ...]]
 
 
@@ -133,6 +144,7 @@ def test_the_shipped_grids_have_the_arms_that_are_read(name: str) -> None:
         "control": {method_tables.MINED, "RSMatch, coarser at last"},
         "harm": {method_tables.REAL, method_tables.MORE, method_tables.POOL, method_tables.MINED, method_tables.ORACLE},
         "fashion": {method_tables.POOL},
+        "open_set": {"FixMatch", "OpenMatch", "IOMatch", "SCOMatch"},
         "benchmark": {rule for name in method.BASE_RULES for rule in (name, f"RSMatch on {name}")},
     }
     assert read[name] <= arms
