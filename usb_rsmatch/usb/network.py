@@ -162,6 +162,16 @@ def check_network(algorithm: Any) -> None:
         raise ValueError(f"its logits of one image have the shape {shape}, not {(1, args.num_classes)}")
 
 
+def required_size(net_builder: Any) -> int | None:
+    """The side in pixels of the only images that a network of USB takes, as its ViTs do; None for any size."""
+    try:
+        network = net_builder(num_classes=2, pretrained=False, pretrained_path="")
+    except Exception:  # a network that cannot be built has another problem
+        return None
+    sizes = [getattr(module, "img_size", None) for name, module in network.named_modules() if "patch_embed" in name]
+    return next((size[0] for size in sizes if isinstance(size, tuple)), None)
+
+
 def network_notes(algorithm: Any) -> list[str]:
     """What a new run says of its network: pretrained weights, input, detector, normalisation."""
     notes = [f"note: {line}" for line in getattr(algorithm.net_builder, "notes", [])]

@@ -39,7 +39,14 @@ def find_shortcuts(algorithm: Any) -> list[str]:
 
 
 def refuse_unlearnable(args: Any, pool: HybridPool) -> None:
-    """Raise UserError where the imbalanced algorithm needs labelled images of every class and some have none."""
+    """Raise UserError for a pool without unlabelled images, and where the imbalanced algorithm needs labelled images of
+    every class and some have none.
+    """
+    if not len(pool.unlabeled):
+        raise UserError(
+            "the pool has no unlabelled image: set include_lb_to_ulb: true, raise real_count, or add a source under "
+            "`synthetic:` or `unlabeled:`"
+        )
     empty = empty_classes(pool.classes, pool.labeled) if args.imb_algorithm in NEED_EVERY_CLASS else []
     if empty:
         raise UserError(

@@ -19,13 +19,14 @@ import torch
 import yaml
 
 from usb_rsmatch import distributed
+from usb_rsmatch.data.pool.settings import ALL
 from usb_rsmatch.detection.share_text import share_text
 from usb_rsmatch.device import choose_device
 from usb_rsmatch.errors import Interrupted, RunFailed, UserError
 from usb_rsmatch.io import parse_json, write_json, write_text
 from usb_rsmatch.usb import checkpoint, config, distributed_training
 from usb_rsmatch.usb.hooks import CheckpointHook, MetricsHook, ProgressHook, drop_hook, read_metrics, replace_hook
-from usb_rsmatch.usb.network import check_network, find_net, network_notes
+from usb_rsmatch.usb.network import check_network, find_net, network_notes, required_size
 from usb_rsmatch.usb.run_analysis import write_analysis
 from usb_rsmatch.usb.run_facts import peak_memory_mib, versions
 from usb_rsmatch.usb.run_lock import is_empty, lock_run_folder
@@ -254,6 +255,12 @@ def build(args: Namespace, pool: Any = None, load_weights: bool = True) -> Any:
     except UserError:
         raise
     except Exception as error:  # USB's constructors raise any exception for incompatible settings
+        size = required_size(net_builder)
+        if size not in (None, args.img_size):
+            raise UserError(
+                f"net: {args.net} takes images of {size} px, these have {args.img_size}; set img_size: {size}, or "
+                "choose another net"
+            ) from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{args.algorithm} with {args.net} on {args.dataset} cannot be set up: {reason}") from error
     return algorithm
@@ -310,7 +317,7 @@ def make_result(algorithm: Any, folder: Path) -> dict[str, Any]:
         "algorithm": args.algorithm,
         "dataset": args.dataset,
         "seed": args.seed,
-        "num_labels": args.num_labels,
+        "num_labels": len(args.pool.labeled) if args.num_labels == ALL else args.num_labels,
         "iterations": args.num_train_iter,
         "pool": pool.provenance if pool is not None else None,
         "accuracy": {

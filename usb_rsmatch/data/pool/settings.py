@@ -12,6 +12,8 @@ from usb_rsmatch.data.sources.class_names import read_mapping
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.keys import Key, convert, keys_of, read_values, setting, short_repr
 
+ALL = "all"  # of num_labels: every training image that has a class is labelled
+
 
 @dataclass(frozen=True)
 class PoolConfig:
@@ -20,7 +22,7 @@ class PoolConfig:
     `reencode` is a JPEG quality: every image of the pool, real and synthetic, then goes through that JPEG.
     """
 
-    num_labels: int = setting("int", 400, "labelled images in all", low=1)
+    num_labels: int | str = setting("int", 400, "labelled images in all", low=1, word=ALL)
     data_dir: str = setting("str", "./data", "folder of the data sets")
     dataset: str = setting(
         "str", "cifar10", "photos, digits, fashionmnist, tinyimagenet, folder, or one of USB's image sets"

@@ -9,7 +9,7 @@ import numpy as np
 
 from usb_rsmatch import counter_rng
 from usb_rsmatch.data.pool.balanced_order import interleave
-from usb_rsmatch.data.pool.settings import PoolConfig
+from usb_rsmatch.data.pool.settings import ALL, PoolConfig
 from usb_rsmatch.data.sources.dataset_registry import RealData
 from usb_rsmatch.errors import UserError
 
@@ -76,15 +76,20 @@ def hold_out_fold(split: Split, labels: np.ndarray, part: int, parts: int) -> Sp
     return replace(split, labeled=split.labeled[~held], validation=split.labeled[held])
 
 
-def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int], list[int] | None]:
+def _class_counts(data: RealData, config: PoolConfig) -> tuple[list[int] | None, list[int] | None]:
     """Labelled and further unlabelled images of each class; None for all that are left."""
     n = len(data.classes)
+    if config.num_labels == ALL:
+        for key, neutral in (("lb_imb_ratio", 1), ("ulb_num_labels", None), ("ulb_imb_ratio", 1)):
+            if getattr(config, key) != neutral:
+                raise UserError(f"num_labels: all leaves nothing to choose by {key}; leave one of them out")
+        return None, None
     if data.proportional or data.all_labeled:
         sizes = np.bincount(data.train.labels, minlength=n)
         if data.all_labeled:
             return sizes.tolist(), None
-        return [int(size) for size in sizes * config.num_labels // len(data.train)], None
-    labeled = class_counts("num_labels", config.num_labels, n, config.lb_imb_ratio)
+        return [int(size) for size in sizes * int(config.num_labels) // len(data.train)], None
+    labeled = class_counts("num_labels", int(config.num_labels), n, config.lb_imb_ratio)
     if config.ulb_num_labels is not None:
         return labeled, class_counts("ulb_num_labels", config.ulb_num_labels, n, config.ulb_imb_ratio)
     if config.ulb_imb_ratio != 1:
@@ -123,7 +128,7 @@ def split_training(
     num_classes: int,
     dataset: str,
     seed: int,
-    labeled_counts: list[int],
+    labeled_counts: list[int] | None,
     unlabeled_counts: list[int] | None,
     validation_count: int,
 ) -> Split:
@@ -131,8 +136,9 @@ def split_training(
 
     Each class has one permutation, keyed by the seed. Labelled images are taken from its front, validation images
     from its back (in proportion to the class sizes), so that changing one number leaves the other part unchanged.
-    `unlabeled_counts` limits the further unlabelled images per class, None takes all; all of them together have one
-    keyed order, of which `real_count` takes a prefix. Raises UserError where a class has too few images.
+    `labeled_counts` None labels all that are left. `unlabeled_counts` limits the further unlabelled images per class,
+    None takes all; all of them together have one keyed order, of which `real_count` takes a prefix. Raises
+    UserError where a class has too few images.
     """
     orders = [
         counter_rng.generator(seed, "split", dataset, c).permutation(np.flatnonzero(labels == c))
@@ -145,16 +151,17 @@ def split_training(
     labeled, validation, free = [], [], []
     for c, order in enumerate(orders):
         left = len(order) - int(held[c])
+        wanted = left if labeled_counts is None else labeled_counts[c]
         further = 0 if unlabeled_counts is None else unlabeled_counts[c]
-        if labeled_counts[c] + further > left:
+        if wanted + further > left:
             raise UserError(
-                f"class {c} has {left} training images (validation left out), {labeled_counts[c]} labelled "
+                f"class {c} has {left} training images (validation left out), {wanted} labelled "
                 f"and {further} unlabelled ones are asked for; lower num_labels, ulb_num_labels or "
                 "validation_count"
             )
-        end = left if unlabeled_counts is None else labeled_counts[c] + further
-        labeled.append(order[: labeled_counts[c]])
-        free.append(order[labeled_counts[c] : end])
+        end = left if unlabeled_counts is None else wanted + further
+        labeled.append(order[:wanted])
+        free.append(order[wanted:end])
         validation.append(order[left:])
     chosen = np.zeros(len(labels), dtype=np.bool_)
     chosen[np.concatenate(free)] = True
