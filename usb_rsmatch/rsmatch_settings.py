@@ -19,7 +19,16 @@ class RSMatchSettings:
         "str", "csqueue", "detector: csqueue, pu, supervised, oracle, random, scores:FILE.csv or none", "paper"
     )
     rs_detector_input: str = setting(
-        "str", "residual", "detector's input: residual, npr, feature, feature_gradient, or one of a plugin", "ours"
+        "str",
+        "contrast_free",
+        "detector's input: contrast_free, residual, npr, feature, feature_gradient, or one of a plugin",
+        "ours",
+    )
+    rs_pseudo_fakes: str = setting(
+        "pool|components",
+        "pool",
+        "the detector's first negative examples: the whole pool, or labelled images rebuilt from components",
+        "ours",
     )
     rs_queue: str = setting("classwise|single", "classwise", "one queue per class, or one for all classes", "paper")
     rs_queue_length: int = setting("int", 32, "queue entries per class", "ours", low=1)

@@ -130,7 +130,7 @@ def test_main_head_gets_no_gradient_from_images_identified_as_synthetic(base: st
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("source", ["residual", "feature", "feature_gradient"])
+@pytest.mark.parametrize("source", ["contrast_free", "feature", "feature_gradient"])
 def test_heads_and_detector_take_features_of_half_precision(source: str, tiny: dict[str, Any]) -> None:
     """With `amp` the base rule's step runs under autocast, what RSMatch adds to it does not."""
     alg = algorithm(tiny, algorithm="rsmatch", rs_detector_input=source)
@@ -156,7 +156,7 @@ def test_no_identification_before_the_warm_up_is_over(tiny: dict[str, Any]) -> N
     assert float(log_dict["train/synthetic_share"]) == 1.0
 
 
-@pytest.mark.parametrize("source", ["residual", "npr", "feature", "feature_gradient"])
+@pytest.mark.parametrize("source", ["contrast_free", "residual", "npr", "feature", "feature_gradient"])
 @pytest.mark.parametrize("kind", ["csqueue", "pu", "supervised"])
 def test_every_detector_learns(source: str, kind: str, tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_detector=kind, rs_detector_input=source, rs_synthetic_to="main")

@@ -14,6 +14,7 @@ from usb_rsmatch.detection import detector as detector_module
 from usb_rsmatch.detection.detector import (
     blur_residual,
     build_detector,
+    contrast_free_residual,
     in_eight_positions,
     multiply_adds,
     neighbouring_pixel_residual,
@@ -23,7 +24,7 @@ from usb_rsmatch.detection.detector import (
 )
 from usb_rsmatch.errors import UserError
 
-IMAGE_KINDS = ["residual", "npr"]
+IMAGE_KINDS = ["contrast_free", "residual", "npr"]
 
 
 @pytest.fixture
@@ -34,6 +35,16 @@ def images() -> torch.Tensor:
 def test_blur_residual_is_scipys(images: torch.Tensor) -> None:
     blurred = uniform_filter(images.double().numpy(), size=(1, 1, 3, 3), mode="mirror")
     np.testing.assert_allclose(blur_residual(images).numpy(), images.numpy() - blurred, atol=1e-6)
+
+
+def test_contrast_free_residual_is_scipys(images: torch.Tensor) -> None:
+    def residual(x: np.ndarray) -> np.ndarray:
+        return x - uniform_filter(x, size=(1, 1, 3, 3), mode="mirror")
+
+    first = residual(images.double().numpy())
+    power = uniform_filter((first**2).mean(1, keepdims=True), size=(1, 1, 5, 5), mode="constant")
+    expected = np.concatenate([first, residual(first)], 1) / np.sqrt(power + 0.01)
+    np.testing.assert_allclose(contrast_free_residual(images).numpy(), expected, atol=1e-5)
 
 
 def test_neighbouring_pixel_residual_is_the_papers(images: torch.Tensor) -> None:

@@ -66,6 +66,18 @@ def blur_residual(x: Tensor) -> Tensor:
     return torch.sub(x, down[..., :-2] + down[..., 1:-1] + down[..., 2:], alpha=1 / 9)
 
 
+def contrast_free_residual(x: Tensor) -> Tensor:
+    """Residuals of images [B, C, H, W] of first and second order, divided by the local contrast: [B, 2 C, H, W].
+
+    The local contrast is the root mean square of the first residual over channels and 5 x 5 pixels. Without it, strong
+    edges of the object outweigh the weak traces between them (our choice; the floor 0.1 is in units of a normalised
+    image).
+    """
+    first = blur_residual(x)
+    contrast = F.avg_pool2d(first.square().mean(1, keepdim=True), 5, stride=1, padding=2)
+    return torch.cat([first, blur_residual(first)], 1) / (contrast + 0.01).sqrt()
+
+
 def neighbouring_pixel_residual(x: Tensor) -> Tensor:
     """Images [B, C, H, W] minus their copies reduced and enlarged by a factor of 2, both by nearest neighbour.
 
@@ -103,16 +115,17 @@ class ResidualDetector(nn.Module):
     GroupNorm learnt far less in the same number of steps).
     """
 
-    def __init__(self, residual: Callable[[Tensor], Tensor], width: int) -> None:
+    def __init__(self, residual: Callable[[Tensor], Tensor], width: int, channels: int = 3) -> None:
+        """`residual` makes `channels` of an image's three; the layers have `width`, 2 and 4 times as many."""
         super().__init__()
         self.residual = residual
-        channels = (3, width, 2 * width, 4 * width)
+        channels_of = (channels, width, 2 * width, 4 * width)
         layers: list[nn.Module] = []
-        for (before, after), stride in zip(itertools.pairwise(channels), (1, 2, 2), strict=True):
+        for (before, after), stride in zip(itertools.pairwise(channels_of), (1, 2, 2), strict=True):
             convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(channels[-1], 1)
+        self.head = nn.Linear(channels_of[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B] of normalised images [B, 3, H, W]."""
@@ -140,6 +153,9 @@ class FeatureDetector(nn.Module):
 
 
 register_detector("residual", lambda num_features, width: ResidualDetector(blur_residual, width))
+register_detector(
+    "contrast_free", lambda num_features, width: ResidualDetector(contrast_free_residual, 2 * width, channels=6)
+)
 register_detector("npr", lambda num_features, width: ResidualDetector(neighbouring_pixel_residual, width))
 register_detector("feature", FeatureDetector)
 register_detector("feature_gradient", lambda num_features, width: FeatureDetector(num_features, width, True))

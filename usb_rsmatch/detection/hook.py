@@ -30,7 +30,7 @@ from usb_rsmatch.distributed import all_gather_batch, local_shard, world_size
 from usb_rsmatch.errors import UserError
 
 COMPONENTS_FROM = 512  # images of the pool from which the principal components are computed
-COLD_SHARE = 0.1  # share of training in which the detector learns from pseudo-fakes alone (ours)
+COLD_SHARE = 0.1  # share of training in which the detector learns without the queue (ours)
 MOMENTUM = 0.7  # of the running average of an image's score over its visits (ours)
 MINED_SHARE = 0.3  # share of each pseudo-class, the highest scores, that enters the queue (ours)
 MINED_PER_LABELED = 3  # mined images per labelled image in the detector's batch (ours)
@@ -44,9 +44,10 @@ def _classes(pseudo_label: Tensor) -> Tensor:
 class SyntheticDetectionHook(Hook):
     """Identification, the class-wise queue of mined synthetic images, and the detector's loss.
 
-    No label marks synthetic images, so the detector starts with labelled images against their reconstructions from
-    principal components (`pseudo_fakes`). From the first step on, the images of the pool that rank highest within their
-    pseudo-class enter the queue. After `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector learns
+    No label marks synthetic images, so the detector starts with labelled images against the whole pool, which ranks
+    images as true provenance would if it did not overfit, or against their reconstructions from principal components
+    (`pseudo_fakes`). From the first step on, the images of the pool that rank highest within their pseudo-class enter
+    the queue. After `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector learns
     from the queue, and after `rs_warmup` of training its scores identify synthetic images. Source of the queue: arXiv
     2405.16930; how it is filled is our choice.
 
@@ -61,6 +62,7 @@ class SyntheticDetectionHook(Hook):
         self.threshold = 0.5 if self._adaptive else float(settings.rs_threshold)
         self._warmup_steps, self._seed = int(settings.rs_warmup * steps), algorithm.args.seed
         self._cold_steps = min(int(COLD_SHARE * steps), self._warmup_steps // 2)
+        self._pseudo_fakes = settings.rs_pseudo_fakes
         self._components: PrincipalComponents | None = None
         dataset: Any = None if self.kind == "none" else algorithm.dataset_dict["train_ulb"]
         if dataset is not None and not hasattr(dataset, "set"):
@@ -178,7 +180,7 @@ class SyntheticDetectionHook(Hook):
         if self.kind == "supervised":
             return self._supervised_loss(self._logits(algorithm, pool)[0], idx_ulb)
         self._mine(idx_ulb, pseudo_label)
-        synthetic, counted = self._examples(algorithm, x_lb)
+        synthetic, counted = self._examples(algorithm, x_lb, x_ulb_w)
         on_real, on_synthetic = self._logits(algorithm, real, synthetic)
         missed = (F.softplus(-on_synthetic) * counted).sum() / counted.sum().clamp(min=1)
         return F.softplus(on_real).mean() + missed
@@ -209,15 +211,15 @@ class SyntheticDetectionHook(Hook):
             )
         return widened(algorithm.detector(torch.cat(parts))).split([len(x) for x in parts])
 
-    def _examples(self, algorithm: Any, x_lb: Tensor) -> tuple[Tensor, Tensor]:
-        """Examples of synthetic images, mined ones or pseudo-fakes, and weights float [n]: 1 for a valid example."""
+    def _examples(self, algorithm: Any, x_lb: Tensor, x_ulb_w: Tensor) -> tuple[Tensor, Tensor]:
+        """Examples of synthetic images, mined or those of the cold start, and weights float [n]: 1 for a valid one."""
         warm = algorithm.it >= self._cold_steps
         if warm and not (self._queue_serves and self.scores.is_cuda):  # a GPU is asked until the queue is first used
             self._queue_serves = len(self.queue) > 0
         if warm and self._queue_serves:
             synthetic, counted = self._sample(algorithm, len(x_lb))
         else:
-            synthetic = self._pseudo_fakes(algorithm, x_lb)
+            synthetic = self._first_examples(algorithm, x_lb, x_ulb_w)
             counted = torch.ones(len(synthetic), device=x_lb.device)
         return (self._features(algorithm, synthetic) if reads_features(algorithm.detector) else synthetic), counted
 
@@ -267,8 +269,10 @@ class SyntheticDetectionHook(Hook):
         views = self._dataset.weak_views(indices.clamp(min=0), local_shard(positions), QUEUE_VIEW)
         return views.to(self.scores.device, non_blocking=True), (indices >= 0).float()
 
-    def _pseudo_fakes(self, algorithm: Any, x_lb: Tensor) -> Tensor:
-        """The labelled views [B, 3, H, W], reconstructed from principal components of the pool."""
+    def _first_examples(self, algorithm: Any, x_lb: Tensor, x_ulb_w: Tensor) -> Tensor:
+        """Views [n, 3, H, W] of the step's pool images, or the labelled views reconstructed (`rs_pseudo_fakes`)."""
+        if self._pseudo_fakes == "pool":
+            return x_ulb_w[: MINED_PER_LABELED * len(x_lb)]
         if self._components is None:  # a function of the seed and the pool, so checkpoints do not need it
             chosen = generator(self._seed, "components").permutation(len(self._dataset))[:COMPONENTS_FROM]
             views = self._dataset.weak_views(chosen, chosen, QUEUE_VIEW)
