@@ -110,8 +110,8 @@ RSMATCH = Method(
     tail={
         "rs_base": "fixmatch",
         "rs_detector": "csqueue",
-        "rs_detector_input": "contrast_free",
-        "rs_pseudo_fakes": "pool",
+        "rs_detector_input": "residual",
+        "rs_pseudo_fakes": "components",
         "rs_queue": "classwise",
         "rs_queue_length": 32,
         "rs_synthetic_to": "both",

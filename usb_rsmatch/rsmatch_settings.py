@@ -20,14 +20,14 @@ class RSMatchSettings:
     )
     rs_detector_input: str = setting(
         "str",
-        "contrast_free",
-        "detector's input: contrast_free, residual, npr, feature, feature_gradient, or one of a plugin",
+        "residual",
+        "detector's input: residual, contrast_free (photographs), npr, feature, feature_gradient, or a plugin's",
         "ours",
     )
     rs_pseudo_fakes: str = setting(
-        "pool|components",
-        "pool",
-        "the detector's first negative examples: the whole pool, or labelled images rebuilt from components",
+        "components|pool",
+        "components",
+        "detector's first synthetic examples: labelled images rebuilt from components, or (photographs) the pool",
         "ours",
     )
     rs_queue: str = setting("classwise|single", "classwise", "one queue per class, or one for all classes", "paper")

@@ -219,6 +219,22 @@ def test_the_supervised_yardstick_learns_provenance(tiny: dict[str, Any]) -> Non
     torch.testing.assert_close(torch.as_tensor(log_dict["train/det_loss"]), both.detach())
 
 
+def test_a_cold_start_against_the_pool_takes_three_of_its_images_for_each_labelled_one(tiny: dict[str, Any]) -> None:
+    config = {**tiny, "algorithm": "rsmatch", "rs_pseudo_fakes": "pool", "rs_warmup": 1.0, "rs_synthetic_to": "main"}
+    alg, reference = algorithm(config), algorithm(config)
+    for one in (alg, reference):
+        one.hooks_dict["SyntheticDetectionHook"]._cold_steps = 1
+    reference.model.load_state_dict(alg.model.state_dict())
+    _, log_dict, batch = one_step(alg)
+    reference.model.train()
+    real, count = batch["x_lb"], len(batch["x_lb"])
+    pool = batch["x_ulb_w"][: 3 * count]
+    turned = [in_eight_positions(x, np.arange(len(x))) for x in (real, pool)]  # of step 0
+    logit = reference.detector(torch.cat(turned))
+    expected = F.softplus(logit[:count]).mean() + F.softplus(-logit[count:]).mean()
+    torch.testing.assert_close(torch.as_tensor(log_dict["train/det_loss"]), expected.detach())
+
+
 def test_an_adaptive_threshold_identifies_the_estimated_share(tiny: dict[str, Any]) -> None:
     alg = algorithm(tiny, algorithm="rsmatch", rs_threshold="adaptive")
     alg.train()

@@ -44,12 +44,12 @@ def _classes(pseudo_label: Tensor) -> Tensor:
 class SyntheticDetectionHook(Hook):
     """Identification, the class-wise queue of mined synthetic images, and the detector's loss.
 
-    No label marks synthetic images, so the detector starts with labelled images against the whole pool, which ranks
-    images as true provenance would if it did not overfit, or against their reconstructions from principal components
-    (`pseudo_fakes`). From the first step on, the images of the pool that rank highest within their pseudo-class enter
-    the queue. After `COLD_SHARE` of training (or half of a shorter `rs_warmup`) the detector learns
-    from the queue, and after `rs_warmup` of training its scores identify synthetic images. Source of the queue: arXiv
-    2405.16930; how it is filled is our choice.
+    No label marks synthetic images, so the detector starts with labelled images against their reconstructions from
+    principal components (`pseudo_fakes`), or against the whole pool: without overfitting, a detector of real against
+    mixed images ranks them as one of real against synthetic images does. From the first step on, the images of the pool
+    that rank highest within their pseudo-class enter the queue. After `COLD_SHARE` of training (or half of a shorter
+    `rs_warmup`) the detector learns from the queue, and after `rs_warmup` of training its scores identify synthetic
+    images. Source of the queue: arXiv 2405.16930; how it is filled is our choice.
 
     `scores` float32 [N] is the running average of each pool image's probability of being synthetic, NaN before its
     first visit. Scores, queue and ranking stay on the device of the batches, so that no step waits for a GPU (except
