@@ -239,7 +239,7 @@ def test_pool_prints_and_writes_the_contents_of_a_pool(config: Path, capsys: pyt
     code, out, _ = run_cli(capsys, "pool", "--c", str(config), "--out", str(out_file), "--check-shortcuts")
     assert code == 0 and "blend" in out
     manifest = json.loads(out_file.read_text())
-    assert manifest["pool"] == {"real": 200, "synthetic": 200, "by_generator": {"blend": 200}}
+    assert manifest["pool"] == {"real": 200, "synthetic": 200, "unknown": 0, "by_generator": {"blend": 200}}
     assert out_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     written = out_file.read_bytes()
     code, _, err = run_cli(capsys, "pool", "--c", str(config), "--out", str(out_file))

@@ -73,7 +73,7 @@ def test_an_algorithm_with_a_key(folder: Path) -> None:
 
 def test_a_data_set_and_a_generator(folder: Path) -> None:
     result = result_of(folder, "fixmatch", "stripes")
-    assert result["pool"] == {"real": 200, "synthetic": 60, "by_generator": {"gaussian": 60}}
+    assert result["pool"] == {"real": 200, "synthetic": 60, "unknown": 0, "by_generator": {"gaussian": 60}}
 
 
 def test_a_plot(folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_wheel_alone_runs_anywhere(dist: Path, tmp_path: Path) -> None:
     command = str(binaries / "usb-rsmatch")
     run(command, "train", "--c", "quickstart/rsmatch", *keys, "--save_name", "run", cwd=work, env=env)
     result = json.loads((work / "saved_models" / "run" / "result.json").read_text())
-    assert result["pool"] == {"real": 600, "synthetic": 600, "by_generator": {"tiny": 600}}
+    assert result["pool"] == {"real": 600, "synthetic": 600, "unknown": 0, "by_generator": {"tiny": 600}}
     assert "top-1-acc" in run(command, "eval", "saved_models/run", cwd=work, env=env)
     assert sorted(path.name for path in work.iterdir()) == ["saved_models"]
 

@@ -178,6 +178,20 @@ def test_a_pu_detector_and_validation_images_give_a_share(mine: dict[str, Any]) 
     assert share["real_part"] == "validation" and share["real_images"] == 60 and share["estimate"] is not None
 
 
+def test_a_pool_without_images_is_refused(
+    mine: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, {**mine, "unlabeled": [], "real_count": 0}) == 2
+    assert capsys.readouterr().err == (
+        "usb-rsmatch: the unlabelled pool has no images: raise real_count, or add `unlabeled:` or `synthetic:`\n"
+    )
+
+
+def test_the_collection_alone_is_a_pool(mine: dict[str, Any]) -> None:
+    result = train({**mine, "real_count": 0}, note=lambda line: None)
+    assert result["pool"] == {"real": 0, "synthetic": 0, "unknown": 150, "by_generator": {}}
+
+
 def test_the_pool_command_and_a_grid_know_them(
     mine: dict[str, Any], collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
