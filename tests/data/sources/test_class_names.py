@@ -73,3 +73,9 @@ def test_exact_names_are_never_changed(names: list[str], random: object) -> None
     order = list(classes)
     random.shuffle(order)  # type: ignore[attr-defined]
     assert ClassIndex(classes).of_names(order, "x").tolist() == [classes.index(name) for name in order]
+
+
+def test_classes_that_look_identical_are_refused() -> None:
+    """In Unicode's two forms of an accent they would become one class, and the other would be empty."""
+    with pytest.raises(UserError, match="two classes are both displayed as 'é'"):
+        ClassIndex(["C", "e\u0301", "\u00e9"])

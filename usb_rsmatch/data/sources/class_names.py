@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -47,7 +48,10 @@ class ClassIndex:
         self.classes = tuple(classes)
         self.notes: list[str] = []
         self._exact = {_composed(name): i for name, i in (aliases or {}).items()}
-        self._exact.update({_composed(name): i for i, name in enumerate(self.classes)})
+        forms = [_composed(name) for name in self.classes]
+        if twins := [name for name, count in Counter(forms).items() if count > 1]:
+            raise UserError(f"two classes are both displayed as {twins[0]!r}, with different Unicode forms; merge them")
+        self._exact.update({name: i for i, name in enumerate(forms)})
         self._similar = _by_plain_name(self._exact)
         self._mapped = {_composed(str(name)): self._target(name, target) for name, target in (mapping or {}).items()}
         self._mapped_similar = _by_plain_name(self._mapped)
