@@ -1,255 +1,257 @@
-"""Accuracy of the audit on pools with a known share of synthetic images, and on two controls without any.
+"""Accuracy of the audit on pools with a known share of synthetic images, and on real images of other file histories.
 
-python -m benchmarks.audit --out results/audit.json
+python -m benchmarks.audit --out results/audit.json --photos DIR
 
-A pool consists of generated images and of real images that are not in the trusted folder; provenance is only used for
-evaluation. `auroc` is the AUROC of the audit's score. `supervised` is the AUROC of the same network trained with true
-provenance on equally many images, an upper bound. The controls are a pool of real images only (share 0), and real PNG
-files compared with real JPEG files, for which the AUROC between trusted and audited images must be near 0.5. In pools
-marked `cleared`, pixel values under 8 of 255 are set to 0 in trusted and audited images.
+DIR holds photographs in `matched/train` and generated ones in `latent_flow`, ... (docs/audit.md); without it, only
+digits are audited. Provenance is used for evaluation alone. `coverage` counts pools for which a share was stated,
+`calibration_error` their images' probabilities. Finished pools are kept in the file: the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
-from usb_rsmatch.counter_rng import derive, generator
-from usb_rsmatch.data.images.reencode import cleared
+from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.data.sources.dataset_registry import open_real
-from usb_rsmatch.detection import audit_detector
-from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
+from usb_rsmatch.detection.audit_verdict import SHARE
 from usb_rsmatch.detection.metrics import auroc
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.audit import Audit, audit_with_real
-from usb_rsmatch.inference.input_images import ArrayImage, ImageList, open_images
+from usb_rsmatch.inference.input_images import ImageList, open_images
 from usb_rsmatch.io import write_json
 from usb_rsmatch.synthesis.flow import FlowSettings, make_images
 from usb_rsmatch.usb import training
 
-SHARES = (0.0, 0.05, 0.2, 0.5, 0.8)
-GOAL = 0.05  # largest accepted difference between share and estimate
-CLEARED = 8  # pixel values below this become 0 in settings with `cleared`
-SUPERVISED_STEPS = 600
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.8, 1.0)
+GENERATORS = ("latent_flow", "latent_flow_guided", "latent_flow_8steps")
+TRUSTED, POOL = 1000, 2000
+FIRST_SEED = 100
+BINS = 10  # of probability, for the calibration error
+Edit = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Pools of one generator. `sampler` replaces recommended FlowSettings; `trusted` and `pool` count images."""
+class Control:
+    """Real images after `edit`, saved as `suffix` with `options`, audited against real images as they are."""
 
-    name: str
-    dataset: str
-    sampler: Mapping[str, Any]
-    trusted: int
-    pool: int
-    seeds: tuple[int, ...]
-    cleared: bool = False
-    shares: tuple[float, ...] = SHARES
+    edit: Edit
+    suffix: str
+    options: dict[str, Any]
 
 
-SETTINGS = (
-    Setting("digits, 3 steps", "digits", {"guidance": 1, "sampler_steps": 3, "solver": "euler"}, 700, 1000, (0, 1, 2)),
-    Setting("digits, 16 steps", "digits", {}, 700, 1000, (0,), shares=(0.5,)),
-    Setting("garments", "fashionmnist", {}, 2000, 2000, (0,), cleared=True),
-)
-QUICK = (Setting("digits, 3 steps", "digits", {"steps": 30, "sampler_steps": 3, "solver": "euler"}, 60, 80, (0,)),)
+def _resized(factor: float, kernel: Image.Resampling) -> Edit:
+    return lambda im: im.resize((round(im.width * factor),) * 2, kernel).resize(im.size, kernel)
 
 
-def measure(settings: Sequence[Setting], data_dir: Path, log: Any = print) -> dict[str, Any]:
-    """Audit all pools of every setting whose data set is available, and one control.
-
-    Raises UserError if no data set is available.
-    """
-    pools: list[dict[str, Any]] = []
-    control: dict[str, Any] | None = None
-    skipped: dict[str, str] = {}
-    for setting in settings:
-        try:
-            real, generated = _images(setting, data_dir)
-        except UserError as error:
-            skipped[setting.name] = str(error)
-            log(f"skipped: {setting.name}: {error}")
-            continue
-        upper_bound = supervised_auroc(real, generated, setting)
-        for share in setting.shares:
-            for seed in setting.seeds:
-                pools.append(one_pool(setting, real, generated, share, seed) | {"supervised": upper_bound})
-                log(pool_line(pools[-1]))
-        if control is None:
-            control = reencoded_control(real, setting)
-            log(f"control, real and re-encoded real images: {control}")
-    if not pools:
-        raise UserError(f"no data set is available: {'; '.join(skipped.values())}")
-    near = [abs(p["estimate"] - p["share"]) <= GOAL for p in pools]
-    covered = [p["low"] <= p["share"] <= p["high"] for p in pools]
-    return {
-        "pools": pools,
-        "within_5_points": {"count": sum(near), "of": len(near)},
-        "interval_coverage": {"count": sum(covered), "of": len(covered), "nominal": 0.95},
-        "negative_control": control,
-        "skipped": skipped,
-    }
+def _same(image: Image.Image) -> Image.Image:
+    return image
 
 
-def one_pool(setting: Setting, real: np.ndarray, generated: np.ndarray, share: float, seed: int) -> dict[str, Any]:
-    """Audit one pool with a share of synthetic images; return true share, estimate and conditions."""
-    rng = generator(seed, "bench audit", setting.name)
-    order, count = rng.permutation(len(real)), round(share * setting.pool)
-    trusted = real[order[: setting.trusted]]
-    rest = real[order[setting.trusted : setting.trusted + setting.pool - count]]
-    made = generated[rng.permutation(len(generated))[:count]]
+CONTROLS = {
+    **{f"JPEG {q}": Control(_same, "jpg", {"quality": q}) for q in (30, 40, 60, 90, 98)},
+    "JPEG 90, 4:4:4": Control(_same, "jpg", {"quality": 90, "subsampling": 0}),
+    "PNG of a JPEG": Control(_same, "png", {}),
+    "WebP 80": Control(_same, "webp", {"quality": 80}),
+    "resized to 22 px and back": Control(_resized(22 / 32, Image.Resampling.BILINEAR), "jpg", {"quality": 75}),
+    "resized to 29 px and back": Control(_resized(0.9, Image.Resampling.LANCZOS), "jpg", {"quality": 75}),
+    "enlarged by 1.5 and back": Control(_resized(1.5, Image.Resampling.BICUBIC), "jpg", {"quality": 75}),
+    "sharpened by 60 %": Control(lambda im: im.filter(ImageFilter.UnsharpMask(1, 60, 0)), "jpg", {"quality": 75}),
+    "brightened by 20 %": Control(lambda im: ImageEnhance.Brightness(im).enhance(1.2), "jpg", {"quality": 75}),
+    "contrast up by 20 %": Control(lambda im: ImageEnhance.Contrast(im).enhance(1.2), "jpg", {"quality": 75}),
+}
+
+
+def photo_files(folder: Path) -> list[str]:
+    """The image files below a folder, sorted; UserError if there is none."""
+    return sorted(open_images([folder]).names)
+
+
+def photo_pools(folder: Path, seeds: Sequence[int]) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """The key of each photo pool, and a function that measures it; the first seed alone has all controls."""
+    real = photo_files(folder / "matched" / "train")
+    made = {name: photo_files(folder / name) for name in GENERATORS if (folder / name).is_dir()}
+    for seed in seeds:
+        order = generator(seed, "bench audit").permutation(len(real))
+        shuffled = [real[row] for row in order[: TRUSTED + POOL]]
+        if seed == seeds[0]:
+            for name, control in CONTROLS.items():
+                yield {"control": name, "seed": seed}, partial(measured_control, control, shuffled, seed)
+        for share in SHARES:
+            for name, files in made.items() if share else (("none", []),):
+                yield (
+                    {"generator": name, "share": share, "seed": seed},
+                    partial(measured_photos, shuffled, files, share, seed),
+                )
+
+
+def digit_pools(data_dir: Path, seeds: Sequence[int], count: int) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The same for digits of 8 px and a flow of 3 steps that is trained here; `count` images are audited."""
+    data = open_real("digits", data_dir)
+    size = data.spec.img_size
+    train = data.train.load(np.arange(len(data.train)), size, 1)
+    real = np.concatenate([train, data.test.load(np.arange(len(data.test)), size, 1)])
+    settings = FlowSettings.recommended(size, guidance=1, sampler_steps=3, solver="euler")
+    made: list[np.ndarray] = []
+    for seed in seeds:
+        for share in (0.0, 0.25, 0.5, 1.0):
+
+            def measure(share: float = share, seed: int = seed) -> dict[str, Any]:
+                if not made:
+                    made.append(make_images(train, data.train.labels, len(data.classes), count, settings, 0)[0])
+                shuffled = real[generator(seed, "bench audit").permutation(len(real))]
+                synthetic = round(share * count)
+                rest = shuffled[-count:][: count - synthetic]
+                pool = ImageList.of_array(np.concatenate([rest, made[0][:synthetic]]))
+                return measured_pool(ImageList.of_array(shuffled[:-count]), pool, share, seed)
+
+            yield {"generator": "digits flow, 3 steps", "share": share, "seed": seed}, measure
+
+
+def measured_photos(real: Sequence[str], made: Sequence[str], share: float, seed: int) -> dict[str, Any]:
+    """A pool of files; the first `TRUSTED` real ones are trusted."""
+    pool = open_images(_mixed(real[TRUSTED:], made, share, seed))
+    return measured_pool(open_images(real[:TRUSTED]), pool, share, seed)
+
+
+def measured_pool(real: ImageList, pool: ImageList, share: float, seed: int) -> dict[str, Any]:
+    """One audited pool, whose last images are synthetic; with the bins of its probabilities."""
     started, cpu = time.perf_counter(), time.process_time()
-    audit, _ = audit_with_real(_listed(trusted, "real"), _listed(np.concatenate([rest, made]), "pool"), seed)
-    truth = np.arange(setting.pool) >= setting.pool - count
+    audit, _ = audit_with_real(real, pool, seed)
+    seconds, used = time.perf_counter() - started, time.process_time() - cpu
+    truth = np.arange(len(pool)) >= len(pool) - round(share * len(pool))
+    place = np.minimum((audit.probability * BINS).astype(int), BINS - 1)
+    bins = [
+        [int((place == b).sum()), float(audit.probability[place == b].sum()), int(truth[place == b].sum())]
+        for b in range(BINS)
+    ]
     return {
-        "generator": setting.name,
-        "cleared": setting.cleared,
-        "seed": seed,
-        "share": share,
-        "estimate": audit.share.estimate,
-        "low": audit.share.low,
-        "high": audit.share.high,
+        **_said(audit),
         "auroc": auroc(audit.score, truth),
-        "trusted": setting.trusted,
-        "images": setting.pool,
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "trusted": len(real),
+        "images": len(pool),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(used, 1),
+        "bins": bins,
     }
 
 
-def reencoded_control(real: np.ndarray, setting: Setting) -> dict[str, Any]:
-    """Audit real JPEG files (quality 90) with other real images, PNG files, as trusted: no image is synthetic."""
-    order = generator(0, "bench control").permutation(len(real))
-    half = min(len(order) // 2, setting.trusted)
-    with tempfile.TemporaryDirectory() as name:
-        for side, rows, suffix in (("png", order[:half], "png"), ("jpeg", order[half : 2 * half], "jpg")):
-            (Path(name) / side).mkdir()
-            for row in rows:
-                pixels = real[row, ..., 0] if real.shape[-1] == 1 else real[row]
-                Image.fromarray(pixels).save(Path(name) / side / f"{row}.{suffix}", quality=90)
-        folders = [open_images([Path(name) / side]) for side in ("png", "jpeg")]
-        found = {}
-        for key, jpeg in (("both_reencoded", "auto"), ("as_they_are", None)):
-            audit, _ = audit_with_real(folders[0], folders[1], 0, jpeg=jpeg)
-            share = audit.share
-            found[key] = {
-                "auroc": trusted_pool_auroc(audit),
-                "estimate": share.estimate,
-                "low": share.low,
-                "high": share.high,
-                "jpeg": audit.pipeline.jpeg,
-            }
-    return {"dataset": setting.dataset, "images": half, **found}
+def measured_control(control: Control, real: Sequence[str], seed: int) -> dict[str, Any]:
+    """The audit of as many edited real images as trusted ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(real[TRUSTED : 2 * TRUSTED]):
+            with Image.open(name) as image:
+                path = Path(folder) / f"{number}.{control.suffix}"
+                control.edit(image.convert("RGB")).save(path, **control.options)
+        audit, _ = audit_with_real(open_images(real[:TRUSTED]), open_images([folder]), seed)
+    return _said(audit)
 
 
-def trusted_pool_auroc(audit: Audit) -> float:
-    """Return the AUROC between held-out trusted and held-out audited images, mean over the audit's detectors."""
-    values = []
-    for part in audit.parts:
-        scores, truth = (
-            np.concatenate([part.real, part.pool]),
-            np.repeat([False, True], [len(part.real), len(part.pool)]),
-        )
-        values.append(auroc(scores, truth) or 0.5)
-    return float(np.mean(values))
+def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that the documentation quotes; None where nothing was measured."""
+    pools = [entry for entry in entries if "share" in entry]
+    stated = [pool for pool in pools if pool["said"] == SHARE]
+    controls = [entry for entry in entries if "control" in entry]
+    bins = np.sum([pool["bins"] for pool in stated], axis=0) if stated else np.zeros((BINS, 3))
+    error = np.abs(bins[:, 1] - bins[:, 2]).sum() / max(1, bins[:, 0].sum())
+    distances = [abs(control["apart"] - 0.5) for control in controls if control["said"] == SHARE]
+    large = [pool for pool in stated if pool["images"] >= POOL]
+    return {
+        "coverage": float(np.mean([p["low"] <= p["share"] <= p["high"] for p in stated])) if stated else None,
+        "stated": len(stated),
+        "half_width_median": float(np.median([(p["high"] - p["low"]) / 2 for p in large])) if large else None,
+        "cannot_tell": sum(pool["said"] == "cannot tell" for pool in pools),
+        "histories_differ": sum(pool["said"] == "histories differ" for pool in pools),
+        "control_auroc_max": 0.5 + max(distances) if distances else None,
+        "controls_refused": sum(control["said"] != SHARE for control in controls),
+        "controls_false": sum(control["said"] == SHARE and control["low"] > 0 for control in controls),
+        "calibration_error": float(error) if stated else None,
+        "reliability": bins.tolist(),
+        "seconds_2000": float(np.median([p["seconds"] for p in pools if p["images"] >= POOL])) if large else None,
+        "cpu_seconds_2000": float(np.median([p["cpu_seconds"] for p in pools if p["images"] >= POOL]))
+        if large
+        else None,
+    }
 
 
-def supervised_auroc(real: np.ndarray, generated: np.ndarray, setting: Setting) -> float:
-    """Train the audit's network with true provenance on half of the images; return its AUROC on the other half."""
-    seed = derive(0, "bench supervised", setting.name)
-    rng, half = generator(seed, "rows"), min(setting.pool, len(real), len(generated)) // 2
-    sides = [images[rng.permutation(len(images))[: 2 * half]] for images in (real, generated)]
-    look = audit_detector.Look.of(sides[0])
-    tensors = [look(torch.from_numpy(np.ascontiguousarray(s.transpose(0, 3, 1, 2)))) for s in sides]
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        detector = ResidualDetector(blur_residual, audit_detector.WIDTH)
-    optimiser = torch.optim.AdamW(
-        detector.parameters(), audit_detector.LEARNING_RATE, weight_decay=audit_detector.WEIGHT_DECAY
-    )
-    for step in range(SUPERVISED_STEPS):
-        rows = generator(seed, "batch", step).integers(0, half, (2, audit_detector.BATCH))
-        out = detector(torch.cat([side[torch.from_numpy(r)] for side, r in zip(tensors, rows, strict=True)]))
-        loss = F.softplus(out[: audit_detector.BATCH]).mean() + F.softplus(-out[audit_detector.BATCH :]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    scores = np.concatenate([audit_detector.logits(detector, side[half:], look) for side in sides])
-    return auroc(scores, np.repeat([False, True], half)) or 0.5
+def _said(audit: Audit) -> dict[str, Any]:
+    found = audit.verdict
+    return {
+        "said": found.said,
+        "estimate": found.share.estimate,
+        "low": found.share.low,
+        "high": found.share.high,
+        "apart": found.apart,
+        "separation": found.separation,
+    }
 
 
-def _images(setting: Setting, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return real and generated images uint8 [N, H, W, C]; the generator is trained on the whole training set."""
-    data = open_real(setting.dataset, data_dir)
-    size, channels = data.spec.img_size, data.spec.channels
-    train = data.train.load(np.arange(len(data.train)), size, channels)
-    made, _ = make_images(
-        train,
-        data.train.labels,
-        len(data.classes),
-        round(max(setting.shares) * setting.pool),
-        FlowSettings.recommended(size, **setting.sampler),
-        0,
-    )
-    real = np.concatenate([train, data.test.load(np.arange(len(data.test)), size, channels)])
-    if setting.cleared:
-        real, made = (cleared(images, CLEARED) for images in (real, made))
-    return real, made
+def _mixed(real: Sequence[str], made: Sequence[str], share: float, seed: int) -> list[str]:
+    synthetic = round(share * POOL)
+    chosen = generator(seed, "bench audit", "made").permutation(len(made))[:synthetic]
+    return [*real[: POOL - synthetic], *(made[row] for row in chosen)]
 
 
-def _listed(images: np.ndarray, name: str) -> ImageList:
-    items = [ArrayImage(images, row) for row in range(len(images))]
-    return ImageList([f"{name} {row}" for row in range(len(images))], items)
-
-
-def pool_line(pool: Mapping[str, Any]) -> str:
-    """Return the log line of a pool."""
-    found = "-" if pool["auroc"] is None else f"{pool['auroc']:.3f}"
+def _line(entry: dict[str, Any]) -> str:
+    name = entry.get("control") or f"{entry['generator']} {entry['share']:.0%}"
     return (
-        f"{pool['generator']:18s} seed {pool['seed']}  share {pool['share']:4.0%}  estimate {pool['estimate']:6.1%} "
-        f"({pool['low']:.1%} to {pool['high']:.1%})  AUROC {found}, supervised {pool['supervised']:.3f}, "
-        f"{pool['cpu_seconds']:.0f} s"
+        f"{name:28s} seed {entry['seed']}  {entry['said']:16s} {entry['estimate']:6.1%} "
+        f"({entry['low']:.1%} to {entry['high']:.1%})  AUROC of sides {entry['apart']:.3f}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
     parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
+    parser.add_argument("--photos", default=None, metavar="DIR", help="folder of photographs, see docs/audit.md")
     parser.add_argument("--data-dir", default="./data", metavar="DIR", help="folder of the data sets")
-    parser.add_argument("--only", default=None, metavar="TEXT", help="only settings whose name contains TEXT")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds, from 100; default: 3")
+    parser.add_argument("--max-minutes", type=float, default=None, metavar="M", help="stop after M minutes, to resume")
     parser.add_argument("--quick", action="store_true", help="trial run with tiny pools: its numbers are meaningless")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    settings = QUICK if args.quick else [s for s in SETTINGS if args.only is None or args.only in s.name]
+    out, began = Path(args.out), time.monotonic()
+    seeds = range(FIRST_SEED, FIRST_SEED + (1 if args.quick else args.seeds))
     try:
-        result = measure(settings, Path(args.data_dir), log=lambda text: print(text, flush=True))
+        planned = list(photo_pools(Path(args.photos), seeds)) if args.photos else []
+        planned += list(digit_pools(Path(args.data_dir), seeds, 100 if args.quick else 1000))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    entries: list[dict[str, Any]] = json.loads(out.read_text())["pools"] if out.exists() else []
     words = ["python", "-m", "benchmarks.audit", *(sys.argv[1:] if argv is None else argv)]
-    result |= {
-        "command": shlex.join(words),
-        "quick": args.quick,
-        "threads": 1,
-        "versions": training.versions(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    write_json(args.out, result)
-    near, covered = result["within_5_points"], result["interval_coverage"]
-    print(f"within 5 points: {near['count']} of {near['of']}; intervals that contain the share: {covered['count']}")
+    for key, measure in planned:
+        if any(key.items() <= entry.items() for entry in entries):
+            continue
+        if args.max_minutes is not None and time.monotonic() - began > 60 * args.max_minutes:
+            break
+        entries.append({**key, **measure()})
+        print(_line(entries[-1]), flush=True)
+        result = {
+            "pools": entries,
+            **summary(entries),
+            "planned": len(planned),
+            "command": shlex.join(words),
+            "quick": args.quick,
+            "threads": 1,
+            "versions": training.versions(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_json(out, result)
     return 0
 
 

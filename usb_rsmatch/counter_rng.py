@@ -24,7 +24,6 @@ FAKE_DRAW = 18  # principal components of a pseudo-fake
 SECOND_VIEW = 24  # OpenMatch's second weak view
 OUTLIER_VIEW = 25  # an image of SCOMatch's queue
 ROTATION_VIEW = 26  # CRMatch's rotated image
-TRUSTED_VIEW, AUDITED_VIEW, AUDIT_FAKE_DRAW = 32, 33, 34  # an audit's trusted and audited images, and its pseudo-fakes
 
 
 def derive(seed: int, *names: int | str) -> int:

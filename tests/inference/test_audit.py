@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import html
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,21 +19,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from usb_rsmatch.cli import main
-from usb_rsmatch.detection import audit_detector
+from usb_rsmatch.data.sources.dataset_registry import open_real
+from usb_rsmatch.detection.audit_detector import LinearDetector
 from usb_rsmatch.detection.metrics import auroc
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference import audit as audits
 from usb_rsmatch.inference import audit_gallery as galleries
 from usb_rsmatch.inference.audit import audit_with_detector, audit_with_real, audit_with_run
 from usb_rsmatch.inference.audit_gallery import gallery
-from usb_rsmatch.inference.detector_file import load_detector, save_detector
+from usb_rsmatch.inference.audit_report import exit_code
+from usb_rsmatch.inference.detector_file import SavedDetector, load_detector, save_detector
 from usb_rsmatch.inference.input_images import ImageList, open_images
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_detector, "STEPS", (100, 150))
-    monkeypatch.setattr(audit_detector, "COLD", 100)
+from usb_rsmatch.inference.patches import Patches
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +60,12 @@ def file_states(root: Path) -> dict[str, tuple[str, int]]:
     }
 
 
+def open_photos_images() -> np.ndarray:
+    """The shipped photographs uint8 [n, 32, 32, 3], real ones only."""
+    data = open_real("photos", Path())
+    return np.concatenate([part.load(np.arange(len(part)), 32, 3) for part in (data.train, data.test)])
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -80,8 +84,11 @@ def test_audit_with_trusted_images(folders: dict[str, Path], tmp_path: Path, cap
     words = ["audit", str(folders["mixed"]), "--real", str(folders["real"]), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "of 150 images look synthetic (95 %" in said and "The share assumes" in said
-    assert said.splitlines()[-3:] == [str(out), str(tmp_path / "audit.html"), str(tmp_path / "audit.detector.pt")]
+    assert "of 150 images look synthetic (95 %" in said and "patches of 8 px" in said and "The share assumes" in said
+    names = ("audit.csv", "audit.html", "audit.json", "audit.detector.pt")
+    assert said.splitlines()[-4:] == [str(tmp_path / name) for name in names]
+    summary = json.loads((tmp_path / "audit.json").read_text())
+    assert summary["said"] == "share" and 0 < summary["low"] <= summary["share"] <= summary["high"] < 1
     assert file_states(folders["mixed"].parent) == before
     rows = rows_of(out)
     truth = np.array([Path(row["file"]).name.startswith("b") for row in rows])
@@ -108,8 +115,8 @@ def test_the_same_seed_and_a_saved_detector_give_the_same_scores(folders: dict[s
     assert first.share == second.share and first.share.low <= first.share.estimate <= first.share.high
     save_detector(saved, tmp_path / "d.pt")
     loaded = load_detector(tmp_path / "d.pt")
-    assert loaded.pipeline == saved.pipeline and loaded.look == saved.look
-    direct, reread = (audit_with_detector(d, mixed, batch_size=31) for d in (saved, loaded))
+    assert loaded.patches == saved.patches and loaded.tables == saved.tables == [""]
+    direct, reread = (audit_with_detector(d, mixed) for d in (saved, loaded))
     np.testing.assert_array_equal(direct.score, reread.score)
     assert (auroc(direct.score, blurred(mixed)) or 0) > 0.8
 
@@ -119,8 +126,9 @@ def test_images_outside_the_training_sample_are_scored(
 ) -> None:
     monkeypatch.setattr(audits, "MAX_TRAINING_IMAGES", 100)
     audit, saved = audit_with_real(open_images([folders["real"]]), open_images([folders["mixed"]]))
-    assert np.isfinite(audit.score).all() and sum(map(len, saved.real_scores)) == 100
-    assert sorted(np.concatenate([part.rows for part in audit.parts]).tolist()) == list(range(150))
+    assert np.isfinite(audit.score).all() and sum(map(len, saved.trainings[0][1])) == 100
+    for parts in audit.trainings:
+        assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(150))
     assert (auroc(audit.score, blurred(audit.images)) or 0) > 0.75
 
 
@@ -150,16 +158,29 @@ def test_audit_with_a_trained_run(runs: dict[str, Any], folders: dict[str, Path]
 # different formats and unreadable files -----------------------------------------------------------------------------
 
 
-def test_different_file_formats_are_reported_and_removed_by_reencoding(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    for path in folders["real"].iterdir():
-        Image.open(path).save(tmp_path / f"{path.stem}.jpg", quality=90)
-    images = open_images([tmp_path])
-    audit, saved = audit_with_real(open_images([folders["real"]]), images)
-    assert saved.pipeline.jpeg == audits.JPEG_QUALITY and "re-encoded as JPEG" in audit.warnings[0]
-    off, saved = audit_with_real(open_images([folders["real"]]), images, jpeg=None)
-    assert saved.pipeline.jpeg is None and "the detector may detect that instead of synthesis" in off.warnings[0]
+def test_files_of_another_jpeg_quality_are_aligned_and_edited_ones_refused(tmp_path: Path) -> None:
+    """Real photographs saved once more are like trusted ones; enlarged and reduced ones get no share."""
+    photos = open_photos_images()
+    photos = photos[np.random.default_rng(0).permutation(len(photos))]
+    for number, pixels in enumerate(photos[:500]):
+        image = Image.fromarray(pixels)
+        (tmp_path / "real").mkdir(exist_ok=True)
+        image.save(tmp_path / "real" / f"{number:03d}.jpg", quality=75)
+    for number, pixels in enumerate(photos[500:1000]):
+        image = Image.fromarray(pixels)
+        for name, again in (("saved", image), ("resized", image.resize((22, 22)).resize((32, 32)))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            again.save(tmp_path / name / f"{number:03d}.jpg", quality=40 if name == "saved" else 75)
+    saved, _ = audit_with_real(open_images([tmp_path / "real"]), open_images([tmp_path / "saved"]), trainings=1)
+    assert saved.verdict.said != "histories differ" and saved.share.low == 0 and saved.share.estimate < 0.2
+    assert 0.44 < saved.verdict.apart < 0.56 and "JPEG tables of the audited files" in saved.warnings[0]
+    resized, detector = audit_with_real(
+        open_images([tmp_path / "real"]), open_images([tmp_path / "resized"]), trainings=1
+    )
+    assert resized.verdict.said == "histories differ" and "histories may differ" in resized.headline()
+    assert np.isfinite(resized.score).all() and exit_code(resized, 0.1) == 4 and exit_code(resized, None) == 0
+    again = audit_with_detector(detector, open_images([tmp_path / "saved"]))
+    assert again.verdict.said == "histories differ" and "JPEG tables" in str(again.reason)
 
 
 def test_unreadable_files_are_listed_and_do_not_stop_the_audit(
@@ -169,10 +190,11 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_audit(
     (tmp_path / "mixed" / "c<b>.png").write_bytes(b"no image")
     (tmp_path / "mixed" / "=d.png").touch()
     words = ["audit", str(tmp_path / "mixed"), "--real", str(folders["real"]), "--out", str(tmp_path / "a.csv")]
-    assert main([*words, "--jpeg", "off"]) == 0
+    assert main([*words, "--jpeg", "off", "--quick", "--false-positive-rate", "0.1"]) == 0
     assert capsys.readouterr().err.count("cannot be read") == 2
     rows = {row["file"]: row for row in rows_of(tmp_path / "a.csv")}
     bad = [row for row in rows.values() if row["error"]]
+    assert {row["flagged"] for row in rows.values()} == {"0", "1", ""}
     assert len(rows) == 152 and len(bad) == 2 and all(not row["score"] for row in bad)
     page = (tmp_path / "a.html").read_text()
     assert "c&lt;b&gt;.png" in page and "c<b>.png" not in page
@@ -232,6 +254,9 @@ def test_the_gallery_is_self_contained_and_sorted(
         (["{mixed}", "--real", "{real}", "--size", "0", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not 0"),
         (["{mixed}", "--real", "{real}", "--size", "-5", "--out", "{tmp}/a.csv"], "8 to 512 pixels, not -5"),
         (["{mixed}", "--real", "{real}", "--out", "{tmp}/a.html"], "names the CSV: give another extension"),
+        (["{mixed}", "--real", "{real}", "--fail-above", "2", "--out", "{tmp}/a.csv"], "not a share from 0 to 1"),
+        (["{mixed}", "--pool", "x", "--out", "{tmp}/a.csv"], "either IMAGES or --pool"),
+        (["{mixed}", "--real", "{real}", "--size", "64", "--out", "{tmp}/a.csv"], "nothing is enlarged"),
         (["{mixed}", "--real", "{real}", "--size", "x", "--out", "{tmp}/a.csv"], "invalid"),
         (["{mixed}", "--real", "{real}", "--jpeg", "101", "--out", "{tmp}/a.csv"], "--jpeg takes"),
         (["{mixed}", "--run", "{tmp}/no", "--out", "{tmp}/a.csv"], "no such run folder"),
@@ -262,15 +287,10 @@ def test_user_errors_are_one_line(
 
 
 def test_damaged_and_foreign_detector_files_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    look = audit_detector.Look((0.5,) * 3, (0.2,) * 3)
-    from usb_rsmatch.data.pool.preprocessing import Pipeline
-    from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
-    from usb_rsmatch.inference.detector_file import SavedDetector
-
-    detector = ResidualDetector(blur_residual, audit_detector.WIDTH)
-    save_detector(SavedDetector(Pipeline(8, 1), look, [detector], [np.zeros(3, np.float32)], 0), tmp_path / "d.pt")
+    detector = LinearDetector(np.array([1.0, 2.0]), 0.5)
+    save_detector(SavedDetector(Patches(8, 1, 1), [([detector], [np.zeros(3)])], [""], [], 0), tmp_path / "d.pt")
     content = torch.load(tmp_path / "d.pt", weights_only=True)
-    torch.save({**content, "mean": [0.1, 0.5, 0.5]}, tmp_path / "changed.pt")
+    torch.save({**content, "seed": 7}, tmp_path / "changed.pt")
     with pytest.raises(UserError, match="is damaged"):
         load_detector(tmp_path / "changed.pt")
     torch.save({**content, "usb_rsmatch_detector": 99}, tmp_path / "later.pt")

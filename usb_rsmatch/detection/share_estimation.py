@@ -141,12 +141,18 @@ def posterior(parts: Sequence[Scored], share: float, size: int) -> np.ndarray:
         return total / np.where(times > 0, times, np.nan)
 
 
+def standard_scores(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Scores float64 [n] in robust deviations above the median of the real images' scores."""
+    middle, above = np.quantile(real, 0.5), np.quantile(real, 0.84)
+    standard: np.ndarray = (scores - middle) / max(above - middle, 1e-6)
+    return standard
+
+
 def standardised(parts: Sequence[Scored], size: int) -> np.ndarray:
     """Scores on a common scale, float64 [size]: robust deviations above the real images' median; NaN if unscored."""
     total, times = np.zeros(size), np.zeros(size)
     for part in parts:
-        middle, above = np.quantile(part.real, 0.5), np.quantile(part.real, 0.84)
-        total[part.rows] += (part.pool - middle) / max(above - middle, 1e-6)
+        total[part.rows] += standard_scores(part.pool, part.real)
         times[part.rows] += 1
     with np.errstate(invalid="ignore"):
         return total / np.where(times > 0, times, np.nan)

@@ -12,25 +12,27 @@ import numpy as np
 
 from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.data.pool.preprocessing import Pipeline
-from usb_rsmatch.data.pool.shortcuts import SAMPLE, WARN_OVER, file_cues, pixel_cues
 from usb_rsmatch.detection import audit_detector
-from usb_rsmatch.detection.share_estimation import Scored, Share, contamination_share, posterior, standardised
+from usb_rsmatch.detection.audit_verdict import CANNOT_TELL, DIFFERENT, SHARE, Verdict, verdict
+from usb_rsmatch.detection.share_estimation import Scored, Share, posterior, standard_scores, standardised
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.detector_file import SavedDetector
+from usb_rsmatch.inference.file_history import jpeg_tables
+from usb_rsmatch.inference.history_alignment import by_files, by_search
 from usb_rsmatch.inference.input_images import ImageList
+from usb_rsmatch.inference.patches import Patches
 from usb_rsmatch.progress import Progress
 
-MAX_TRAINING_IMAGES = 20_000  # per side; all images are scored
-MAX_DEFAULT_SIZE = 64  # pixels, unless another size is given: takes minutes on a CPU
-SIZE_RANGE = (8, 512)  # smallest and largest size in pixels: the detector's minimum, and the limit of memory
-JPEG_QUALITY = 75  # quality at which both sides are re-encoded if their files differ in format
-CUE_SAMPLE = 400  # largest number of files per side whose formats are compared
+MAX_TRAINING_IMAGES = 4000  # per side; all images are scored
+SIZE_RANGE = (8, 512)  # smallest and largest patch in pixels: the detector's minimum, and the limit of memory
+FOREIGN = 0.05  # share of files with JPEG tables unknown to a saved detector that is accepted
 
 ASSUMPTIONS = (
-    "The share assumes that the real images of the folder have the same origin as the trusted ones, and that some of "
-    "them look more real than any synthetic one. The interval is a bootstrap over images: it does not include the "
-    "variation between trainings. Images of a generator that the detector misses are not counted."
+    "The share assumes that the real images of the folder have the same origin and file history as the trusted ones. "
+    "Images of a generator that the detector misses are not counted, and an autoencoder's copy of a photograph counts "
+    "as synthetic."
 )
+REMEDY = "bring trusted real images that went through the same camera, editing, resizing and saving"
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,46 @@ class Audit:
     """The result of an audit; arrays have one entry per image, NaN for images that cannot be read.
 
     `probability` is P(synthetic) given the score and the share, `score` the distance from the real images' median in
-    robust deviations, `parts` the underlying scores of each detector.
+    robust deviations, `trainings` the held-out scores of each training, `reason` why no share is stated.
     """
 
     images: ImageList
     pipeline: Pipeline
-    share: Share
+    verdict: Verdict
     probability: np.ndarray
     score: np.ndarray
     unreadable: dict[str, str]
     reference: str
     warnings: list[str] = field(default_factory=list)
-    parts: list[Scored] = field(default_factory=list)
+    trainings: list[list[Scored]] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def share(self) -> Share:
+        """The stated share, or 0 to 1."""
+        return self.verdict.share
+
+    def headline(self) -> str:
+        """What the audit says, in one line."""
+        share, count = self.share, int(np.isfinite(self.score).sum())
+        if self.verdict.said == SHARE:
+            return (
+                f"{100 * share.estimate:.1f} % of {count} images look synthetic "
+                f"(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)"
+            )
+        return f"no share of {count} images is stated: {self.reason}"
 
     def order(self) -> np.ndarray:
         """Rows int64 of the readable images, the most synthetic-looking first, ties by number."""
         rows = np.flatnonzero(np.isfinite(self.score))
         return rows[np.lexsort((rows, -self.score[rows]))]
+
+    def threshold(self, false_positives: float) -> float:
+        """The score above which a share `false_positives` of the held-out trusted images lies."""
+        parts = [part for training in self.trainings for part in training]
+        return float(
+            np.quantile(np.concatenate([standard_scores(part.real, part.real) for part in parts]), 1 - false_positives)
+        )
 
 
 # audits with the three kinds of detectors ---------------------------------------------------------------------------
@@ -70,25 +95,32 @@ def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
     return _conclude(
         images,
         run.pipeline,
-        [Scored(reference, scores[rows], rows)],
+        [[Scored(reference, scores[rows], rows)]],
         unreadable,
         f"the detector of {run.folder.name}; the real images are the {len(reference)} test images of {run.spec.name}",
         run.config.seed,
-        run.test_notes(),
+        [],
     )
 
 
-def audit_with_detector(saved: SavedDetector, images: ImageList, batch_size: int = 256) -> Audit:
+def audit_with_detector(saved: SavedDetector, images: ImageList) -> Audit:
     """Audit with a saved detector: no fold was trained on the images, so the scores of all folds are averaged."""
-
-    def score(rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        return np.stack([audit_detector.logits(detector, pixels, saved.look) for detector in saved.detectors], axis=1)
-
-    scores, unreadable = _score_in_batches(images, saved.pipeline, score, batch_size, len(saved.detectors))
-    rows = _readable(images, scores[:, 0])
-    parts = [Scored(real, scores[rows, k], rows) for k, real in enumerate(saved.real_scores)]
-    reference = f"a saved detector; the real images are the {sum(map(len, saved.real_scores))} of its training"
-    return _conclude(images, saved.pipeline, parts, unreadable, reference, saved.seed, [])
+    rows, features, unreadable = saved.patches.features(
+        images, np.arange(len(images)), lambda row: saved.steps, "audit"
+    )
+    if not len(rows):
+        raise UserError(f"none of the {len(images)} images can be read; the first is {images.names[0]}")
+    trainings = [
+        [Scored(real, detector.scores(features), rows) for detector, real in zip(detectors, held, strict=True)]
+        for detectors, held in saved.trainings
+    ]
+    count = sum(len(held) for held in saved.trainings[0][1])
+    reference = f"a saved detector; the real images are the {count} of its training"
+    known = set(saved.tables)
+    foreign = np.mean([(tables.key() if (tables := jpeg_tables(item)) else "") not in known for item in images.items])
+    edit = "their JPEG tables are not those of the detector's images" if foreign > FOREIGN else None
+    pipeline = _pipeline(saved.patches)
+    return _conclude(images, pipeline, trainings, unreadable, reference, saved.seed, [], edit)
 
 
 def audit_with_real(
@@ -97,57 +129,55 @@ def audit_with_real(
     seed: int = 0,
     size: int | None = None,
     jpeg: int | str | None = "auto",
-    batch_size: int = 256,
+    trainings: int = audit_detector.TRAININGS,
 ) -> tuple[Audit, SavedDetector]:
     """Audit with a detector that is trained here on trusted `real` images and the audited images, without labels.
 
-    `size` is the side in pixels, by default the smaller native one and at most `MAX_DEFAULT_SIZE`. `jpeg` is a quality
-    at which both sides are re-encoded, None for no re-encoding, "auto" for `JPEG_QUALITY` if the files' formats reveal
-    the side. Raises UserError for too few or too small images.
+    `size` is the side of the patches in pixels, by default the smallest native one and at most 64. `jpeg` is a quality
+    at which both sides are re-encoded, None for no re-encoding, "auto" for the alignment of `history_alignment`.
+    Raises UserError for too few or too small images.
     """
     if size is not None and not SIZE_RANGE[0] <= size <= SIZE_RANGE[1]:
         raise UserError(f"--size takes {SIZE_RANGE[0]} to {SIZE_RANGE[1]} pixels, not {size}")
-    native = min(real.native_side(), images.native_side())
-    side = size or min(native, MAX_DEFAULT_SIZE)
-    cues = file_cues(_sample_names(real, seed, "real"), _sample_names(images, seed, "pool"))
-    revealing = [name for name, value in cues.items() if value is not None and value > WARN_OVER]
-    quality = JPEG_QUALITY if jpeg == "auto" and revealing else None if jpeg == "auto" else jpeg
-    pipeline = Pipeline(side, 1 if real.is_grey() and images.is_grey() else 3, quality)  # type: ignore[arg-type]
-    warnings = _overlap_warnings(real, images) + _format_warnings(revealing, cues, quality)
+    patches = Patches.of(real, images, size, SIZE_RANGE[0])
+    alignment = by_files(real, images, jpeg, seed)
+    warnings = _overlap_warnings(real, images)
+    real_rows, trusted, failed = patches.features(
+        real, _sample(real, seed, "real"), alignment.of_real, "read real images"
+    )
+    rows, audited, unreadable = patches.features(
+        images, _sample(images, seed, "pool"), alignment.of_pool, "read images"
+    )
+    warnings += [f"trusted image {name} cannot be read ({reason})" for name, reason in failed.items()]
+    if min(len(real_rows), len(rows)) >= audit_detector.FEWEST and patches.side >= 16:
 
-    real_rows, real_pixels, real_unreadable = _read_sample(real, pipeline, seed, "real", batch_size)
-    rows, pixels, unreadable = _read_sample(images, pipeline, seed, "pool", batch_size)
-    for name, reason in real_unreadable.items():
-        warnings.append(f"trusted image {name} cannot be read ({reason})")
-    warnings += _pixel_warnings(real_pixels, pixels)
-    look = audit_detector.Look.of(real_pixels)
-    with Progress(audit_detector.FOLDS * audit_detector.STEPS[1], "train the detector", "step") as progress:
-        detectors = audit_detector.train_folds(real_pixels, pixels, look, seed, tell=lambda step: progress.update(1))
+        def altered(tried: np.ndarray, steps_of: Any) -> np.ndarray:
+            return patches.features(real, tried, steps_of, "compare histories")[1]
 
-    real_fold, fold = audit_detector.folds(len(real_rows), seed, "real"), audit_detector.folds(len(rows), seed, "pool")
-    real_scores = [
-        audit_detector.logits(detector, real_pixels[real_fold == k], look) for k, detector in enumerate(detectors)
-    ]
-    scores = np.full(len(images), np.nan)
-    fold_of = np.arange(len(images)) % audit_detector.FOLDS  # any fold for images that no detector was trained on
-    fold_of[rows] = fold
-    for k, detector in enumerate(detectors):
-        scores[rows[fold == k]] = audit_detector.logits(detector, pixels[fold == k], look)
-    unscored = np.setdiff1d(np.arange(len(images)), rows)
-    if len(unscored) > len(unreadable):
-
-        def score(at: np.ndarray, batch: np.ndarray) -> np.ndarray:
-            each = np.stack([audit_detector.logits(detector, batch, look) for detector in detectors], axis=1)
-            return each[np.arange(len(at)), fold_of[unscored[at]]]
-
-        scores[unscored], more = _score_in_batches(images.take(unscored), pipeline, score, batch_size)
-        unreadable |= more
-    readable = _readable(images, scores)
-    rows_of_fold = [readable[fold_of[readable] == k] for k in range(len(detectors))]
-    parts = [Scored(real_scores[k], scores[rows], rows) for k, rows in enumerate(rows_of_fold)]
+        if by_search(alignment, trusted, audited, real_rows, altered):
+            trusted = patches.features(real, real_rows, alignment.of_real, "read real images")[1]
+    with Progress(audit_detector.FOLDS * trainings, "train the detector", "fold") as progress:
+        trained = audit_detector.train(trusted, audited, seed, trainings, lambda step: progress.update(1))
+    scored = [[Scored(part.real, part.pool, rows[part.rows]) for part in training.parts] for training in trained]
+    others = np.setdiff1d(np.arange(len(images)), _sample(images, seed, "pool"))
+    for start in range(0, len(others), MAX_TRAINING_IMAGES):
+        more, features, failed = patches.features(
+            images, others[start : start + MAX_TRAINING_IMAGES], alignment.of_pool, "audit"
+        )
+        unreadable |= failed
+        for training, parts in zip(trained, scored, strict=True):
+            for k, (detector, part) in enumerate(zip(training.detectors, parts, strict=True)):
+                chosen = more % audit_detector.FOLDS == k
+                scores = np.concatenate([part.pool, detector.scores(features[chosen])])
+                parts[k] = Scored(part.real, scores, np.concatenate([part.rows, more[chosen]]))
     reference = f"a detector trained here on {len(real_rows)} trusted real images"
-    audit = _conclude(images, pipeline, parts, unreadable, reference, seed, warnings)
-    return audit, SavedDetector(pipeline, look, detectors, real_scores, seed)
+    pipeline = _pipeline(patches)
+    edit = None if alignment.edit is None else f"the audited images look {alignment.edit}"
+    warnings = [*alignment.notes, *warnings]
+    audit = _conclude(images, pipeline, scored, unreadable, reference, seed, warnings, edit)
+    held = [(training.detectors, [part.real for part in training.parts]) for training in trained]
+    tables = sorted({tables.key() if (tables := jpeg_tables(item)) else "" for item in images.items})
+    return audit, SavedDetector(patches, held, tables, alignment.last_pool, seed)
 
 
 def jpeg_quality(text: str) -> int | str | None:
@@ -165,19 +195,42 @@ def jpeg_quality(text: str) -> int | str | None:
 def _conclude(
     images: ImageList,
     pipeline: Pipeline,
-    parts: list[Scored],
+    trainings: list[list[Scored]],
     unreadable: dict[str, str],
     reference: str,
     seed: int,
     warnings: list[str],
+    edit: str | None = None,
 ) -> Audit:
-    share = contamination_share(parts, seed)
-    probability = posterior(parts, share.estimate, len(images))
+    found = verdict(trainings, pipeline.size, seed)
+    parts = [part for training in trainings for part in training]
+    probability = posterior(parts, found.share.estimate, len(images))
     score = standardised(parts, len(images))
     count = int(np.isfinite(score).sum())
+    reason = None
+    if edit is not None or found.said == DIFFERENT:
+        found = Verdict(DIFFERENT, Share(found.share.estimate, 0.0, 1.0), found.separation, found.apart)
+        cause = (
+            edit or "nearly every audited image differs from the trusted ones, as all synthetic or all edited ones do"
+        )
+        reason = f"the two sides' histories may differ ({cause}); {REMEDY}"
+    elif found.said == CANNOT_TELL:
+        reason = "cannot tell, the detector does not separate the images well enough; 0 to 100 % could be synthetic"
     if count < audit_detector.FEWEST:
         warnings = [f"{count} images are too few for a reliable share: look at their scores", *warnings]
-    return Audit(images, pipeline, share, probability, score, unreadable, reference, warnings, parts)
+    return Audit(images, pipeline, found, probability, score, unreadable, reference, warnings, trainings, reason)
+
+
+def _pipeline(patches: Patches) -> Pipeline:
+    return Pipeline(patches.side, patches.channels)
+
+
+def _sample(images: ImageList, seed: int, side: str) -> np.ndarray:
+    """Rows int64 of at most `MAX_TRAINING_IMAGES` images, by the seed."""
+    if len(images) <= MAX_TRAINING_IMAGES:
+        return np.arange(len(images))
+    chosen = generator(seed, "trained on", side).choice(len(images), MAX_TRAINING_IMAGES, replace=False)
+    return np.sort(chosen)
 
 
 def _score_in_batches(
@@ -199,25 +252,6 @@ def _score_in_batches(
     return scores, unreadable
 
 
-def _read_sample(
-    images: ImageList, pipeline: Pipeline, seed: int, side: str, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Rows int64 [n] and pixels uint8 [n, size, size, C] of at most `MAX_TRAINING_IMAGES` images, by the seed."""
-    rows = np.arange(len(images))
-    if len(rows) > MAX_TRAINING_IMAGES:
-        rows = np.sort(generator(seed, "trained on", side).choice(len(rows), MAX_TRAINING_IMAGES, replace=False))
-    chosen = images.take(rows)
-    kept, pixels = [], []
-    unreadable: dict[str, str] = {}
-    with Progress(len(rows), f"read {side} images") as progress:
-        for batch in chosen.batches(pipeline, batch_size):
-            kept.append(rows[batch.rows] if len(batch.rows) else rows[:0])
-            pixels.append(batch.images)
-            unreadable |= {chosen.names[row]: reason for row, reason in batch.failed.items()}
-            progress.update(len(batch.rows) + len(batch.failed))
-    return np.concatenate(kept), np.concatenate(pixels), unreadable
-
-
 def _readable(images: ImageList, scores: np.ndarray) -> np.ndarray:
     rows = np.flatnonzero(np.isfinite(scores))
     if not len(rows):
@@ -230,12 +264,6 @@ def _log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
-def _sample_names(images: ImageList, seed: int, side: str) -> list[str]:
-    """Names of a random sample of the images, by the seed."""
-    order = generator(seed, "cues", side).permutation(len(images))[:CUE_SAMPLE]
-    return [images.names[row] for row in np.sort(order)]
-
-
 def _overlap_warnings(real: ImageList, images: ImageList) -> list[str]:
     """A warning if audited images are also trusted ones: then they count as real, whatever they show."""
     trusted, audited = (
@@ -243,21 +271,3 @@ def _overlap_warnings(real: ImageList, images: ImageList) -> list[str]:
     )
     count = len(set(trusted).intersection(audited))
     return [f"{count} of the audited images are also trusted ones: remove them from one side"] if count else []
-
-
-def _format_warnings(revealing: list[str], cues: dict[str, float | None], quality: int | str | None) -> list[str]:
-    if not revealing:
-        return []
-    shown = ", ".join(f"{name} {cues[name]:.2f}" for name in revealing)
-    line = f"the folders' files differ in their format (AUROC: {shown})"
-    if quality is not None:
-        return [f"{line}; both sides are re-encoded as JPEG {quality}, so that the format alone does not decide"]
-    return [f"{line}; the detector may detect that instead of synthesis"]
-
-
-def _pixel_warnings(real: np.ndarray, pool: np.ndarray) -> list[str]:
-    return [
-        f"{name} alone separates the folders with AUROC {value:.2f}: the detector may detect that instead of synthesis"
-        for name, value in pixel_cues(real[:SAMPLE], pool[:SAMPLE]).items()
-        if value > WARN_OVER
-    ]

@@ -50,8 +50,8 @@ figcaption b { color: var(--ink); font-weight: 620; }
 """
 
 
-def gallery(audit: Audit) -> str:
-    """The page as HTML; the thumbnails are read again, with the audit's preprocessing."""
+def gallery(audit: Audit, threshold: float | None = None) -> str:
+    """The page as HTML; thumbnails are read again. `threshold` is the score from which images are flagged."""
     order = audit.order()
     cut = len(order) > TOP_COUNT + BOTTOM_COUNT
     sections = (
@@ -66,13 +66,10 @@ def gallery(audit: Audit) -> str:
         f'<h2>{escape(title)}</h2>\n<div class="grid">\n{"".join(_figures(audit, rows))}</div>'
         for title, rows in sections
     )
-    share, folder = audit.share, _common_folder(audit.images.names)
+    folder = _common_folder(audit.images.names)
     reference = escape(_encodable(audit.reference))
     place = f" from {escape(_encodable(folder))}" if folder else ""
-    head = (
-        f"{100 * share.estimate:.1f} % look synthetic "
-        f'<span class="soft nowrap">(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)</span>'
-    )
+    decision = "" if threshold is None else f" A score above {threshold:.1f} is flagged in the CSV."
     warnings = "".join(f'<p class="warn">Warning: {escape(_encodable(line))}</p>' for line in audit.warnings)
     failed = "".join(f"<li>{escape(_encodable(name))}: {escape(why)}</li>" for name, why in audit.unreadable.items())
     return f"""<!doctype html>
@@ -86,8 +83,8 @@ def gallery(audit: Audit) -> str:
 </head>
 <body>
 <main>
-<h1>{head}</h1>
-<p class="soft">{len(order)} images{place}, by {reference}; analysed at {audit.pipeline.size} px.</p>
+<h1>{escape(audit.headline())}</h1>
+<p class="soft">{len(order)} images{place}, by {reference}; on patches of {audit.pipeline.size} px.{decision}</p>
 {warnings}
 <p>{escape(ASSUMPTIONS)}</p>
 {body}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from usb_rsmatch.errors import UserError
+
 Command = Callable[..., argparse.ArgumentParser]
 
 IMAGES = "files, folders, globs, npz and npy files, text files with a path per line"
@@ -30,20 +32,33 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--out", required=True, metavar="FILE.csv")
     _add_run_options(sub)
 
-    sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV and HTML gallery")
-    sub.add_argument("images", nargs="+", metavar="IMAGES", help=f"{IMAGES} (only read)")
-    way = sub.add_mutually_exclusive_group(required=True)
+    sub = command("audit", _audit, "which images look synthetic, and what share of them: CSV, JSON and HTML gallery")
+    sub.add_argument("images", nargs="*", metavar="IMAGES", help=f"{IMAGES} (only read)")
+    sub.add_argument(
+        "--pool", metavar="CONFIG", help="audit a configuration's unlabelled images; trusted are its labelled ones"
+    )
+    way = sub.add_mutually_exclusive_group()
     way.add_argument("--run", dest="run_dir", metavar="RUN_DIR", help="use the detector of a trained run")
     way.add_argument("--real", nargs="+", metavar="FOLDER", help="train a detector now, on trusted real images")
     way.add_argument("--detector", metavar="FILE", help="use a detector saved with --real")
-    sub.add_argument("--out", required=True, metavar="FILE.csv", help="the gallery is written next to it, as .html")
+    sub.add_argument("--out", required=True, metavar="FILE.csv", help="written next to it: .html and .json")
+    sub.add_argument("--quick", action="store_true", help="one training for --real instead of three: a wider interval")
+    sub.add_argument(
+        "--fail-above",
+        type=_fraction,
+        metavar="SHARE",
+        help="exit with 3 if the lower end exceeds it, 4 without a share",
+    )
+    sub.add_argument(
+        "--false-positive-rate", type=_fraction, metavar="R", help="flag scores that this share of real images exceeds"
+    )
     sub.add_argument("--seed", type=int, default=0, help="seed of --real; default: 0")
     sub.add_argument(
         "--size",
         type=int,
         default=None,
         metavar="PX",
-        help="side of the images for --real; default: native, at most 64",
+        help="side of the native patches for --real; default: the images' own, at most 64",
     )
     sub.add_argument(
         "--jpeg", default="auto", metavar="Q", help="re-encode both sides for --real: a quality, off, or auto (default)"
@@ -86,6 +101,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
 
 
 def silence_deprecations() -> None:
@@ -139,29 +164,42 @@ def _predict(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _audit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from usb_rsmatch.csv_files import refuse_existing
+    from usb_rsmatch.detection import audit_detector
     from usb_rsmatch.inference import audit_report
     from usb_rsmatch.inference.audit import audit_with_detector, audit_with_real, audit_with_run, jpeg_quality
+    from usb_rsmatch.inference.audited_pool import pool_sides
     from usb_rsmatch.inference.detector_file import load_detector, save_detector
     from usb_rsmatch.inference.input_images import open_images
     from usb_rsmatch.inference.predict import unreadable_lines
 
-    out, page, detector_file = audit_report.output_paths(Path(args.out))
-    refuse_existing(out, page, *([detector_file] if args.real else []))
-    images = open_images(args.images)
-    if args.real:
+    out, page, summary, detector_file = audit_report.output_paths(Path(args.out))
+    trains = bool(args.real or args.pool)
+    if bool(args.images) == bool(args.pool):
+        raise UserError("give either IMAGES or --pool CONFIG")
+    if not (trains or args.run_dir or args.detector):
+        raise UserError("one of the arguments --run --real --detector is required (see usb-rsmatch audit --help)")
+    if args.pool and (args.run_dir or args.detector):
+        raise UserError("--pool trains a detector: leave out --run and --detector")
+    written = (out, page, summary, *([detector_file] if trains else []))
+    refuse_existing(*written)
+    if trains:
         jpeg = jpeg_quality(args.jpeg)
-        audit, saved = audit_with_real(open_images(args.real), images, args.seed, args.size, jpeg, args.batch_size)
+        sides = pool_sides(args.pool) if args.pool else None
+        images = sides[1] if sides else open_images(args.images)
+        trusted = sides[0] if sides and not args.real else open_images(args.real)
+        trainings = audit_detector.QUICK_TRAININGS if args.quick else audit_detector.TRAININGS
+        audit, saved = audit_with_real(trusted, images, args.seed, args.size, jpeg, trainings)
         save_detector(saved, detector_file)
     elif args.detector:
-        audit = audit_with_detector(load_detector(Path(args.detector)), images, args.batch_size)
+        audit = audit_with_detector(load_detector(Path(args.detector)), open_images(args.images))
     else:
-        audit = audit_with_run(_load_run(args, args.device), images, args.batch_size)
-    audit_report.write_report(audit, out)
+        audit = audit_with_run(_load_run(args, args.device), open_images(args.images), args.batch_size)
+    audit_report.write_report(audit, out, args.false_positive_rate)
     for line in (*(f"warning: {line}" for line in audit.warnings), *unreadable_lines(audit.unreadable)):
         print(line, file=sys.stderr)
     print(audit_report.summary_text(audit))
-    print("\n".join(str(path) for path in (out, page, *([detector_file] if args.real else []))))
-    return 0
+    print("\n".join(map(str, written)))
+    return audit_report.exit_code(audit, args.fail_above)
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str]) -> int:

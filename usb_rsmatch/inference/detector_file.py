@@ -1,7 +1,8 @@
-"""An audit's detector as one file: its networks, the preprocessing, and the real images' scores as reference."""
+"""An audit's detector as one file: its weights, patches and history, and the real images' scores as reference."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from usb_rsmatch.data.pool.preprocessing import Pipeline
-from usb_rsmatch.detection.audit_detector import WIDTH, Look
-from usb_rsmatch.detection.detector import ResidualDetector, blur_residual
+from usb_rsmatch.detection.audit_detector import LinearDetector
 from usb_rsmatch.errors import UserError
+from usb_rsmatch.inference.file_history import JpegTables
+from usb_rsmatch.inference.patches import Patches
 from usb_rsmatch.io import atomic_write
 from usb_rsmatch.usb.checkpoint import digest
 from usb_rsmatch.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class SavedDetector:
-    """One detector per fold, and its logits float32 [n] of the real images on which it was not trained."""
+    """For each training its folds' detectors, and their scores float64 [n] of real images they were not trained on.
 
-    pipeline: Pipeline
-    look: Look
-    detectors: list[ResidualDetector]
-    real_scores: list[np.ndarray]
+    `tables` are the audited files' JPEG tables as text, "" for other formats; `steps` re-encode new images.
+    """
+
+    patches: Patches
+    trainings: list[tuple[list[LinearDetector], list[np.ndarray]]]
+    tables: list[str]
+    steps: list[JpegTables]
     seed: int
 
 
@@ -36,13 +40,13 @@ def save_detector(saved: SavedDetector, path: Path) -> None:
     content: dict[str, Any] = {
         "usb_rsmatch_detector": FORMAT,
         "version": __version__,
-        "pipeline": {"size": saved.pipeline.size, "channels": saved.pipeline.channels, "jpeg": saved.pipeline.jpeg},
-        "mean": list(saved.look.mean),
-        "std": list(saved.look.std),
-        "width": WIDTH,
+        "patches": {"side": saved.patches.side, "channels": saved.patches.channels, "count": saved.patches.count},
+        "tables": saved.tables,
+        "steps": [step.key() for step in saved.steps],
         "seed": saved.seed,
-        "detectors": [dict(detector.state_dict()) for detector in saved.detectors],
-        "real_scores": [torch.from_numpy(scores) for scores in saved.real_scores],
+        "weights": [[torch.from_numpy(d.weights) for d in detectors] for detectors, _ in saved.trainings],
+        "offsets": [[d.offset for d in detectors] for detectors, _ in saved.trainings],
+        "real_scores": [[torch.from_numpy(scores) for scores in held] for _, held in saved.trainings],
     }
     with atomic_write(path) as temporary:
         torch.save({**content, "digest": digest(content)}, temporary)
@@ -64,15 +68,9 @@ def load_detector(path: Path) -> SavedDetector:
         )
     if digest(content) != expected:
         raise UserError(f"{path} is damaged: its contents do not match its digest; save one again")
-    detectors = []
-    for state in content["detectors"]:
-        detector = ResidualDetector(blur_residual, content["width"])
-        detector.load_state_dict(state)
-        detectors.append(detector.eval().requires_grad_(False))
-    return SavedDetector(
-        Pipeline(**content["pipeline"]),
-        Look(tuple(content["mean"]), tuple(content["std"])),
-        detectors,
-        [scores.numpy() for scores in content["real_scores"]],
-        content["seed"],
-    )
+    trainings = [
+        ([LinearDetector(w.numpy(), b) for w, b in zip(weights, offsets, strict=True)], [s.numpy() for s in held])
+        for weights, offsets, held in zip(content["weights"], content["offsets"], content["real_scores"], strict=True)
+    ]
+    steps = [JpegTables(tuple(map(tuple, tables)), sampling) for tables, sampling in map(json.loads, content["steps"])]
+    return SavedDetector(Patches(**content["patches"]), trainings, content["tables"], steps, content["seed"])
