@@ -49,7 +49,9 @@ def verdict(trainings: Sequence[Sequence[Scored]], side: int, seed: int) -> Verd
     n, m = (sum(len(getattr(part, side)) for part in trainings[0]) for side in ("real", "pool"))
     estimate = float(estimates.mean())
     images = float(np.mean([max(s.estimate - s.low, s.high - s.estimate) for s in shares]))
-    spread = 2 * float(estimates.std(ddof=1)) if len(estimates) > 1 else images / 2  # one training: assumed
+    spread = (
+        2 * float(estimates.std(ddof=1)) if len(estimates) > 1 else images
+    )  # one training: assumed, larger than usual
     reach = float(np.hypot(images, spread))
     low = max(0.0, estimate - reach)
     separation = min(1.0, 0.5 + max(0.0, apart - 0.5) / estimate) if estimate > LEAST_FOUND else None
