@@ -137,7 +137,7 @@ def measured(summary: Mapping[str, Any]) -> str:
     parts = [markdown_table(rows, ["figure (accuracies in points)", "mean, 95 % interval", "n"])]
     grid_tables = tables(summary)
     for name in grid_tables.keys() & {"benchmark", "open_set"}:
-        grid_tables[name] = "The table is in the [README](../README.md#the-rs-ssl-benchmark)."
+        grid_tables[name] = "The table is below, under [The benchmark](#the-benchmark)."
     for name, table in grid_tables.items():
         remarks = summary["grids"][name]["remarks"]
         parts += [f"### {TITLES[name]}", table, *(f"{remark}." for remark in remarks)]
@@ -147,7 +147,7 @@ def measured(summary: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(summary: Mapping[str, Any]) -> str:
-    """Return the README's tables of one pool: USB's algorithms and RSMatch, its gain over its base rules, open-set."""
+    """Return the tables of one pool: USB's algorithms and RSMatch, its gain over its base rules, open-set."""
     gain, found = format_figure(summary.get("gain_over_base_rule")), tables(summary)
     parts = [found["benchmark"], f"RSMatch minus its base rule, mean of four rules: {gain} points."]
     return "\n\n".join([*parts, *([found["open_set"]] if "open_set" in found else [])])

@@ -2,8 +2,9 @@
 
 The runs are those of the grids in config/photos, on photographs that come with the package:
 
-usb-rsmatch compare --c photos/main
-python -m benchmarks.photos --keep saved_models/main --out results/photos.json
+usb-rsmatch compare --c photos/ceiling
+usb-rsmatch compare --c photos/detector
+python -m benchmarks.photos --keep saved_models/ceiling saved_models/detector --out results/photos.json
 
 `--keep` copies the finished results of a comparison to results/photos, from which all figures are computed.
 """
@@ -27,7 +28,7 @@ from benchmarks.method import (
     figure_entry,
     kept_grids,
 )
-from benchmarks.method_tables import accuracy_markdown, format_figure
+from benchmarks.method_tables import accuracy_markdown, format_figure, markdown_table
 from usb_rsmatch.data.sources.photos import ARCHIVE
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
@@ -44,14 +45,16 @@ FIGURES = {
     "clean_pool_gap": "RSMatch minus FixMatch where nothing is generated",
     "harm_gap_to_real": "RSMatch minus FixMatch on the real part, where the generated images do harm",
 }
-AXES = {"main": None, "generators": "synthetic", "clean": None, "harm": None}
+MAIN = ("ceiling", "detector")  # two grids on one pool
+AXES = {"ceiling": None, "detector": None, "generators": "synthetic", "clean": None, "harm": None}
+BASELINES = {"ceiling": POOL, "detector": MINED, "generators": POOL, "clean": "FixMatch", "harm": POOL}
 
 
 def figures(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
     """Return each figure as {mean, low, high, n}: points of accuracy, paired by seed; None if it was not measured."""
     found: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
-    if main := grids.get("main"):
-        found |= of_pool(main)
+    if parts := [grids[name] for name in MAIN if name in grids]:
+        found |= of_pool(parts)
     if clean := grids.get("clean"):
         found["clean_pool_gap"] = paired_difference(clean.accuracy("RSMatch"), clean.accuracy("FixMatch"))
     if harm := grids.get("harm"):
@@ -59,12 +62,15 @@ def figures(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
     return {name: figure_entry(value) for name, value in found.items()}
 
 
-def of_pool(runs: GridRuns, **at: Any) -> dict[str, Estimate | None]:
-    """Return the figures of one pool: of a grid's runs at these values of its axes."""
-    real, pool, mined, oracle = (runs.accuracy(arm, **at) for arm in (REAL, POOL, MINED, ORACLE))
+def of_pool(parts: Sequence[GridRuns], **at: Any) -> dict[str, Estimate | None]:
+    """Return the figures of one pool: of the runs of its grids at these values of their axes."""
+    real, pool, more, mined, oracle = (
+        {seed: value for runs in parts for seed, value in runs.accuracy(arm, **at).items()}
+        for arm in (REAL, POOL, MORE, MINED, ORACLE)
+    )
     better = best_mean(real, pool) if real and pool else {}
     return {
-        "ceiling_real": paired_difference(runs.accuracy(MORE, **at), pool),
+        "ceiling_real": paired_difference(more, pool),
         "oracle_gain": paired_difference(oracle, better),
         "gain_over_best_baseline": paired_difference(mined, better),
         "gap_to_oracle": paired_difference(oracle, mined),
@@ -76,7 +82,7 @@ def by_generator(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
     runs = grids.get("generators")
     places = runs.axis_values("synthetic") if runs else []
     return {
-        place: {name: figure_entry(value) for name, value in of_pool(runs, synthetic=place).items()}
+        place: {name: figure_entry(value) for name, value in of_pool([runs], synthetic=place).items()}
         for place in places
         if runs is not None
     }
@@ -85,11 +91,7 @@ def by_generator(grids: Mapping[str, GridRuns]) -> dict[str, Any]:
 def summarise(folder: str | Path) -> dict[str, Any]:
     """Return the contents of results/photos.json from the results in a folder. UserError as `kept_grids`."""
     grids, everything = kept_grids(folder)
-    tables = {
-        name: accuracy_table(grids[name], POOL if name != "clean" else "FixMatch", axis)
-        for name, axis in AXES.items()
-        if name in grids
-    }
+    tables = {name: accuracy_table(grids[name], BASELINES[name], axis) for name, axis in AXES.items() if name in grids}
     return {
         **figures(grids),
         "by_generator": by_generator(grids),
@@ -97,6 +99,33 @@ def summarise(folder: str | Path) -> dict[str, Any]:
         "images_sha256": hashlib.sha256(ARCHIVE.read_bytes()).hexdigest(),
         "tables": tables,
     }
+
+
+TITLES = {
+    "ceiling": "What generated photographs can be worth (`photos/ceiling`)",
+    "detector": "RSMatch with its own detector on the same pool (`photos/detector`)",
+    "generators": "By generator (`photos/generators`)",
+    "clean": "Where nothing is generated (`photos/clean`)",
+    "harm": "Where the generated images do harm (`photos/harm`)",
+}
+
+
+def measured(results: Mapping[str, Any]) -> str:
+    """Return the figures and tables for docs/photographs.md."""
+    rows = [
+        (f"`{name}`: {what}", format_figure(value), str(value["n"]))
+        for name, what in FIGURES.items()
+        if (value := results[name]) is not None
+    ]
+    parts = [markdown_table(rows, ["figure (points)", "mean, 95 % interval", "n"])]
+    for name, table in results["tables"].items():
+        parts += [f"### {TITLES[name]}", accuracy_markdown(table, BASELINES[name])]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts.append(
+        f"{results['date']}, {results['train_hours']} hours of training in all, {results['threads']} thread(s) a run, "
+        f"{versions}."
+    )
+    return "\n\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     for name, rows in summary["tables"].items():
-        print(f"\n{name}\n\n{accuracy_markdown(rows, POOL if name != 'clean' else 'FixMatch')}")
+        print(f"\n{name}\n\n{accuracy_markdown(rows, BASELINES[name])}")
     for name in FIGURES:
         print(f"{name:26s} {format_figure(summary[name])}")
     return 0

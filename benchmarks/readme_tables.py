@@ -2,7 +2,8 @@
 
 python -m benchmarks.readme_tables            # write the files that differ
 python -m benchmarks.readme_tables --check    # write nothing; exit code 1 if a file differs
-python -m benchmarks.readme_tables --quickstart saved_models/quickstart --out results/quickstart.json  # or fashionmnist
+python -m benchmarks.readme_tables --quickstart saved_models/quickstart --out results/quickstart.json
+python -m benchmarks.readme_tables --quickstart saved_models/photos --out results/photos_quickstart.json
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SPEED = ROOT / "results" / "speed.json"
 SAME_RESULT = ROOT / "results" / "same_result.json"
 FAULTS = ROOT / "results" / "faults.json"
 METHOD = ROOT / "results" / "method.json"
+PHOTOS = ROOT / "results" / "photos_quickstart.json"
+PHOTO_FIGURES = ROOT / "results" / "photos.json"
 ORIGINS = {"usb": "USB", "paper": "paper", "ours": "ours"}
 
 
@@ -117,10 +120,10 @@ Accepted with a note, because USB's shipped configurations contain them.
 """
 
 
-def quickstart_table(results: dict[str, Any]) -> str:
-    """Return the README's table of the quickstart comparison, with the conditions of the measurement."""
+def quickstart_table(results: dict[str, Any], images: str = "real digits, 20 labels") -> str:
+    """Return a table of one of the quickstart comparisons, with the conditions of the measurement."""
     lines = [
-        table_row("real digits, 20 labels", "unlabelled pool", "accuracy (%)", "detector's AUROC"),
+        table_row(images, "unlabelled pool", "accuracy (%)", "detector's AUROC"),
         "|---|---|--:|--:|",
     ]
     for arm in results["rows"]:
@@ -234,21 +237,27 @@ def replace_between_markers(text: str, marker: str, body: str) -> str:
 
 
 def generated_texts() -> dict[Path, str]:
-    """Return the up-to-date texts of README.md, docs/config.md and docs/method.md by path."""
-    readme = replace_between_markers((ROOT / "README.md").read_text(encoding="utf-8"), "choices", own_key_table())
-    if RESULTS.exists():
-        readme = replace_between_markers(
-            readme, "quickstart table", quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8")))
-        )
+    """Return the up-to-date texts of README.md and of the pages of docs/ that have tables, by path."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    photographs = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
+    if PHOTOS.exists():
+        results = json.loads(PHOTOS.read_text(encoding="utf-8"))
+        table = quickstart_table(results, "real photographs, 80 labels")
+        readme = replace_between_markers(readme, "photographs table", table)
+    if PHOTO_FIGURES.exists():
+        from benchmarks.photos import measured as measured_on_photographs
+
+        results = json.loads(PHOTO_FIGURES.read_text(encoding="utf-8"))
+        photographs = replace_between_markers(photographs, "measured", measured_on_photographs(results))
     if SPEED.exists():
         readme = replace_between_markers(
             readme, "speed table", speed_table(json.loads(SPEED.read_text(encoding="utf-8")))
         )
     if SAME_RESULT.exists():
-        from benchmarks.same_result import table
+        from benchmarks.same_result import table as same_result_table
 
         readme = replace_between_markers(
-            readme, "same result table", table(json.loads(SAME_RESULT.read_text(encoding="utf-8")))
+            readme, "same result table", same_result_table(json.loads(SAME_RESULT.read_text(encoding="utf-8")))
         )
     if FAULTS.exists():
         readme = replace_between_markers(
@@ -257,14 +266,22 @@ def generated_texts() -> dict[Path, str]:
     method = replace_between_markers(
         (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), "choices", own_key_table()
     )
+    if RESULTS.exists():
+        digits = quickstart_table(json.loads(RESULTS.read_text(encoding="utf-8")))
+        method = replace_between_markers(method, "quickstart table", digits)
     if METHOD.exists():
         from benchmarks.method_tables import benchmark_table, measured
 
         results = json.loads(METHOD.read_text(encoding="utf-8"))
         method = replace_between_markers(method, "measured", measured(results))
         if "benchmark" in results["tables"]:
-            readme = replace_between_markers(readme, "benchmark table", benchmark_table(results))
-    return {ROOT / "README.md": readme, ROOT / "docs" / "config.md": config_page(), ROOT / "docs" / "method.md": method}
+            method = replace_between_markers(method, "benchmark table", benchmark_table(results))
+    return {
+        ROOT / "README.md": readme,
+        ROOT / "docs" / "config.md": config_page(),
+        ROOT / "docs" / "method.md": method,
+        ROOT / "docs" / "photographs.md": photographs,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

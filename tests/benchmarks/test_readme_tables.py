@@ -66,7 +66,7 @@ def test_the_first_screen_has_two_commands_and_a_result() -> None:
     for marker in ("quickstart command", "test command"):
         block = text.split(f"<!-- {marker} -->\n```bash\n")[1].split("```")[0].strip()
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install") and "\n" not in block
-    assert Path(readme_tables.RESULTS).exists() and "<!-- quickstart table -->\n| " in text
+    assert Path(readme_tables.PHOTOS).exists() and "<!-- photographs table -->\n| " in text
 
 
 def test_the_page_of_keys_has_every_key_and_its_allowed_values() -> None:
@@ -116,11 +116,12 @@ def test_check_reports_stale_files_and_writes_nothing(
         (tmp_path / path.relative_to(readme_tables.ROOT)).write_text(text, encoding="utf-8")
     monkeypatch.setattr(readme_tables, "ROOT", tmp_path)
     assert readme_tables.main(["--check"]) == 0
-    stale = (tmp_path / "README.md").read_text("utf-8").replace("`32` | queue entries", "`64` | queue entries")
-    (tmp_path / "README.md").write_text(stale, encoding="utf-8")
+    page = tmp_path / "docs" / "method.md"
+    stale = page.read_text("utf-8").replace("`32` | queue entries", "`64` | queue entries")
+    page.write_text(stale, encoding="utf-8")
     assert readme_tables.main(["--check"]) == 1
-    assert "README.md is out of date: run python -m benchmarks.readme_tables" in capsys.readouterr().out
-    assert (tmp_path / "README.md").read_text("utf-8") == stale
+    assert "docs/method.md is out of date: run python -m benchmarks.readme_tables" in capsys.readouterr().out
+    assert page.read_text("utf-8") == stale
     assert readme_tables.main([]) == 0 and readme_tables.main(["--check"]) == 0
 
 
