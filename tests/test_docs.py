@@ -58,7 +58,7 @@ def test_the_quickstart_command_sets_everything_up_and_makes_the_table(tmp_path:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     for arm in ("FixMatch, real part only", "FixMatch, whole pool", "RSMatch, whole pool"):
         assert arm in done.stdout
-    assert len(list((tmp_path / "clone" / "saved_models" / "quickstart").glob("*/result.json"))) == 9
+    assert len(list((tmp_path / "clone" / "saved_models" / "photos").glob("*/result.json"))) == 9
 
 
 def run_commands(body: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
