@@ -79,3 +79,15 @@ def test_classes_that_look_identical_are_refused() -> None:
     """In Unicode's two forms of an accent they would become one class, and the other would be empty."""
     with pytest.raises(UserError, match="two classes are both displayed as 'é'"):
         ClassIndex(["C", "e\u0301", "\u00e9"])
+
+
+def test_names_that_are_no_class_are_noted_unless_they_are_mapped() -> None:
+    names = ["airplane", "aeroplane", "aeroplane", "cat", "background", None]
+    index = ClassIndex(("airplane", "cat"))
+    assert index.of_names(names, "x").tolist() == [0, -1, -1, 1, -1, -1]
+    (note,) = index.notes
+    assert note.startswith(
+        "x: 3 images have no class, as the data set lacks 'aeroplane', 'background'; give the source"
+    )
+    mapped = ClassIndex(("airplane", "cat"), mapping={"aeroplane": "airplane", "background": None})
+    assert mapped.of_names(names, "x").tolist() == [0, 0, 0, 1, -1, -1] and mapped.notes == []

@@ -36,7 +36,7 @@ class ClassIndex:
     """Finds a class by name: its own, an alias of the data set, or an entry of the user's mapping.
 
     Names are compared exactly first; then without case, spaces and punctuation, if that finds one class only. `notes`
-    names each class that was found in the second way.
+    names each class that was found in the second way, and the names that are no class.
     """
 
     def __init__(
@@ -97,6 +97,13 @@ class ClassIndex:
                 "give the source a `mapping: FILE.json` from its names to these"
             )
         self._check_similar([name for name in given if name not in counted], known, origin)
+        if strange := [name for name in given if known[name] == UNKNOWN and not self._is_mapped(name)]:
+            lost = set(strange)
+            count = sum(name in lost for name in names)
+            self.notes.append(
+                f"{origin}: {count} images have no class, as the data set lacks {_some(strange)}; give the source a "
+                "`mapping: FILE.json` if that is a class under another name"
+            )
         return np.fromiter(
             (UNKNOWN if name is None else known[name] for name in names), dtype=np.int64, count=len(names)
         )
