@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +55,20 @@ def members(real: Path, generated: dict[str, Path]) -> list[tuple[str, bytes]]:
     return sorted(found)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photos_subset", description=__doc__.splitlines()[0])
     parser.add_argument("--real", type=Path, required=True, help="CIFAR-10: train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--generated", action="append", required=True, help="NAME=FOLDER with CLASS/*.jpg")
-    parser.add_argument("--out", type=Path, required=True, help="the archive, a .tar.xz")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the archive, a .tar.xz")
+    arguments = parser.parse_args(argv)
     generated = {name: Path(folder) for name, _, folder in (text.partition("=") for text in arguments.generated)}
     with atomic_write(arguments.out) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
         for path, content in members(arguments.real, generated):
             entry = tarfile.TarInfo(path)  # without date and owner, so that the same images give the same file
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

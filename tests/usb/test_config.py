@@ -80,7 +80,7 @@ def test_values_are_converted_to_the_type_of_their_key(key: str, given: Any, val
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_labels", "forty", "num_labels takes a number, not 'forty'"),
+        ("num_labels", "forty", "num_labels takes a number or all, not 'forty'"),
         ("num_labels", 1.5, "whole number"),
         ("num_labels", 0, "at least 1"),
         ("num_labels", True, "a number"),

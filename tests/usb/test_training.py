@@ -173,7 +173,7 @@ def test_a_folder_that_is_not_a_run_folder_stays_unchanged(tiny: dict[str, Any])
         ({"net": "small_wrn_10_3"}, "unknown net 'small_wrn_10_3': did you mean"),
         ({"net": "resnet19", "net_from_name": True}, "unknown net 'resnet19': did you mean 'resnet18'"),
         ({"net": "wrn"}, "unknown net 'wrn'"),  # a module of semilearn.nets
-        ({"net": "vit_tiny_patch2_32"}, "vit_tiny_patch2_32 on digits cannot be set up"),  # for images of 32 px, not 8
+        ({"net": "vit_tiny_patch2_32"}, "vit_tiny_patch2_32 takes images of 32 px, these have 8"),
         ({"use_pretrain": True}, "pretrain_path ''"),
         ({"use_pretrain": True, "pretrain_path": "gone.pth"}, "pretrain_path 'gone.pth' is neither a file"),
         ({"use_pretrain": True, "pretrain_path": "http://127.0.0.1:1/x.pth"}, "cannot be set up: URLError"),

@@ -275,8 +275,6 @@ def complete_args(args: Namespace, pool: Any = None) -> None:
 
     if describes_pool(args):
         args.pool = HybridPool.from_config(args) if pool is None else pool
-        if not len(args.pool):
-            raise UserError("the unlabelled pool has no images: raise real_count, or add `unlabeled:` or `synthetic:`")
         classes = len(args.pool.classes)
         if args.num_classes not in (None, classes):
             raise UserError(f"num_classes is {args.num_classes}, but {args.dataset} has {classes} classes")

@@ -50,6 +50,8 @@ class ClassIndex:
         self._exact = {_composed(name): i for name, i in (aliases or {}).items()}
         forms = [_composed(name) for name in self.classes]
         if twins := [name for name, count in Counter(forms).items() if count > 1]:
+            if len(set(self.classes)) < len(self.classes):
+                raise UserError(f"the class {twins[0]!r} is given twice; remove one")
             raise UserError(f"two classes are both displayed as {twins[0]!r}, with different Unicode forms; merge them")
         self._exact.update({name: i for i, name in enumerate(forms)})
         self._similar = _by_plain_name(self._exact)
