@@ -35,7 +35,7 @@ from usb_rsmatch.inference.audit import Audit, audit_with_real
 from usb_rsmatch.inference.input_images import ImageList, open_images
 from usb_rsmatch.io import write_json
 from usb_rsmatch.synthesis.flow import FlowSettings, make_images
-from usb_rsmatch.usb import training
+from usb_rsmatch.usb import run_facts
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.8, 1.0)
 GENERATORS = ("latent_flow", "latent_flow_guided", "latent_flow_8steps")
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "command": shlex.join(words),
             "quick": args.quick,
             "threads": 1,
-            "versions": training.versions(),
+            "versions": run_facts.versions(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         write_json(out, result)

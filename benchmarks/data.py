@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if cache is not None:
                 os.environ["USB_RSMATCH_CACHE"] = cache
     from benchmarks.speed import processor
-    from usb_rsmatch.usb.training import versions
+    from usb_rsmatch.usb.run_facts import versions
 
     words = ["python", "-m", "benchmarks.data", *(sys.argv[1:] if argv is None else argv)]
     about = {

@@ -28,7 +28,7 @@ from benchmarks import taught_detector
 from usb_rsmatch.detection.metrics import mining_efficiency
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
-from usb_rsmatch.usb import training
+from usb_rsmatch.usb import run_facts, training
 from usb_rsmatch.usb.config import resolve
 
 POOL = 4000  # images
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", type=int, default=POOL, metavar="N", help=f"images of a pool (default: {POOL})")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    conditions = {"steps": args.steps, "pool": args.pool, "versions": training.versions()}
+    conditions = {"steps": args.steps, "pool": args.pool, "versions": run_facts.versions()}
     words = ["python", "-m", "benchmarks.detection", *(sys.argv[1:] if argv is None else argv)]
     try:
         rows = read_rows(Path(args.out), conditions)

@@ -35,7 +35,7 @@ from usb_rsmatch.synthesis.flow_engine import FlowEngine
 from usb_rsmatch.synthesis.flow_settings import FlowSettings
 from usb_rsmatch.synthesis.plan import Plan
 from usb_rsmatch.synthesis.training_images import load_training_images, training_indices
-from usb_rsmatch.usb import training
+from usb_rsmatch.usb import run_facts
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PART = "train[:70%]"
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quick": args.quick,
         "threads": 1,
         "processor": processor(),
-        "versions": training.versions(),
+        "versions": run_facts.versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     write_json(Path(args.out), result)

@@ -25,7 +25,7 @@ import yaml
 
 from usb_rsmatch.errors import Interrupted
 from usb_rsmatch.io import write_json
-from usb_rsmatch.usb import registration, training
+from usb_rsmatch.usb import registration, run_facts, training
 
 registration.register()  # must run before the imports below: they use semilearn's registries
 
@@ -104,7 +104,7 @@ def steps(bench: Bench) -> dict[str, Any]:
         "step_over_floor": statistics.median(ratios(taken["fixmatch"], taken["floor"])),
         "images_per_second": len(batch) / statistics.median(taken["fixmatch"]),
         "step_seconds": taken,
-        "peak_memory_mib": training.peak_memory_mib(bench.device),
+        "peak_memory_mib": run_facts.peak_memory_mib(bench.device),
     }
 
 
@@ -231,7 +231,7 @@ def measure(bench: Bench, names: Sequence[str], out: Path, command: str, minutes
         states[name]["device"] = torch.cuda.get_device_name() if bench.device == "cuda" else "cpu"
         result |= {
             "goals": {key: goal for key, (goal, _) in GOALS.items()},
-            "versions": training.versions(),
+            "versions": run_facts.versions(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": command,
             "toy": bench.toy,

@@ -267,30 +267,49 @@ def copy_results(comparison: str, folder: str | Path) -> int:
     return len(new) - 1  # without the record, which is always written
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
+def summarise_kept(
+    argv: Sequence[str] | None,
+    name: str,
+    about: str | None,
+    kept: str,
+    summary_of: Callable[[str], dict[str, Any]],
+    tell: Callable[[Mapping[str, Any]], None],
+) -> int:
+    """Run `python -m benchmarks.NAME`: copy finished comparisons to a folder, write its summary, and print it.
+
+    `kept` is the default folder, `summary_of` computes the summary of a folder, `tell` prints it. Return the exit code.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
     parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="FOLDER", help="folders of finished comparisons to copy"
     )
-    parser.add_argument("--kept", default=KEPT, metavar="FOLDER", help="folder of the copied results")
+    parser.add_argument("--kept", default=kept, metavar="FOLDER", help="folder of the copied results")
     args = parser.parse_args(argv)
     try:
         for comparison in args.keep:
             print(f"{copy_results(comparison, args.kept)} new results of {comparison}")
-        summary = summarise(args.kept)
-        words = ["python", "-m", "benchmarks.method", "--out", args.out]
-        words += ["--kept", args.kept] if args.kept != KEPT else []
+        summary = summary_of(args.kept)
+        words = ["python", "-m", f"benchmarks.{name}", "--out", args.out]
+        words += ["--kept", args.kept] if args.kept != kept else []
         write_json(args.out, summary | {"command": shlex.join(words)})
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    tell(summary)
+    return 0
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
     for name, table in tables(summary).items():
         print(f"\n{name}\n\n{table}")
     print()
     for name, value in figures_of(summary).items():
         print(f"{name:26s} {format_figure(value, 1 if name in POINTS else 3)}, n = {value['n']}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return summarise_kept(argv, "method", __doc__, KEPT, summarise, print_summary)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ python -m benchmarks.photos --keep saved_models/ceiling saved_models/detector --
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +22,12 @@ from benchmarks.method import (
     accuracy_table,
     best_mean,
     conditions,
-    copy_results,
     figure_entry,
     kept_grids,
+    summarise_kept,
 )
 from benchmarks.method_tables import accuracy_markdown, format_figure, markdown_table
 from usb_rsmatch.data.sources.photos import ARCHIVE
-from usb_rsmatch.errors import UserError
-from usb_rsmatch.io import write_json
 from usb_rsmatch.report.statistics import Estimate, paired_difference
 
 KEPT = "results/photos"
@@ -128,27 +124,15 @@ def measured(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="FILE", help="output file (JSON)")
-    parser.add_argument("--keep", nargs="+", default=[], metavar="FOLDER", help="finished comparisons to copy")
-    parser.add_argument("--kept", default=KEPT, metavar="FOLDER", help="folder of the copied results")
-    args = parser.parse_args(argv)
-    try:
-        for comparison in args.keep:
-            print(f"{copy_results(comparison, args.kept)} new results of {comparison}")
-        summary = summarise(args.kept)
-        words = ["python", "-m", "benchmarks.photos", "--out", args.out]
-        words += ["--kept", args.kept] if args.kept != KEPT else []
-        write_json(args.out, summary | {"command": shlex.join(words)})
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+def print_summary(summary: Mapping[str, Any]) -> None:
     for name, rows in summary["tables"].items():
         print(f"\n{name}\n\n{accuracy_markdown(rows, BASELINES[name])}")
     for name in FIGURES:
         print(f"{name:26s} {format_figure(summary[name])}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return summarise_kept(argv, "photos", __doc__, KEPT, summarise, print_summary)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,8 @@ def quickstart_table(results: dict[str, Any], images: str = "real digits, 20 lab
     return "\n".join(lines)
 
 
-def summarise(folder: str) -> dict[str, Any]:
-    """Return the contents of results/quickstart.json from the folder of a finished comparison.
+def summarise(folder: str, out: str = RESULTS.name) -> dict[str, Any]:
+    """Return the contents of the result file `out` from the folder of a finished comparison.
 
     Raises UserError for runs with different versions or thread counts.
     """
@@ -172,7 +172,7 @@ def summarise(folder: str) -> dict[str, Any]:
     threads = everything[0].threads
     return {
         "command": f"usb-rsmatch compare --c {name}/grid",
-        "summarised_by": f"python -m benchmarks.readme_tables --quickstart saved_models/{name}",
+        "summarised_by": f"python -m benchmarks.readme_tables --quickstart saved_models/{name} --out results/{out}",
         "versions": everything[0].versions,
         "threads": int(threads) if threads.isdigit() else threads,
         "date": max(result.finished for result in everything)[:10],
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.quickstart:
-            write_json(args.out, summarise(args.quickstart))
+            write_json(args.out, summarise(args.quickstart, Path(args.out).name))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

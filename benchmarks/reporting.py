@@ -32,7 +32,7 @@ from usb_rsmatch.compare.grid import Run, parse_grid, plan
 from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.io import write_json
 from usb_rsmatch.report.grid_record import write_record
-from usb_rsmatch.usb import training as training
+from usb_rsmatch.usb import run_facts, training
 
 GOALS = {"seconds": 30.0, "cpu_seconds": 30.0, "peak_memory_mib": 1024.0}
 ARMS = {"FixMatch": "fixmatch", "RSMatch": "rsmatch", "RSMatch, second": "rsmatch", "FixMatch, second": "fixmatch"}
@@ -132,7 +132,7 @@ def measure(labels: int, seeds: int, rounds: int) -> dict[str, Any]:
         "load_before": load,
         "threads": torch.get_num_threads(),
         "processor": processor(),
-        "versions": training.versions(),
+        "versions": run_facts.versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from usb_rsmatch.io import write_json
-from usb_rsmatch.usb import registration, training
+from usb_rsmatch.usb import registration, run_facts
 from usb_rsmatch.usb.hooks import read_metrics
 
 registration.register()  # must run before the imports below: they use semilearn's registries
@@ -240,7 +240,7 @@ def measure(scale: Scale, threads: int, log: Any = print) -> dict[str, Any]:
         "bfloat16": has_bfloat16(torch.device("cpu")),
         "threads": threads,
         "processor": processor(),
-        "versions": training.versions(),
+        "versions": run_facts.versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

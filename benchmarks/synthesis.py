@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     result: dict[str, Any] = {"flow": flow(QUICK if args.quick else FULL, args.data_dir, args.threads)}
     from benchmarks.speed import processor  # imported late: semilearn would add to the peak memory
-    from usb_rsmatch.usb.training import versions
+    from usb_rsmatch.usb.run_facts import versions
 
     words = ["python", "-m", "benchmarks.synthesis", *(sys.argv[1:] if argv is None else argv)]
     result |= {

@@ -138,7 +138,8 @@ def _keys(rest: Sequence[str]) -> dict[str, Any]:
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = _keys(rest)
     silence_deprecations()
-    from usb_rsmatch.usb.training import result_line, train
+    from usb_rsmatch.usb.run_result import result_line
+    from usb_rsmatch.usb.training import train
 
     if args.device is not None:
         overrides["device"] = args.device

@@ -51,7 +51,10 @@ class RSMatchSettings:
         "bool", False, "all speed-ups, or a list of them; false is USB's exact arithmetic", "ours", parts=FAST
     )
     rs_eval_bf16: bool = setting(
-        "bool", False, "evaluate in bfloat16 where the device supports it: accuracies change by about 0.1 point", "ours"
+        "bool",
+        False,
+        "evaluate in bfloat16 where the device supports it: faster, accuracies may differ slightly",
+        "ours",
     )
     rs_on_nan: str = setting("stop|skip", "stop", "if the loss is not finite: stop the run, or skip the step", "ours")
     rs_compile: bool = setting(

@@ -28,7 +28,7 @@ from benchmarks.faults.endurance import endurance_run
 from benchmarks.faults.run_workspace import EVERY, VARIANTS, RunWorkspace
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.io import write_json
-from usb_rsmatch.usb import training
+from usb_rsmatch.usb import run_facts
 
 Scenario = Callable[[RunWorkspace], str]
 
@@ -97,7 +97,7 @@ class Campaign:
         """Write the result file."""
         self.values |= {
             "threads": torch.get_num_threads(),
-            "versions": training.versions(),
+            "versions": run_facts.versions(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": self.command,
         }

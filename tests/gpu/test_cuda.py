@@ -13,7 +13,7 @@ from usb_rsmatch.data.views import augment
 from usb_rsmatch.detection.mining import ClasswiseRanking
 from usb_rsmatch.detection.queue import ClasswiseSyntheticQueue
 from usb_rsmatch.errors import Interrupted
-from usb_rsmatch.usb import checkpoint, doctor, training
+from usb_rsmatch.usb import checkpoint, doctor, hooks, training
 from usb_rsmatch.usb.config import resolve
 from usb_rsmatch.usb.step_timer import time_steps
 
@@ -49,7 +49,7 @@ def test_a_run_is_close_to_the_one_on_the_cpu(algorithm: str, rs_fast: bool, tin
     results, losses = {}, {}
     for device in ("cpu", "cuda"):
         results[device] = training.train({**tiny, "device": device, "save_name": device}, note=silent)
-        lines = training.read_metrics(Path(tiny["save_dir"]) / device / "metrics.jsonl")
+        lines = hooks.read_metrics(Path(tiny["save_dir"]) / device / "metrics.jsonl")
         losses[device] = lines[0]["train/total_loss"]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if rs_fast else 0.01)
     assert results["cuda"]["device"] == "cuda" and results["cuda"]["peak_memory_mib"] > 0

@@ -17,7 +17,7 @@ from semilearn.core.utils import EMA, get_optimizer
 
 from usb_rsmatch.device import has_bfloat16
 from usb_rsmatch.errors import Interrupted, UserError
-from usb_rsmatch.usb import fast, training
+from usb_rsmatch.usb import fast, hooks, training
 from usb_rsmatch.usb.config import resolve
 
 CPU = torch.device("cpu")
@@ -267,7 +267,7 @@ def test_lazily_logged_values_equal_the_exact_ones(
             {**tiny, "algorithm": algorithm, "rs_fast": True, "rs_loader": "batched", "save_name": f"lazy{lazy}"},
             note=silent,
         )
-        lines.append(training.read_metrics(Path(tiny["save_dir"]) / f"lazy{lazy}" / "metrics.jsonl"))
+        lines.append(hooks.read_metrics(Path(tiny["save_dir"]) / f"lazy{lazy}" / "metrics.jsonl"))
     for eager, late in zip(*lines, strict=True):
         assert eager.keys() == late.keys()
         for key in eager.keys() - {"train/run_time", "train/prefetch_time"}:

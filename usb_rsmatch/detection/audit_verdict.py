@@ -1,4 +1,4 @@
-"""What an audit may say: a share with its interval, that it cannot tell, or that the two sides' histories differ."""
+"""What a detector's scores of a collection allow to say: a share with its interval, or why no share is stated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from usb_rsmatch.detection.metrics import auroc
 from usb_rsmatch.detection.share_estimation import Scored, Share, contamination_share, standard_scores
 
 SHARE, CANNOT_TELL, DIFFERENT = "share", "cannot tell", "histories differ"
+REASONS = {
+    CANNOT_TELL: "cannot tell, the detector does not separate the images well enough; 0 to 100 % could be synthetic",
+    DIFFERENT: "nearly every image differs from the real ones, as all synthetic or all edited ones do",
+}
 SEPARATED = 0.8  # AUROC of real against synthetic images that a stated share needs
 WHOLE = 0.85  # share from which on the audited images may as well all be real ones of another history
 SMALLEST = 16  # pixels: on smaller images a detector misses whole generators, and finding nothing says nothing
@@ -37,21 +41,19 @@ def verdict(trainings: Sequence[Sequence[Scored]], side: int, seed: int) -> Verd
 
     The estimate is the mean over trainings. The interval adds the bootstrap over images and the variation between
     trainings as independent errors, and to its upper end the share of synthetic images that rank among real ones, or
-    the share by moments (`_share_of_shift`) if that is larger. No
-    share is stated if (nearly) all audited images differ, because real images of another history differ so as well, or
-    if the classes overlap too much. If nothing is found, the upper end is the share that could be hidden at an AUROC
-    of `SEPARATED`.
+    the share by moments (`_share_of_shift`) if that is larger. No share is stated if (nearly) all audited images
+    differ, because real images of another history differ so as well, or if the classes overlap too much. If nothing is
+    found, the upper end is the share that could be hidden at an AUROC of `SEPARATED`.
     """
     shares = [contamination_share([_joined(parts)], seed + number, RESAMPLES) for number, parts in enumerate(trainings)]
     estimates = np.array([share.estimate for share in shares])
     parts = [part for training in trainings for part in training]
     apart = float(np.mean([_apart(part) for part in parts]))
-    n, m = (sum(len(getattr(part, side)) for part in trainings[0]) for side in ("real", "pool"))
+    n, m = (sum(len(getattr(part, name)) for part in trainings[0]) for name in ("real", "pool"))
     estimate = float(estimates.mean())
     images = float(np.mean([max(s.estimate - s.low, s.high - s.estimate) for s in shares]))
-    spread = (
-        2 * float(estimates.std(ddof=1)) if len(estimates) > 1 else images
-    )  # one training: assumed, larger than usual
+    # The variation of one training is unknown; what is assumed is larger than usual.
+    spread = 2 * float(estimates.std(ddof=1)) if len(estimates) > 1 else images
     reach = float(np.hypot(images, spread))
     low = max(0.0, estimate - reach)
     separation = min(1.0, 0.5 + max(0.0, apart - 0.5) / estimate) if estimate > LEAST_FOUND else None

@@ -141,6 +141,13 @@ def posterior(parts: Sequence[Scored], share: float, size: int) -> np.ndarray:
         return total / np.where(times > 0, times, np.nan)
 
 
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Scores float64 [n] of probabilities, finite also for 0 and 1."""
+    p = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
+    scores: np.ndarray = np.log(p / (1 - p))
+    return scores
+
+
 def standard_scores(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Scores float64 [n] in robust deviations above the median of the real images' scores."""
     middle, above = np.quantile(real, 0.5), np.quantile(real, 0.84)

@@ -8,8 +8,8 @@ ASSUMPTIONS = (
     "The share of synthetic images among those of unknown provenance is estimated from the detector's scores of them "
     "and of real images that it was not trained on: the validation images, or with too few of them the test images. "
     "It assumes that the real images of unknown provenance come from the same source as these. The interval (95 %) is "
-    "a bootstrap over images. It covers neither the variation between trainings nor that the detector was trained on "
-    "the images of unknown provenance, and images of a generator that the detector misses are not counted."
+    "a bootstrap over images, widened for the variation between trainings. It does not cover that the detector was "
+    "trained on the images of unknown provenance, and images of a generator that the detector misses are not counted."
 )
 
 

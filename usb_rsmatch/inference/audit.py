@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 from usb_rsmatch.counter_rng import generator
 from usb_rsmatch.data.pool.preprocessing import Pipeline
 from usb_rsmatch.detection import audit_detector
-from usb_rsmatch.detection.audit_verdict import CANNOT_TELL, DIFFERENT, SHARE, Verdict, verdict
-from usb_rsmatch.detection.share_estimation import Scored, Share, posterior, standard_scores, standardised
+from usb_rsmatch.detection.audit_verdict import CANNOT_TELL, DIFFERENT, REASONS, SHARE, Verdict, verdict
+from usb_rsmatch.detection.share_estimation import Scored, Share, log_odds, posterior, standard_scores, standardised
 from usb_rsmatch.errors import UserError
 from usb_rsmatch.inference.detector_file import SavedDetector
 from usb_rsmatch.inference.file_history import jpeg_tables
@@ -87,10 +86,8 @@ class Audit:
 
 def audit_with_run(run: Any, images: ImageList, batch_size: int = 256) -> Audit:
     """Audit with a trained run's detector; the scores of real images are those of its data set's test images."""
-    reference = _log_odds(run.synthetic_score(run.test.images, batch_size))
-    scores, unreadable = _score_in_batches(
-        images, run.pipeline, lambda rows, pixels: _log_odds(run.synthetic_score(pixels)), batch_size
-    )
+    reference = log_odds(run.synthetic_score(run.test.images, batch_size))
+    scores, unreadable = _scores_by_run(run, images, batch_size)
     rows = _readable(images, scores)
     return _conclude(
         images,
@@ -145,9 +142,8 @@ def audit_with_real(
     real_rows, trusted, failed = patches.features(
         real, _sample(real, seed, "real"), alignment.of_real, "read real images"
     )
-    rows, audited, unreadable = patches.features(
-        images, _sample(images, seed, "pool"), alignment.of_pool, "read images"
-    )
+    sample = _sample(images, seed, "pool")
+    rows, audited, unreadable = patches.features(images, sample, alignment.of_pool, "read images")
     warnings += [f"trusted image {name} cannot be read ({reason})" for name, reason in failed.items()]
     if min(len(real_rows), len(rows)) >= audit_detector.FEWEST and patches.side >= 16:
 
@@ -159,7 +155,7 @@ def audit_with_real(
     with Progress(audit_detector.FOLDS * trainings, "train the detector", "fold") as progress:
         trained = audit_detector.train(trusted, audited, seed, trainings, lambda step: progress.update(1))
     scored = [[Scored(part.real, part.pool, rows[part.rows]) for part in training.parts] for training in trained]
-    others = np.setdiff1d(np.arange(len(images)), _sample(images, seed, "pool"))
+    others = np.setdiff1d(np.arange(len(images)), sample)
     for start in range(0, len(others), MAX_TRAINING_IMAGES):
         more, features, failed = patches.features(
             images, others[start : start + MAX_TRAINING_IMAGES], alignment.of_pool, "audit"
@@ -210,12 +206,9 @@ def _conclude(
     reason = None
     if edit is not None or found.said == DIFFERENT:
         found = Verdict(DIFFERENT, Share(found.share.estimate, 0.0, 1.0), found.separation, found.apart)
-        cause = (
-            edit or "nearly every audited image differs from the trusted ones, as all synthetic or all edited ones do"
-        )
-        reason = f"the two sides' histories may differ ({cause}); {REMEDY}"
+        reason = f"the two sides' histories may differ ({edit or REASONS[DIFFERENT]}); {REMEDY}"
     elif found.said == CANNOT_TELL:
-        reason = "cannot tell, the detector does not separate the images well enough; 0 to 100 % could be synthetic"
+        reason = REASONS[CANNOT_TELL]
     if count < audit_detector.FEWEST:
         warnings = [f"{count} images are too few for a reliable share: look at their scores", *warnings]
     return Audit(images, pipeline, found, probability, score, unreadable, reference, warnings, trainings, reason)
@@ -233,20 +226,14 @@ def _sample(images: ImageList, seed: int, side: str) -> np.ndarray:
     return np.sort(chosen)
 
 
-def _score_in_batches(
-    images: ImageList,
-    pipeline: Pipeline,
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    batch_size: int,
-    columns: int | None = None,
-) -> tuple[np.ndarray, dict[str, str]]:
+def _scores_by_run(run: Any, images: ImageList, batch_size: int) -> tuple[np.ndarray, dict[str, str]]:
     """Scores of all images, batch by batch, NaN for images that cannot be read, and the reasons."""
-    scores = np.full(len(images) if columns is None else (len(images), columns), np.nan)
+    scores = np.full(len(images), np.nan)
     unreadable: dict[str, str] = {}
     with Progress(len(images), "audit") as progress:
-        for batch in images.batches(pipeline, batch_size):
+        for batch in images.batches(run.pipeline, batch_size):
             if len(batch.rows):
-                scores[batch.rows] = score(batch.rows, batch.images)
+                scores[batch.rows] = log_odds(run.synthetic_score(batch.images))
             unreadable |= {images.names[row]: reason for row, reason in batch.failed.items()}
             progress.update(len(batch.rows) + len(batch.failed))
     return scores, unreadable
@@ -257,11 +244,6 @@ def _readable(images: ImageList, scores: np.ndarray) -> np.ndarray:
     if not len(rows):
         raise UserError(f"none of the {len(images)} images can be read; the first is {images.names[0]}")
     return rows
-
-
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    p = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
-    return np.log(p / (1 - p))
 
 
 def _overlap_warnings(real: ImageList, images: ImageList) -> list[str]:

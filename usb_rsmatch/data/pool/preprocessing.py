@@ -46,7 +46,7 @@ class Pipeline:
         size, history = config.img_size or spec.img_size, read_history(config.real_history)
         return cls(size, spec.channels, config.reencode, config.clear_below, history, config.fit)
 
-    def for_synthetic(self) -> Pipeline:
+    def without_history(self) -> Pipeline:
         """The same pipeline for generated images and those of unknown provenance, which have their history already."""
         return replace(self, history=())
 

@@ -26,7 +26,7 @@ def read_selections(selections: Sequence[Selection], pipeline: Pipeline, pack: b
     for part in selections:
         source, n = opened[id(part.source)], len(part.rows)
         real = part.provenance is Provenance.REAL
-        images, digests = (pipeline if real else pipeline.for_synthetic()).take(source, part.rows)
+        images, digests = (pipeline if real else pipeline.without_history()).take(source, part.rows)
         number = np.zeros(n) if real else source.generator[part.rows] + 1
         sets.append(
             ImageSet(
